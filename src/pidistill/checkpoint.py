@@ -1,0 +1,58 @@
+"""Training checkpoints: weights, averages and optimiser state as safetensors, the step as JSON."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pidistill.ema import EMA
+from pidistill.files import load_weights, read_json, read_tensors, write_folder
+from pidistill.objectives import Objective
+
+
+def save(folder: Path, step: int, keep: int, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+    tensors = {name: net.state_dict() for name, net in objective.networks.items()}
+    tensors |= {f"{name}-ema": net.state_dict() for name, net in ema.networks.items()}
+    write_folder(folder / f"{step:06d}", tensors | {"optimizer": flatten_optimizer(optimizer)},
+                            {"state": {"step": step}})
+    prune(folder, keep)
+
+
+def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest checkpoint; returns the number of steps that it had done."""
+    newest = latest(folder / "checkpoints")
+    if newest is None:
+        return 0
+    for networks, suffix in ((objective.networks, ""), (ema.networks, "-ema")):
+        for name, net in networks.items():
+            path = newest / f"{name}{suffix}.safetensors"
+            load_weights(net, read_tensors(path), path)
+    unflatten_optimizer(optimizer, read_tensors(newest / "optimizer.safetensors"))
+    return int(read_json(newest / "state.json")["step"])
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser state as flat tensors `index.key`; learning rates are functions of the step and not saved."""
+    return {f"{i}.{key}": value for i, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
+
+
+def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The newest whole checkpoint folder."""
+    found = sorted(path for path in checkpoints.glob("[0-9]*") if (path / "state.json").exists())
+    return found[-1] if found else None
+
+
+def prune(checkpoints: Path, keep: int) -> None:
+    for path in sorted(checkpoints.glob("[0-9]*"))[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)

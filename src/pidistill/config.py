@@ -1,0 +1,206 @@
+"""Configuration of a run: one YAML file or preset, `--set a.b=c` overrides, unknown keys refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from pidistill.errors import PidistillError
+from pidistill.plugins import choices
+
+# Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
+T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _part(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise ValueError("must be a name, or a mapping with `name` and that member's options")
+    return value
+
+
+# A member of an open family: `l2`, or `{name: pseudo_huber, c: 0.1}`. Its options are checked where it is built.
+Part = Annotated[dict[str, Any], BeforeValidator(_part)]
+
+
+class GridConfig(Strict):
+    points: int = Field(250, ge=2)
+
+
+class StudentConfig(Strict):
+    init: Literal["teacher", "random"] = "teacher"
+    net: Part | None = None
+
+
+class OptimizerConfig(Strict):
+    name: Literal["radam", "adam"] = "radam"
+    lr: float = Field(2e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = Field(0, ge=0)
+    decay: Literal["constant", "cosine"] = "constant"
+    clip: float | None = Field(None, gt=0)
+
+
+class TrainConfig(Strict):
+    steps: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    microbatch: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class LogConfig(Strict):
+    every: int = Field(20, ge=1)
+
+
+class PreviewConfig(Strict):
+    every: int = Field(500, ge=1)
+    seeds: str = "0-15"
+
+
+class CheckpointConfig(Strict):
+    every: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class EvaluateConfig(Strict):
+    num: int = Field(5000, ge=2)
+    batch: int = Field(250, ge=1)
+
+
+class RunConfig(Strict):
+    """What every training run has."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: float = Field(0.999, ge=0, lt=1)
+    train: TrainConfig
+    log: LogConfig = LogConfig()
+    preview: PreviewConfig = PreviewConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    out: str
+
+
+class DistillConfig(RunConfig):
+    teacher: str = "bundled:digits"
+    objective: Part = {"name": "pid"}
+    grid: GridConfig = GridConfig()
+    student: StudentConfig = StudentConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class TeacherConfig(RunConfig):
+    data: str
+    net: Part
+    conditional: bool = True
+    objective: Part = {"name": "edm"}
+    t_min: float = Field(T_MIN, gt=0)
+    t_max: float = Field(T_MAX, gt=0)
+    sigma_data: float = Field(SIGMA_DATA, gt=0)
+    rho: float = Field(RHO, gt=0)
+
+
+Config = TypeVar("Config", bound=RunConfig)
+PRESETS = {DistillConfig: "distill", TeacherConfig: "train_teacher"}
+
+
+def preset_names(model: type[RunConfig]) -> list[str]:
+    folder = Path(__file__).parent / "presets" / PRESETS[model]
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_config(model: type[Config], source: str | Path, overrides: list[str] | dict[str, Any] | None = None) -> Config:
+    """Read a preset name or YAML file, apply `a.b=c` overrides, and check it. Every mistake is one line."""
+    path = Path(source)
+    if isinstance(source, str) and source in preset_names(model):
+        path = Path(__file__).parent / "presets" / PRESETS[model] / f"{source}.yaml"
+    elif path.suffix not in (".yaml", ".yml"):
+        raise choices("preset", str(source), preset_names(model))
+    values = read_yaml(path)
+    if isinstance(overrides, dict):
+        pairs = list(overrides.items())
+    else:
+        pairs = [_parse_override(text) for text in overrides or []]
+    for key, value in pairs:
+        _assign(values, key, value)
+    return check(model, values, str(source))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PidistillError(f"cannot read the configuration {path}: {getattr(error, 'strerror', error)}") from None
+    try:
+        values = _yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise PidistillError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise PidistillError(f"{path}: a configuration is a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def check(model: type[Config], values: dict[str, Any], where: str) -> Config:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            fields: Any = model
+            for part in first["loc"][:-1]:
+                fields = fields.model_fields[part].annotation
+            raise choices(f"key {key!r}: configuration key", str(first["loc"][-1]), sorted(fields.model_fields)) from None
+        got = "" if first["type"] == "missing" else f", got {first['input']!r}"
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("Field required", "is required")
+        raise PidistillError(f"{key} {message[0].lower() + message[1:]}{got} ({where})") from None
+
+
+def _yaml(text: str) -> Any:
+    """Safe YAML, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3, which nobody writes)."""
+    return yaml.load(text, Loader=_Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    pass
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, sign, value = text.partition("=")
+    if not sign or not re.fullmatch(r"\w+(\.\w+)*", key.strip()):
+        raise PidistillError(f"--set takes key=value, such as train.steps=100, got {text!r}")
+    try:
+        return key.strip(), _yaml(value)
+    except yaml.YAMLError:
+        raise PidistillError(f"--set {key.strip()}: cannot read the value {value!r}") from None
+
+
+def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.setdefault(parent, {})
+        if isinstance(inner, str):  # `objective: pid` and --set objective.distance=l1
+            inner = values[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise PidistillError(f"cannot set {key}: {parent} is {inner!r}, not a mapping")
+        values = inner
+    if last != "name" and isinstance(values.get(last), dict) and isinstance(value, str):
+        value = {"name": value}
+    values[last] = value
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The resolved configuration; reading it back gives the same run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

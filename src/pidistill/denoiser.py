@@ -1,0 +1,114 @@
+"""The denoiser protocol and EDM's preconditioning (Karras et al., 2022, Table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
+from pidistill.errors import PidistillError
+from pidistill.plugins import build
+from pidistill.tensors import like, per_sample
+
+FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
+
+
+class Denoiser(nn.Module):
+    """A teacher: D(x, t, labels), the mean of clean images given x = image + t * noise.
+
+    Subclasses define `denoise(x, t, labels=None)`: x (B, C, H, W), t (B,) in units of the data's scale, labels (B,)
+    int64 or None -> (B, C, H, W). No gradient is ever asked for. Everything that depends on the teacher's noise
+    range or data scale reads it here.
+    """
+
+    def __init__(self, shape: Sequence[int], num_classes: int = 0, *, t_min: float = T_MIN, t_max: float = T_MAX,
+                 sigma_data: float = SIGMA_DATA, rho: float = RHO):
+        super().__init__()
+        if not 0 < t_min < t_max:
+            raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
+        self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)
+        self.t_min, self.t_max, self.sigma_data, self.rho = float(t_min), float(t_max), float(sigma_data), float(rho)
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.denoise(x, per_sample(t, x), labels)
+
+    def facts(self) -> dict[str, Any]:
+        """What a student inherits: shape, classes, noise range, data scale, spacing of the grid."""
+        return {name: getattr(self, name) for name in FACTS}
+
+
+class EDMDenoiser(Denoiser):
+    """D = c_skip x + c_out F(c_in x, c_noise) around a raw network F (Karras et al., 2022, Eq. 7)."""
+
+    def __init__(self, net: nn.Module, shape: Sequence[int], num_classes: int = 0, **facts: float):
+        super().__init__(shape, num_classes, **facts)
+        self.model = net  # EDM's name for it, so that its state dictionaries load as they are
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        t, sd2 = like(t, x), self.sigma_data**2
+        c_skip = sd2 / (t**2 + sd2)
+        c_out = t * self.sigma_data / (t**2 + sd2).sqrt()
+        return c_skip * x + c_out * self.model(c_in(t, self.sigma_data) * x, c_noise(t.flatten()), labels).to(x.dtype)
+
+
+def c_in(t: Tensor, sigma_data: float) -> Tensor:
+    """Input scaling of Table 1 and of the student's Eq. (7)."""
+    return 1 / (t**2 + sigma_data**2).sqrt()
+
+
+def c_noise(t: Tensor) -> Tensor:
+    """Noise conditioning of Table 1 and of the student's Eq. (7)."""
+    return t.log() / 4
+
+
+class FunctionDenoiser(Denoiser):
+    """Any callable (x, t, labels) -> D with the noise range stated by its owner."""
+
+    def __init__(self, function: Callable[..., Tensor], shape: Sequence[int], num_classes: int = 0, **facts: float):
+        super().__init__(shape, num_classes, **facts)
+        self.function = function
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.function(x, t, labels)
+
+
+def as_denoiser(teacher: Any) -> Denoiser:
+    """The teacher itself, or a wrapper around a callable that states its facts as attributes."""
+    if isinstance(teacher, Denoiser):
+        return teacher
+    missing = [name for name in ("shape", "num_classes", "t_min", "t_max", "sigma_data") if not hasattr(teacher, name)]
+    if missing or not callable(teacher):
+        raise PidistillError(f"{type(teacher).__name__} is no teacher: it needs denoise(x, t, labels) and the attributes "
+                             f"shape, num_classes, t_min, t_max, sigma_data; missing: {', '.join(missing) or 'the call'}")
+    facts = {name: getattr(teacher, name) for name in ("t_min", "t_max", "sigma_data")}
+    return FunctionDenoiser(getattr(teacher, "denoise", teacher), teacher.shape, teacher.num_classes,
+                            rho=getattr(teacher, "rho", RHO), **facts)
+
+
+def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
+    """A network for images of the shape (C, H, W) from {"name": ..., options}."""
+    options = dict(spec)
+    return build("nets", options.pop("name"), shape, num_classes=num_classes, **options)
+
+
+def check_labels(labels: Tensor | None, num_classes: int, count: int) -> Tensor | None:
+    """labels (B,) int64 within the classes, or the one-line error that says which is not."""
+    if labels is None:
+        return None
+    if not num_classes:
+        raise PidistillError("labels were given but the model is unconditional (num_classes = 0)")
+    labels = torch.as_tensor(labels, dtype=torch.int64).flatten()
+    if len(labels) == 1:
+        labels = labels.expand(count)
+    if len(labels) != count:
+        raise PidistillError(f"{len(labels)} labels for {count} images; give one label, or one for each image")
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise PidistillError(f"label {int(outside[0])} is outside the classes 0-{num_classes - 1}")
+    return labels

@@ -1,0 +1,82 @@
+"""Folders of safetensors and JSON, written whole or not at all. No pickle is read or written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pidistill.errors import PidistillError
+
+
+def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any]) -> None:
+    """Write NAME.safetensors and NAME.json into a temporary folder, then rename: there is a whole folder or none."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, values in tensors.items():
+            save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / f"{name}.safetensors")
+        for name, record in records.items():
+            (temporary / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        old = folder.with_name(f".{folder.name}.old")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise PidistillError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise PidistillError(f"{path} does not exist") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PidistillError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise PidistillError(f"cannot read {path}: {error}") from None
+    if not isinstance(record, dict):
+        raise PidistillError(f"cannot read {path}: expected a JSON object")
+    return record
+
+
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Strict loading: a missing, surplus or misshapen weight is one line of error."""
+    own = module.state_dict()
+    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or surplus:
+        what = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(surplus)} unknown (first: {surplus[0]})"
+        raise PidistillError(f"{where} does not fit the network of its config.json: weights {what}")
+    for name, value in own.items():
+        if value.shape != tensors[name].shape:
+            raise PidistillError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, the network {tuple(value.shape)}")
+    module.load_state_dict(tensors)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl; a half-written last line is left out."""
+    records = []
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

@@ -1,0 +1,37 @@
+"""The time grid of Karras et al. (2022), Eq. (5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pidistill.errors import PidistillError
+
+
+def karras_times(points: int, t_min: float, t_max: float, rho: float) -> Tensor:
+    """t_i = (T^(1/rho) + i/(N-1) (eps^(1/rho) - T^(1/rho)))^rho: (N,) float64, descending from T to eps exactly."""
+    if points < 2:
+        raise PidistillError(f"grid.points must be at least 2, got {points}")
+    if not 0 < t_min < t_max:
+        raise PidistillError(f"the noise range must satisfy 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
+    ramp = torch.arange(points, dtype=torch.float64) / (points - 1)
+    t = (t_max ** (1 / rho) + ramp * (t_min ** (1 / rho) - t_max ** (1 / rho))) ** rho
+    t[0], t[-1] = t_max, t_min  # the powers round: the boundary condition needs T itself
+    return t
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Time points that PID compares at. t: (N,) float64, strictly descending from T to eps."""
+
+    t: Tensor
+
+    def __post_init__(self) -> None:
+        if not bool((self.t[1:] < self.t[:-1]).all()) or float(self.t[-1]) <= 0:
+            raise PidistillError("grid times must be positive and strictly descending")
+
+    @property
+    def points(self) -> int:
+        return len(self.t)

@@ -1,0 +1,1 @@
+"""Networks F(x, c_noise, labels). One file = one network."""

@@ -1,0 +1,26 @@
+"""The classifier whose features measure the bundled digits."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DigitClassifier(nn.Module):
+    """Digits (B, 1, 16, 16) in [-1, 1] -> logits (B, 10); `features` gives the (B, dim) before the last layer."""
+
+    def __init__(self, *, width: int = 24, dim: int = 32):
+        super().__init__()
+        widths = [(1, width), (width, width), (width, 2 * width), (2 * width, 2 * width)]
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in widths)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in widths)
+        self.fc, self.out = nn.Linear(2 * width * 16, dim), nn.Linear(dim, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            x = F.relu(norm(conv(x)))
+            x = F.max_pool2d(x, 2) if i % 2 else x
+        return F.relu(self.fc(x.flatten(1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x))

@@ -1,0 +1,26 @@
+"""Training objectives. One file = one objective."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+
+class Objective(nn.Module):
+    """What a run minimises. `forward(batch) -> (B,)`: the loss of every sample; only the trainer averages.
+
+    needs: what a draw takes: `noise` (nothing but the generator) or `images`.
+    networks: what is trained, averaged and saved, by name.
+    """
+
+    needs: Literal["noise", "images", "pairs"]
+    networks: dict[str, nn.Module]
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        """One sample's random draws as numpy values; the trainer stacks those of a batch."""
+        raise NotImplementedError
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError

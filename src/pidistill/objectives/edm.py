@@ -1,0 +1,39 @@
+"""EDM's denoising loss (Karras et al., 2022, Eq. 2 and Table 1), for training a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pidistill.data import Images
+from pidistill.denoiser import Denoiser
+from pidistill.objectives import Objective
+from pidistill.tensors import like
+
+
+class EDM(Objective):
+    """lambda(t) |D(y + t n, t) - y|^2, ln t ~ N(p_mean, p_std^2), lambda = (t^2 + sd^2) / (t sd)^2."""
+
+    needs = "images"
+
+    def __init__(self, denoiser: Denoiser, data: Images, *, p_mean: float = -1.2, p_std: float = 1.2):
+        super().__init__()
+        self.denoiser, self.p_mean, self.p_std = denoiser, p_mean, p_std
+        self.networks = {"teacher": denoiser}
+        self.data = data
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        n = int(rng.integers(len(self.data.images)))
+        sample = {"y": self.data.images[n].numpy(), "ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
+                  "n": rng.standard_normal(self.denoiser.shape, dtype=np.float32)}
+        if self.denoiser.num_classes and self.data.labels is not None:
+            sample["labels"] = np.int64(self.data.labels[n])
+        return sample
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        y, t = batch["y"], batch["ln_t"].exp()
+        weight = (t**2 + self.denoiser.sigma_data**2) / (t * self.denoiser.sigma_data) ** 2
+        error = self.denoiser(y + like(t, y) * batch["n"], t, batch.get("labels")) - y
+        return weight * error.square().flatten(1).mean(dim=1)

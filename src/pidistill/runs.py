@@ -1,0 +1,39 @@
+"""A run's folder: made once, never overwritten unasked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pidistill.config import RunConfig, dump_yaml
+from pidistill.errors import PidistillError
+
+
+def claim(config: RunConfig, force: bool = False) -> Path:
+    """Make the folder `config.out` for a new run and write its config.yaml. `force` replaces an earlier run there."""
+    folder = Path(config.out)
+    if int(os.environ.get("RANK", 0)):  # one process of several makes the folder
+        return folder
+    try:
+        if folder.exists():
+            if not folder.is_dir():
+                raise PidistillError(f"{folder} is a file; choose another folder with --out")
+            if any(folder.iterdir()):
+                if not (folder / "config.yaml").exists():
+                    raise PidistillError(f"{folder} is not empty and holds no run; choose another folder with --out")
+                if not force:
+                    raise PidistillError(f"{folder} holds another run; choose another folder with --out, "
+                                         f"continue it with `pidistill resume {folder}`, or replace it with --force")
+                shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_yaml(config))
+    except OSError as error:
+        raise PidistillError(f"cannot write the run's folder {folder}: {error.strerror or error}") from None
+    return folder
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Refuse to overwrite a file or a folder with something in it."""
+    if not force and (path.is_file() or path.is_dir() and any(path.iterdir())):
+        raise PidistillError(f"{path} exists; choose another name with --out, or replace it with --force")

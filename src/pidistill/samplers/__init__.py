@@ -1,0 +1,38 @@
+"""ODE samplers (denoise, z, ts, labels) -> yields (t, x). One file = one sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pidistill.denoiser import Denoiser
+from pidistill.grid import karras_times
+from pidistill.plugins import member
+from pidistill.seeds import noise
+
+STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images
+
+
+def sampler_times(teacher: Denoiser, steps: int) -> Tensor:
+    """(steps + 1,) float64: the Karras grid and a last 0."""
+    return torch.cat([karras_times(steps, teacher.t_min, teacher.t_max, teacher.rho), torch.zeros(1, dtype=torch.float64)])
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+@torch.inference_mode()
+def sample_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None = None, *, sampler: str = "heun",
+                   steps: int = STEPS, batch_size: int = 250) -> Tensor:
+    """The teacher's own solution for the noise of `seeds`: (len(seeds), C, H, W), float32, CPU."""
+    ts, device, images = sampler_times(teacher, steps), device_of(teacher), []
+    for k in range(0, len(seeds), batch_size):
+        z = noise(seeds[k:k + batch_size], teacher.shape).to(device) * teacher.t_max
+        y = None if labels is None else labels[k:k + batch_size].to(device)
+        for _, x in member("samplers", sampler)(teacher, z, ts, y):
+            pass
+        images.append(x.float().cpu())
+    return torch.cat(images)

@@ -1,0 +1,55 @@
+"""Every random draw of the package as a function of integers alone.
+
+A counter-based generator (Philox) is keyed with what a draw depends on. Number of processes, batch split and
+resumption then change no draw, and there is no random state to save. Draws are made on the CPU with numpy, so they
+are the same for every device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pidistill.errors import PidistillError
+
+# Streams that must never meet: no image that is looked at or measured shares its noise with training.
+TRAIN, NOISE, LABEL = 0, 1, 2
+MAX_SEED = 2**63
+
+
+def stream(seed: int, step: int = 0, k: int = 0, domain: int = TRAIN) -> np.random.Generator:
+    """Generator of draw number k of step `step` in a run with seed `seed`; k counts over the global batch."""
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, domain, k]))
+
+
+def noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Unit Gaussian noise (B, *shape), float32, CPU; row b is a function of seeds[b] alone."""
+    rows = [stream(seed, domain=NOISE).standard_normal(tuple(shape), dtype=np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
+
+
+def labels_of(seeds: Sequence[int], num_classes: int) -> Tensor | None:
+    """Class labels (B,) int64, each a function of its seed alone; None for an unconditional model."""
+    if not num_classes:
+        return None
+    return torch.tensor([int(stream(seed, domain=LABEL).integers(num_classes)) for seed in seeds], dtype=torch.int64)
+
+
+def parse_integers(text: str, what: str = "seeds", most: int = 1_000_000) -> list[int]:
+    """`0-63,70` -> [0, ..., 63, 70]. Errors name the part that does not parse."""
+    values: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part)
+        if not match:
+            raise PidistillError(f"{what} must be numbers and ranges such as 0-63,70, got {part.strip()!r} in {text!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise PidistillError(f"{what}: the range {part.strip()!r} runs backwards; write {last}-{first}")
+        if last - first + 1 + len(values) > most:
+            raise PidistillError(f"{what}: {text!r} names more than {most} values")
+        values.extend(range(first, last + 1))
+    return values

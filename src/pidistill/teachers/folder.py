@@ -1,0 +1,18 @@
+"""`folder:PATH`: a teacher that `pidistill train-teacher` wrote, or the run folder around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pidistill.denoiser import Denoiser
+from pidistill.errors import PidistillError
+from pidistill.teachers import read_teacher
+
+
+def folder(rest: str) -> Denoiser:
+    """rest: the folder's path."""
+    path = Path(rest)
+    for candidate in (path, path / "teacher"):
+        if (candidate / "config.json").exists():
+            return read_teacher(candidate)
+    raise PidistillError(f"{path} holds no teacher: config.json and model.safetensors were expected there")

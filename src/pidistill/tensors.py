@@ -1,0 +1,27 @@
+"""Small conversions between tensors, batches and images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """t: (B,) -> (B, 1, ..., 1) in the dtype and on the device of x: (B, ...)."""
+    return t.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def per_sample(t: float | Tensor, x: Tensor) -> Tensor:
+    """A time for every sample: float or (B,) -> (B,) on the device of x: (B, ...)."""
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    return t.expand(x.shape[0])
+
+
+def quantise(x: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8, as EDM writes them: x * 127.5 + 128, clipped and truncated."""
+    return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+def dequantise(x: Tensor) -> Tensor:
+    """uint8 images -> float32 in [-1, 1]."""
+    return x.to(torch.float32) / 127.5 - 1

@@ -1,0 +1,55 @@
+"""`pidistill train-teacher`: train a teacher with EDM's loss."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pidistill.config import TeacherConfig
+from pidistill.data import load_images
+from pidistill.denoiser import Denoiser, EDMDenoiser, build_net
+from pidistill.files import read_metrics, write_folder
+from pidistill.pictures import write_grid
+from pidistill.plugins import build
+from pidistill.provenance import commit, versions
+from pidistill.samplers import sample_teacher
+from pidistill.seeds import labels_of, parse_integers
+from pidistill.teachers import teacher_config
+from pidistill.trainer import train
+
+
+def train_teacher(config: TeacherConfig, folder: Path, command: str) -> Path | None:
+    """Run or continue the training in `folder`; returns folder/teacher (None on all but the main process)."""
+    began = time.perf_counter()
+    data = load_images(config.data)
+    num_classes = data.num_classes if config.conditional else 0
+    shape = tuple(data.images.shape[1:])
+    torch.manual_seed(config.train.seed)  # initial weights
+    net = build_net(config.net, shape, num_classes)
+    denoiser = EDMDenoiser(net, shape, num_classes, t_min=config.t_min, t_max=config.t_max,
+                           sigma_data=config.sigma_data, rho=config.rho)
+    options = dict(config.objective)
+    objective = build("objectives", options.pop("name"), denoiser, data, **options)
+    seeds = parse_integers(config.preview.seeds, "preview.seeds")
+
+    def preview(networks: dict[str, nn.Module], path: Path) -> None:
+        teacher = networks["teacher"]
+        assert isinstance(teacher, Denoiser)
+        write_grid(path, sample_teacher(teacher, seeds, labels_of(seeds, num_classes)), columns=8)
+
+    networks, main = train(objective, config, folder, preview)
+    if not main:
+        return None
+    losses = [record["loss"] for record in read_metrics(folder)][-50:]
+    provenance = {"command": command, "commit": commit(), "seed": config.train.seed, "steps": config.train.steps,
+                  "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
+                  "data_images": len(data.images), "data_licence": data.licence, "versions": versions(),
+                  "seconds": round(time.perf_counter() - began)}
+    teacher = networks["teacher"]
+    assert isinstance(teacher, EDMDenoiser)
+    write_folder(folder / "teacher", {"model": teacher.state_dict()},
+                 {"config": teacher_config(teacher, config.net), "provenance": provenance})
+    return folder / "teacher"

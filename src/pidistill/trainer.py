@@ -1,0 +1,127 @@
+"""The training loop: any objective, any number of processes. The only file that knows accelerate."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from pidistill.checkpoint import restore, save
+from pidistill.config import OptimizerConfig, RunConfig
+from pidistill.ema import EMA
+from pidistill.errors import PidistillError
+from pidistill.files import read_metrics
+from pidistill.objectives import Objective
+from pidistill.progress import Progress
+from pidistill.seeds import stream
+
+Preview = Callable[[dict[str, nn.Module], Path], None]
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then constant (the paper) or a half cosine to zero."""
+    rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
+    return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if config.decay == "cosine" else rate
+
+
+def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    make = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam}[config.name]  # RAdam, weight decay 0: Appendix A.1
+    return make(parameters, lr=config.lr, betas=config.betas)
+
+
+def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.device) -> dict[str, Tensor]:
+    """Draws number `ks` of a step, stacked. The same whichever process asks and however the batch is split."""
+    rows = [objective.draw(stream(seed, step, k)) for k in ks]
+    return {key: torch.from_numpy(np.stack([row[key] for row in rows])).to(device, non_blocking=True) for key in rows[0]}
+
+
+def world_size() -> int:
+    """Processes of this run, as `accelerate launch` and `torchrun` announce them."""
+    return Accelerator().num_processes
+
+
+def train(objective: Objective, config: RunConfig, folder: Path, preview: Preview | None = None) -> tuple[dict[str, nn.Module], bool]:
+    """Minimise the objective; returns its averaged networks, and whether this process is the main one.
+
+    Writes metrics.jsonl, tensorboard/, samples/ and checkpoints/ into `folder`, and continues from the newest
+    checkpoint there. Raises PidistillError when the loss is no longer finite.
+    """
+    accelerator = Accelerator()
+    plan, share = config.train, config.train.batch // accelerator.num_processes
+    if plan.batch % accelerator.num_processes:
+        raise PidistillError(f"train.batch must be a multiple of the {accelerator.num_processes} processes, got {plan.batch}")
+    first_k = share * accelerator.process_index  # k counts over the global batch
+    micro = min(plan.microbatch or share, share)
+
+    parameters = [p for net in objective.networks.values() for p in net.parameters()]
+    optimizer = make_optimizer(config.optimizer, iter(parameters))
+    objective.train().to(accelerator.device)
+    ema = EMA(objective.networks, config.ema)
+    start = restore(folder, objective, ema, optimizer)
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    log = Log(folder, start) if accelerator.is_main_process else None
+    progress = Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process)
+
+    running = torch.zeros((), device=accelerator.device)
+    for step in range(start, plan.steps):
+        rate = learning_rate(config.optimizer, step, plan.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for k in range(0, share, micro):
+            ks = range(first_k + k, first_k + min(k + micro, share))
+            batch = draws(objective, plan.seed, step, ks, accelerator.device)
+            with accelerator.no_sync(model) if k + micro < share else nullcontext():
+                loss = model(batch).sum() / share
+                accelerator.backward(loss)
+            running += loss.detach()
+        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(step)
+
+        done, last = step + 1, step + 1 == plan.steps
+        if done % config.log.every == 0 or last:  # the only place where values come to the host
+            count = (done - start - 1) % config.log.every + 1 if last else min(config.log.every, done - start)
+            mean = accelerator.reduce(running, "mean").item() / count
+            running.zero_()
+            if not math.isfinite(mean):
+                raise PidistillError(f"the loss is {mean} near step {done}; lower optimizer.lr, or set optimizer.clip=1.0")
+            if log:
+                log.write(dict(step=done, loss=mean, lr=rate, grad_norm=norm.item(), images_per_s=progress.speed(done)))
+            progress.update(done, mean)
+        if log and preview and (done % config.preview.every == 0 or last):
+            preview(ema.networks, folder / "samples" / f"{done:06d}.png")
+        if log and (done % config.checkpoint.every == 0 or last):
+            save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer)
+    progress.close()
+    accelerator.wait_for_everyone()
+    return ema.networks, accelerator.is_main_process
+
+
+class Log:
+    """metrics.jsonl and TensorBoard. Continuing at step `start` drops the lines that will be written again."""
+
+    def __init__(self, folder: Path, start: int):
+        self.path = folder / "metrics.jsonl"
+        kept = [record for record in read_metrics(folder) if record["step"] <= start]
+        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        self.started = time.perf_counter()
+
+    def write(self, record: dict[str, Any]) -> None:
+        record["seconds"] = round(time.perf_counter() - self.started, 3)
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for key in ("loss", "lr", "grad_norm", "images_per_s"):
+            self.board.add_scalar(key, record[key], record["step"])
+        self.board.flush()
