@@ -74,6 +74,7 @@ class CheckpointConfig(Strict):
 class EvaluateConfig(Strict):
     num: int = Field(5000, ge=2)
     batch: int = Field(250, ge=1)
+    features: str | None = None
 
 
 class RunConfig(Strict):

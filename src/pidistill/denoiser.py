@@ -46,9 +46,11 @@ class Denoiser(nn.Module):
 class EDMDenoiser(Denoiser):
     """D = c_skip x + c_out F(c_in x, c_noise) around a raw network F (Karras et al., 2022, Eq. 7)."""
 
-    def __init__(self, net: nn.Module, shape: Sequence[int], num_classes: int = 0, **facts: float):
+    def __init__(self, net: nn.Module, shape: Sequence[int], num_classes: int = 0, *,
+                 net_spec: dict[str, Any] | None = None, **facts: float):
         super().__init__(shape, num_classes, **facts)
         self.model = net  # EDM's name for it, so that its state dictionaries load as they are
+        self.net_spec = net_spec  # how to build `model` again, for a student of the same form
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         t, sd2 = like(t, x), self.sigma_data**2
@@ -89,6 +91,10 @@ def as_denoiser(teacher: Any) -> Denoiser:
     facts = {name: getattr(teacher, name) for name in ("t_min", "t_max", "sigma_data")}
     return FunctionDenoiser(getattr(teacher, "denoise", teacher), teacher.shape, teacher.num_classes,
                             rho=getattr(teacher, "rho", RHO), **facts)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pidistill.errors import PidistillError
@@ -30,14 +31,14 @@ def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST) if scale > 1 else picture
 
 
-def check_drawable(shape: tuple[int, ...]) -> None:
-    if len(shape) != 3 or shape[0] not in (1, 3):
+def check_drawable(shape: Sequence[int]) -> None:
+    if not drawable(shape):
         raise PidistillError(f"pictures need grey or RGB images, got the shape {tuple(shape)}; write an .npz instead")
 
 
 def write_grid(path: Path, images: Tensor, columns: int) -> None:
     """PNG of a grid; small images are enlarged so that a row fills about 600 pixels."""
-    check_drawable(tuple(images.shape[1:]))
+    check_drawable(images.shape[1:])
     grid = tile(images, columns)
     save_png(to_pil(grid, max(1, round(600 / grid.shape[2]))), path)
 
@@ -48,3 +49,35 @@ def save_png(picture: Image.Image, path: Path) -> None:
         picture.save(path, format="PNG")
     except OSError as error:
         raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def drawable(shape: Sequence[int]) -> bool:
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def write_comparison(path: Path, teacher: Tensor, student: Tensor, columns: int = 16) -> None:
+    """PNG: the teacher's images above the student's for the same noise, in pairs of rows, with captions at the side."""
+    rows = [image for k in range(0, len(teacher), columns)
+            for part in (teacher[k:k + columns], student[k:k + columns]) for image in pad(part, columns)]
+    names = ["teacher", "student"] * -(-len(teacher) // columns)
+    write_captioned(path, torch.stack(rows), columns, names, [])
+
+
+def pad(images: Tensor, columns: int) -> Tensor:
+    return torch.cat([images, images.new_zeros(columns - len(images), *images.shape[1:])])
+
+
+def write_captioned(path: Path, images: Tensor, columns: int, rows: Sequence[str], heads: Sequence[str]) -> None:
+    """PNG of a grid with a caption beside every row and, if given, above every column."""
+    grid = tile(images, columns)
+    scale = max(1, round(900 / grid.shape[2]))
+    inner, size = to_pil(grid, scale), images.shape[2] + 1
+    left, top, font = 74, 20 if heads else 0, ImageFont.load_default(13)
+    picture = Image.new("RGB", (inner.width + left, inner.height + top), "white")
+    picture.paste(inner.convert("RGB"), (left, top))
+    draw = ImageDraw.Draw(picture)
+    for r, text in enumerate(rows):
+        draw.text((left - 6, top + (r + 0.5) * size * scale), text, "black", font, anchor="rm")
+    for c, text in enumerate(heads):
+        draw.text((left + (c + 0.5) * (images.shape[3] + 1) * scale, top / 2), text, "black", font, anchor="mm")
+    save_png(picture, path)

@@ -29,7 +29,7 @@ def train_teacher(config: TeacherConfig, folder: Path, command: str) -> Path | N
     shape = tuple(data.images.shape[1:])
     torch.manual_seed(config.train.seed)  # initial weights
     net = build_net(config.net, shape, num_classes)
-    denoiser = EDMDenoiser(net, shape, num_classes, t_min=config.t_min, t_max=config.t_max,
+    denoiser = EDMDenoiser(net, shape, num_classes, net_spec=config.net, t_min=config.t_min, t_max=config.t_max,
                            sigma_data=config.sigma_data, rho=config.rho)
     options = dict(config.objective)
     objective = build("objectives", options.pop("name"), denoiser, data, **options)
@@ -51,5 +51,5 @@ def train_teacher(config: TeacherConfig, folder: Path, command: str) -> Path | N
     teacher = networks["teacher"]
     assert isinstance(teacher, EDMDenoiser)
     write_folder(folder / "teacher", {"model": teacher.state_dict()},
-                 {"config": teacher_config(teacher, config.net), "provenance": provenance})
+                 {"config": teacher_config(teacher), "provenance": provenance})
     return folder / "teacher"

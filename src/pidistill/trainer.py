@@ -66,6 +66,8 @@ def train(objective: Objective, config: RunConfig, folder: Path, preview: Previe
     parameters = [p for net in objective.networks.values() for p in net.parameters()]
     optimizer = make_optimizer(config.optimizer, iter(parameters))
     objective.train().to(accelerator.device)
+    for module in objective.frozen:
+        module.to(accelerator.device)
     ema = EMA(objective.networks, config.ema)
     start = restore(folder, objective, ema, optimizer)
     model, optimizer = accelerator.prepare(objective, optimizer)

@@ -13,10 +13,12 @@ class Objective(nn.Module):
 
     needs: what a draw takes: `noise` (nothing but the generator) or `images`.
     networks: what is trained, averaged and saved, by name.
+    frozen: what is only called; a plain list, so that nothing of it is trained, saved or synchronised.
     """
 
     needs: Literal["noise", "images", "pairs"]
     networks: dict[str, nn.Module]
+    frozen: list[Any] = []  # noqa: RUF012 -- replaced, never changed
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         """One sample's random draws as numpy values; the trainer stacks those of a batch."""

@@ -34,7 +34,7 @@ def read_teacher(folder: Path) -> Denoiser:
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
         facts = {name: config[name] for name in FACTS}
-        teacher = EDMDenoiser(build_net(config["net"], facts["shape"], facts["num_classes"]), **facts)
+        teacher = EDMDenoiser(build_net(config["net"], facts["shape"], facts["num_classes"]), net_spec=config["net"], **facts)
     except (KeyError, TypeError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     path = folder / "model.safetensors"
@@ -42,6 +42,6 @@ def read_teacher(folder: Path) -> Denoiser:
     return teacher
 
 
-def teacher_config(teacher: EDMDenoiser, net: dict[str, Any]) -> dict[str, Any]:
+def teacher_config(teacher: EDMDenoiser) -> dict[str, Any]:
     """What read_teacher needs beside the weights."""
-    return {"format": "pidistill-teacher", "preconditioning": "edm", "net": net, **teacher.facts()}
+    return {"format": "pidistill-teacher", "preconditioning": "edm", "net": teacher.net_spec, **teacher.facts()}

@@ -1,0 +1,99 @@
+"""`pidistill evaluate`: what the student loses and gains against its teacher."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pidistill.denoiser import Denoiser
+from pidistill.errors import PidistillError
+from pidistill.features import FeatureNet, load_features, load_reference
+from pidistill.metrics.frechet import relative_frechet, statistics
+from pidistill.metrics.trajectory_rmse import trajectory_rmse
+from pidistill.samplers import STEPS, sample_teacher
+from pidistill.seeds import labels_of
+from pidistill.student import Student
+from pidistill.tensors import dequantise, quantise
+
+
+class Meter:
+    """A model's images over all batches, its time, and how often its network was called."""
+
+    def __init__(self, network: torch.nn.Module, draw: Callable[[Sequence[int], Tensor | None], Tensor]):
+        self.draw, self.images, self.seconds, self.calls, self.batches = draw, list[Tensor](), 0.0, 0, 0
+        self.hook = network.register_forward_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+    def run(self, seeds: Sequence[int], labels: Tensor | None) -> None:
+        began = time.perf_counter()
+        self.images.append(self.draw(seeds, labels))  # ends on the CPU, so the device has finished
+        self.seconds += time.perf_counter() - began
+        self.batches += 1
+
+    def result(self) -> dict[str, Any]:
+        self.hook.remove()
+        return {"nfe": self.calls // self.batches, "images_per_s": sum(map(len, self.images)) / self.seconds}
+
+
+def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 5000, batch: int = 250, first_seed: int = 0,
+             features: str | None = None, steps: int = STEPS, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+    """Evaluate on seeds first_seed ... first_seed + num - 1, labels from the seeds; teacher, student or both.
+
+    Gives nfe and images_per_s of each, `fd` where a feature network is named, and the student's `trajectory_rmse`
+    where both are there. Teacher and student take turns batch by batch, so that a noisy machine slows both alike.
+    """
+    models: list[Any] = [model for model in (teacher, student) if model is not None]
+    net = load_features(features) if features else None
+    if net and tuple(models[0].shape) != (1, 16, 16):
+        raise PidistillError(f"the feature network {features!r} is for grey images of 16x16, the model gives {models[0].shape}")
+    meters: dict[str, Meter] = {}
+    if teacher is not None:
+        meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
+    if student is not None:
+        meters["student"] = Meter(student.net, lambda seeds, y: student.sample(seeds, y, batch_size=batch))
+    for k in range(0, num, batch):
+        seeds = range(first_seed + k, first_seed + min(k + batch, num))
+        labels = labels_of(seeds, models[0].num_classes)
+        for meter in meters.values():
+            meter.run(seeds, labels)
+        if progress:
+            progress(min(k + batch, num), num)
+    results: dict[str, Any] = {}
+    images = {name: torch.cat(meter.images) for name, meter in meters.items()}
+    for name, meter in meters.items():
+        results[name] = meter.result()
+        if net and features:
+            results[name]["fd"] = relative_frechet(statistics(image_features(net, images[name])), load_reference(features))
+    if "teacher" in images and "student" in images:
+        results["student"]["trajectory_rmse"] = trajectory_rmse(images["student"], images["teacher"])
+        results["speedup"] = results["student"]["images_per_s"] / results["teacher"]["images_per_s"]
+    return results
+
+
+@torch.inference_mode()
+def image_features(net: FeatureNet, images: Tensor, batch: int = 500) -> Tensor:
+    """Features (N, d) of images (N, C, H, W) in [-1, 1], quantised to uint8 first, as files would be."""
+    bad = ~images.flatten(1).isfinite().all(dim=1)
+    if bad.any():
+        raise PidistillError(f"{int(bad.sum())} images are not finite; the first is number {int(bad.nonzero()[0])}")
+    return torch.cat([net.features(dequantise(quantise(part))) for part in images.split(batch)])
+
+
+def table(results: dict[str, Any]) -> list[list[str]]:
+    """Rows for people: a head, then one row a model."""
+    rows = [["", "evaluations", "FD %", "rms to teacher", "images/s"]]
+    for name in ("teacher", "student"):
+        if name in results:
+            r = results[name]
+            number = lambda key, form: format(r[key], form) if key in r else "-"
+            rows.append([name, str(r["nfe"]), number("fd", ".2f"), number("trajectory_rmse", ".3f"), f"{r['images_per_s']:.0f}"])
+    if "speedup" in results:
+        rows.append(["ratio", f"{results['teacher']['nfe'] / results['student']['nfe']:.0f}x fewer", "", "",
+                     f"{results['speedup']:.1f}x"])
+    return rows

@@ -1,0 +1,116 @@
+"""The one-step student of Eq. (7)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net, c_in, c_noise, check_labels, device_of
+from pidistill.errors import PidistillError
+from pidistill.files import load_weights, read_json, read_tensors, write_folder
+from pidistill.seeds import labels_of, noise
+from pidistill.tensors import like, per_sample
+
+
+class Student(nn.Module):
+    """x_theta(z, t) = (t/T) z + (1 - t/T) F_theta(c_in(T) z, ln(t)/4): the teacher's trajectory from every noise z.
+
+    x(z, T) = z holds for all weights. facts: what the teacher says of itself (`Denoiser.facts`).
+    """
+
+    def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any]):
+        super().__init__()
+        self.net, self.net_spec = net, net_spec
+        self.shape: tuple[int, ...] = tuple(facts["shape"])
+        self.num_classes: int = facts["num_classes"]
+        self.t_min, self.t_max, self.sigma_data, self.rho = (float(facts[k]) for k in FACTS[2:])
+
+    def facts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in FACTS}
+
+    def F(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Raw output of the network. z: (B, C, H, W) at T, t: (B,) -> (B, C, H, W)."""
+        scale = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item()
+        return self.net(scale * z, c_noise(t).to(z.dtype), labels).to(z.dtype)
+
+    def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
+        t = per_sample(t, z)
+        s = like(t, z) / self.t_max
+        return s * z + (1 - s) * self.F(z, t, labels)
+
+    @torch.inference_mode()
+    def sample(self, seeds: Sequence[int], labels: Tensor | Sequence[int] | int | None = None, *,
+               batch_size: int = 250) -> Tensor:
+        """One network call an image: (len(seeds), C, H, W) float32 in [-1, 1], on the CPU.
+
+        Image k is a function of seeds[k] and labels[k] alone; without labels a conditional model takes each from its
+        seed. Raises PidistillError for labels outside the classes.
+        """
+        seeds = list(seeds)
+        y = labels_of(seeds, self.num_classes) if labels is None else check_labels(labels, self.num_classes, len(seeds))
+        device, images = device_of(self), [torch.empty(0, *self.shape)]
+        for k in range(0, len(seeds), batch_size):
+            z = noise(seeds[k:k + batch_size], self.shape).to(device) * self.t_max
+            x = self(z, self.t_min, None if y is None else y[k:k + batch_size].to(device))
+            images.append(x.float().clip(-1, 1).cpu())
+        return torch.cat(images)
+
+    @torch.inference_mode()
+    def trajectory(self, z: Tensor, ts: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:
+        """States at all times. z: (B, C, H, W), ts: (N,) -> (N, B, C, H, W)."""
+        return torch.stack([self(z, float(t), labels) for t in ts])
+
+    def save(self, path: str | Path, provenance: dict[str, Any] | None = None) -> Path:
+        """Write a folder with config.json, model.safetensors and provenance.json."""
+        config = {"format": "pidistill-student", "net": self.net_spec, **self.facts()}
+        write_folder(Path(path), {"model": self.net.state_dict()}, {"config": config, "provenance": provenance or {}})
+        return Path(path)
+
+
+def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None) -> Student:
+    """A student for the teacher: its network and weights (Algorithm 1, line 1), or a network with random weights.
+
+    Dropout is off (Table 6). A teacher without a network of its own (a black box) needs init="random" and `net`.
+    """
+    own = isinstance(teacher, EDMDenoiser) and teacher.net_spec is not None
+    if init == "teacher" and net is not None:
+        raise PidistillError("student.net gives a new network, which cannot start from the teacher; set student.init=random")
+    if init == "teacher" and not own:
+        raise PidistillError("the teacher has no network to start the student from; "
+                             "set student.init=random and student.net, such as student.net=mlp")
+    if net is None and not own:
+        raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
+    if init == "teacher":
+        assert isinstance(teacher, EDMDenoiser) and teacher.net_spec is not None
+        network, spec = copy.deepcopy(teacher.model), teacher.net_spec
+    else:
+        spec = net or getattr(teacher, "net_spec")
+        network = build_net(spec, teacher.shape, teacher.num_classes)
+    for module in network.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.0
+    return Student(network.train().requires_grad_(True), {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
+                   teacher.facts())
+
+
+def load_student(path: str | Path) -> Student:
+    """A student's folder, or the run folder around it, in evaluation mode. Raises PidistillError in one line."""
+    folder = Path(path)
+    if not (folder / "config.json").exists() and (folder / "student").is_dir():
+        folder = folder / "student"
+    config = read_json(folder / "config.json")
+    if config.get("format") != "pidistill-student":
+        raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
+    try:
+        facts = {name: config[name] for name in FACTS}
+        student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts)
+    except (KeyError, TypeError) as error:
+        raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
+    load_weights(student.net, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    return student.eval().requires_grad_(False)
