@@ -57,7 +57,7 @@ def main() -> None:
                   "data_licence": data.licence, "versions": versions()}
     write_folder(out, {"model": net.state_dict(), "reference": {"mean": mean, "covariance": covariance}},
                  {"config": {"net": {"name": "digit_classifier", "width": 24, "dim": 32}}, "provenance": provenance})
-    print(f"held-out accuracy {accuracy:.3f}; FD of two halves {sum(halves) / 20:.3f} ({min(halves):.3f} to {max(halves):.3f})")
+    print(f"held-out accuracy {accuracy:.3f}; FD of halves {sum(halves) / 20:.3f} ({min(halves):.3f} to {max(halves):.3f})")
 
 
 if __name__ == "__main__":

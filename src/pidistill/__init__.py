@@ -9,11 +9,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pidistill.denoiser import Denoiser
-    from pidistill.distill import distill
+    from pidistill.distillation import distill
     from pidistill.student import Student, load_student
     from pidistill.teachers import load_teacher
 
-_HOMES = {"Denoiser": "denoiser", "Student": "student", "distill": "distill", "load_student": "student",
+_HOMES = {"Denoiser": "denoiser", "Student": "student", "distill": "distillation", "load_student": "student",
           "load_teacher": "teachers", "PidistillError": "errors"}
 __all__ = ["Denoiser", "PidistillError", "Student", "distill", "load_student", "load_teacher"]
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from pidistill.errors import PidistillError
+
+BEGAN = time.perf_counter()  # before torch: what the user waits for counts
 
 app = typer.Typer(name="pidistill", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
@@ -18,6 +21,13 @@ app = typer.Typer(name="pidistill", add_completion=False, no_args_is_help=True, 
 Preset = Annotated[str, typer.Option("--preset", "-p", help="Preset name, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set train.steps=100. Repeatable.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where the result goes.")]
+Model = Annotated[str, typer.Argument(help="A student or run folder, or a teacher spec such as bundled:digits.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", "-t", help="Teacher spec; default: the one the student had.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Numbers and ranges: 0-63,70.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="One class for all, or one for each seed: 3, or 0-9.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+Steps = Annotated[int, typer.Option("--steps", min=2, help="Steps of the teacher's sampler.")]
+Output = typer.Option("--out", "-o", help="Where the result goes.")
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
@@ -30,6 +40,95 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit
 
 
+@app.command()
+def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Spec KIND:REST, or a folder.")] = None,
+            preset: Annotated[str | None, typer.Option("--preset", "-p", help="Preset name, or a YAML file.")] = None,
+            override: Overrides = None, out: Out = None, force: Force = False) -> None:
+    """Train a one-step student; without arguments, of the bundled digits teacher. Ends with a table."""
+    from pidistill import distillation, runs
+    from pidistill.config import DistillConfig, load_config
+    from pidistill.teachers import load_teacher
+
+    preset = preset or distillation.default_preset(teacher or "bundled:digits")
+    given = [f"teacher={teacher!r}"] if teacher else []
+    config = load_config(DistillConfig, preset, [*given, *with_out(override, out)])
+    denoiser = load_teacher(config.teacher)
+    finish(distillation.run(config, runs.claim(config, force), denoiser, BEGAN), Path(config.out))
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupted distillation.")]) -> None:
+    """Continue an interrupted distillation from its newest checkpoint."""
+    from pidistill import distillation
+
+    finish(distillation.resume(run, BEGAN), run)
+
+
+@app.command()
+def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, out: Annotated[Path, Output] = Path("samples.png"),
+           columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
+           batch: Batch = 250, sampler: Annotated[str, typer.Option(help="Sampler, for a teacher.")] = "heun",
+           steps: Steps = 18, force: Force = False) -> None:
+    """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
+    from pidistill import runs
+    from pidistill.models import load_model
+    from pidistill.plugins import member
+    from pidistill.sample import images_of, write_images
+    from pidistill.seeds import parse_integers
+
+    numbers = parse_integers(seeds)
+    classes = None if labels is None else parse_integers(labels, "labels")
+    member("samplers", sampler)
+    runs.check_free(out, force)
+    images, y = images_of(load_model(model), numbers, classes, batch_size=batch, sampler=sampler, steps=steps)
+    print(write_images(out, images, numbers, y, columns))
+
+
+@app.command()
+def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None,
+               columns: Annotated[int, typer.Option(min=2, max=100, help="Times from T to eps.")] = 10,
+               out: Annotated[Path, Output] = Path("trajectory.png"), force: Force = False) -> None:
+    """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
+    from pidistill import runs
+    from pidistill.denoiser import choose_labels
+    from pidistill.models import load_pair
+    from pidistill.seeds import parse_integers
+    from pidistill.trajectory import draw_trajectory
+
+    numbers = parse_integers(seeds, most=100)
+    classes = None if labels is None else parse_integers(labels, "labels")
+    runs.check_free(out, force)
+    model, denoiser = load_pair(student, teacher)
+    y = choose_labels(classes, model.num_classes, numbers)
+    rms = draw_trajectory(out, model, denoiser, numbers, y, columns)
+    print(f"{len(numbers)} trajectories in {out}; r.m.s. difference at eps {rms:.3f}")
+
+
+@app.command()
+def evaluate(model: Model, teacher: Teacher = None,
+             num: Annotated[int, typer.Option(min=2, help="Number of images.")] = 5000,
+             first_seed: Annotated[int, typer.Option(min=0, help="Seeds run from here.")] = 0, batch: Batch = 250,
+             features: Annotated[str, typer.Option(help="Feature network for FD; auto, none or digits.")] = "auto",
+             steps: Steps = 18, out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
+             force: Force = False) -> None:
+    """Measure a student against its teacher (or a teacher alone): FD, r.m.s. distance to its solutions, images/s."""
+    from pidistill import runs
+    from pidistill.evaluate import evaluate, pick_features
+    from pidistill.files import write_json
+    from pidistill.models import load_model, load_pair
+    from pidistill.student import Student
+
+    if out:
+        runs.check_free(out, force)
+    subject = load_model(model)
+    student, denoiser = load_pair(model, teacher) if isinstance(subject, Student) else (None, subject)
+    chosen = pick_features(features, model, teacher)
+    results = evaluate(denoiser, student, num=num, batch=batch, first_seed=first_seed, features=chosen, steps=steps)
+    print_table(results)
+    if out:
+        write_json(out, results)
+
+
 @app.command("train-teacher")
 def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Out = None, force: Force = False) -> None:
     """Train a diffusion model (EDM loss) that can teach."""
@@ -37,7 +136,49 @@ def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Ou
     from pidistill.config import TeacherConfig, load_config
 
     config = load_config(TeacherConfig, preset, with_out(override, out))
-    train_teacher.train_teacher(config, runs.claim(config, force), command_line())
+    folder = train_teacher.train_teacher(config, runs.claim(config, force), command_line())
+    if folder:
+        print(f"teacher in {folder}; distil it with: pidistill distill --teacher {folder}")
+
+
+@app.command()
+def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder of a teacher, student or run.")]) -> None:
+    """Say what a teacher, a student or a run is."""
+    from pidistill.describe import describe
+
+    print_facts(describe(model))
+
+
+def finish(results: dict[str, Any] | None, folder: Path) -> None:
+    """The table at the end of a distillation; nothing on all but the main process."""
+    if results is None:
+        return
+    print_table(results)
+    print(f"{results['seconds']:.0f} s in all; student in {folder / 'student'}, picture {folder / 'teacher-student.png'}, "
+          f"numbers {folder / 'results.json'}")
+
+
+def print_table(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pidistill.evaluate import table
+
+    head, *rows = table(results)
+    drawn = Table(*head)
+    for row in rows:
+        drawn.add_row(*row)
+    Console().print(drawn)
+
+
+def print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{key}:")
+            print_facts(value, indent + "  ")
+        else:
+            print(f"{indent}{key:<{width}}  {format(value, ',') if isinstance(value, int) else value}")
 
 
 def with_out(override: list[str] | None, out: Path | None) -> list[str]:

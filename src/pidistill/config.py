@@ -72,8 +72,8 @@ class CheckpointConfig(Strict):
 
 
 class EvaluateConfig(Strict):
-    num: int = Field(5000, ge=2)
-    batch: int = Field(250, ge=1)
+    num: int = Field(default=5000, ge=2)
+    batch: int = Field(default=250, ge=1)
     features: str | None = None
 
 

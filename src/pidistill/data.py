@@ -37,7 +37,7 @@ def load_images(spec: str) -> Images:
         raise PidistillError(f"data must be `digits` or an .npz file with `images` and `labels`, got {spec!r}")
     try:
         with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file["labels"] if "labels" in file else None
+            images, labels = file["images"], file.get("labels")
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PidistillError(f"cannot read images from {path}: {error}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4):

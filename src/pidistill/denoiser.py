@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
 from pidistill.errors import PidistillError
 from pidistill.plugins import build
+from pidistill.seeds import labels_of
 from pidistill.tensors import like, per_sample
 
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -21,8 +23,10 @@ class Denoiser(nn.Module):
 
     Subclasses define `denoise(x, t, labels=None)`: x (B, C, H, W), t (B,) in units of the data's scale, labels (B,)
     int64 or None -> (B, C, H, W). No gradient is ever asked for. Everything that depends on the teacher's noise
-    range or data scale reads it here.
+    range or data scale reads it here. `source` is the folder that it was read from, if any.
     """
+
+    source: Path | None = None
 
     def __init__(self, shape: Sequence[int], num_classes: int = 0, *, t_min: float = T_MIN, t_max: float = T_MAX,
                  sigma_data: float = SIGMA_DATA, rho: float = RHO):
@@ -103,17 +107,20 @@ def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int) -> n
     return build("nets", options.pop("name"), shape, num_classes=num_classes, **options)
 
 
-def check_labels(labels: Tensor | None, num_classes: int, count: int) -> Tensor | None:
-    """labels (B,) int64 within the classes, or the one-line error that says which is not."""
+def choose_labels(labels: Tensor | Sequence[int] | int | None, num_classes: int, seeds: Sequence[int]) -> Tensor | None:
+    """Labels (B,) int64 for B seeds: those given (one serves all), else the seeds' own; None for unconditional models.
+
+    Raises PidistillError for labels outside the classes, a wrong number of them, or an unconditional model.
+    """
     if labels is None:
-        return None
+        return labels_of(seeds, num_classes)
     if not num_classes:
         raise PidistillError("labels were given but the model is unconditional (num_classes = 0)")
     labels = torch.as_tensor(labels, dtype=torch.int64).flatten()
     if len(labels) == 1:
-        labels = labels.expand(count)
-    if len(labels) != count:
-        raise PidistillError(f"{len(labels)} labels for {count} images; give one label, or one for each image")
+        labels = labels.expand(len(seeds))
+    if len(labels) != len(seeds):
+        raise PidistillError(f"{len(labels)} labels for {len(seeds)} images; give one label, or one for each image")
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise PidistillError(f"label {int(outside[0])} is outside the classes 0-{num_classes - 1}")

@@ -14,6 +14,7 @@ from pidistill.errors import PidistillError
 from pidistill.features import FeatureNet, load_features, load_reference
 from pidistill.metrics.frechet import relative_frechet, statistics
 from pidistill.metrics.trajectory_rmse import trajectory_rmse
+from pidistill.models import teacher_spec_of
 from pidistill.samplers import STEPS, sample_teacher
 from pidistill.seeds import labels_of
 from pidistill.student import Student
@@ -42,7 +43,7 @@ class Meter:
 
 
 def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 5000, batch: int = 250, first_seed: int = 0,
-             features: str | None = None, steps: int = STEPS, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+             features: str | None = None, steps: int = STEPS) -> dict[str, Any]:
     """Evaluate on seeds first_seed ... first_seed + num - 1, labels from the seeds; teacher, student or both.
 
     Gives nfe and images_per_s of each, `fd` where a feature network is named, and the student's `trajectory_rmse`
@@ -51,7 +52,7 @@ def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 50
     models: list[Any] = [model for model in (teacher, student) if model is not None]
     net = load_features(features) if features else None
     if net and tuple(models[0].shape) != (1, 16, 16):
-        raise PidistillError(f"the feature network {features!r} is for grey images of 16x16, the model gives {models[0].shape}")
+        raise PidistillError(f"the features {features!r} are of 16x16 grey images, the model's have shape {models[0].shape}")
     meters: dict[str, Meter] = {}
     if teacher is not None:
         meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
@@ -62,8 +63,6 @@ def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 50
         labels = labels_of(seeds, models[0].num_classes)
         for meter in meters.values():
             meter.run(seeds, labels)
-        if progress:
-            progress(min(k + batch, num), num)
     results: dict[str, Any] = {}
     images = {name: torch.cat(meter.images) for name, meter in meters.items()}
     for name, meter in meters.items():
@@ -85,14 +84,21 @@ def image_features(net: FeatureNet, images: Tensor, batch: int = 500) -> Tensor:
     return torch.cat([net.features(dequantise(quantise(part))) for part in images.split(batch)])
 
 
+def pick_features(name: str, *specs: str | None) -> str | None:
+    """The feature network for FD: `none`, a name, or `auto`, which is `digits` for the bundled digits and their students."""
+    if name == "auto":
+        return "digits" if any(spec and "bundled:digits" in (spec, teacher_spec_of(spec)) for spec in specs) else None
+    return None if name == "none" else name
+
+
 def table(results: dict[str, Any]) -> list[list[str]]:
     """Rows for people: a head, then one row a model."""
     rows = [["", "evaluations", "FD %", "rms to teacher", "images/s"]]
     for name in ("teacher", "student"):
         if name in results:
-            r = results[name]
-            number = lambda key, form: format(r[key], form) if key in r else "-"
-            rows.append([name, str(r["nfe"]), number("fd", ".2f"), number("trajectory_rmse", ".3f"), f"{r['images_per_s']:.0f}"])
+            keys = {"nfe": "d", "fd": ".2f", "trajectory_rmse": ".3f", "images_per_s": ".0f"}
+            row = results[name]
+            rows.append([name, *(format(row[key], form) if key in row else "-" for key, form in keys.items())])
     if "speedup" in results:
         rows.append(["ratio", f"{results['teacher']['nfe'] / results['student']['nfe']:.0f}x fewer", "", "",
                      f"{results['speedup']:.1f}x"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from pidistill.errors import PidistillError

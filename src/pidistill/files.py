@@ -57,13 +57,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Strict loading: a missing, surplus or misshapen weight is one line of error."""
     own = module.state_dict()
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or surplus:
-        what = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(surplus)} unknown (first: {surplus[0]})"
-        raise PidistillError(f"{where} does not fit the network of its config.json: weights {what}")
+        what = f"{len(missing)} missing" if missing else f"{len(surplus)} unknown"
+        raise PidistillError(f"{where} does not fit the network of its config.json: weights {what}, "
+                             f"first {(missing or surplus)[0]}")
     for name, value in own.items():
         if value.shape != tensors[name].shape:
             raise PidistillError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, the network {tuple(value.shape)}")

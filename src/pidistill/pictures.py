@@ -28,7 +28,7 @@ def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
     """(C, H, W) in [-1, 1], C = 1 or 3 -> PIL image, enlarged by a whole factor."""
     pixels = quantise(image).cpu().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST) if scale > 1 else picture
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def check_drawable(shape: Sequence[int]) -> None:

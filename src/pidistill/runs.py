@@ -35,5 +35,5 @@ def claim(config: RunConfig, force: bool = False) -> Path:
 
 def check_free(path: Path, force: bool) -> None:
     """Refuse to overwrite a file or a folder with something in it."""
-    if not force and (path.is_file() or path.is_dir() and any(path.iterdir())):
+    if not force and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
         raise PidistillError(f"{path} exists; choose another name with --out, or replace it with --force")

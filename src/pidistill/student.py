@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net, c_in, c_noise, check_labels, device_of
+from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net, c_in, c_noise, choose_labels, device_of
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors, write_folder
-from pidistill.seeds import labels_of, noise
+from pidistill.seeds import noise
 from pidistill.tensors import like, per_sample
 
 
@@ -53,7 +53,7 @@ class Student(nn.Module):
         seed. Raises PidistillError for labels outside the classes.
         """
         seeds = list(seeds)
-        y = labels_of(seeds, self.num_classes) if labels is None else check_labels(labels, self.num_classes, len(seeds))
+        y = choose_labels(labels, self.num_classes, seeds)
         device, images = device_of(self), [torch.empty(0, *self.shape)]
         for k in range(0, len(seeds), batch_size):
             z = noise(seeds[k:k + batch_size], self.shape).to(device) * self.t_max
@@ -78,23 +78,23 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
 
     Dropout is off (Table 6). A teacher without a network of its own (a black box) needs init="random" and `net`.
     """
-    own = isinstance(teacher, EDMDenoiser) and teacher.net_spec is not None
+    own = teacher.net_spec if isinstance(teacher, EDMDenoiser) else None
     if init == "teacher" and net is not None:
         raise PidistillError("student.net gives a new network, which cannot start from the teacher; set student.init=random")
-    if init == "teacher" and not own:
+    if init == "teacher" and own is None:
         raise PidistillError("the teacher has no network to start the student from; "
                              "set student.init=random and student.net, such as student.net=mlp")
-    if net is None and not own:
+    if net is None and own is None:
         raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
+    spec: dict[str, Any] = dict(net or own or {})
     if init == "teacher":
-        assert isinstance(teacher, EDMDenoiser) and teacher.net_spec is not None
-        network, spec = copy.deepcopy(teacher.model), teacher.net_spec
+        assert isinstance(teacher, EDMDenoiser)
+        network = copy.deepcopy(teacher.model)
     else:
-        spec = net or getattr(teacher, "net_spec")
         network = build_net(spec, teacher.shape, teacher.num_classes)
     for module in network.modules():
         if hasattr(module, "dropout"):
-            module.dropout = 0.0
+            setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
     return Student(network.train().requires_grad_(True), {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
                    teacher.facts())
 

@@ -50,7 +50,8 @@ def world_size() -> int:
     return Accelerator().num_processes
 
 
-def train(objective: Objective, config: RunConfig, folder: Path, preview: Preview | None = None) -> tuple[dict[str, nn.Module], bool]:
+def train(objective: Objective, config: RunConfig, folder: Path,
+          preview: Preview | None = None) -> tuple[dict[str, nn.Module], bool]:
     """Minimise the objective; returns its averaged networks, and whether this process is the main one.
 
     Writes metrics.jsonl, tensorboard/, samples/ and checkpoints/ into `folder`, and continues from the newest
@@ -59,7 +60,7 @@ def train(objective: Objective, config: RunConfig, folder: Path, preview: Previe
     accelerator = Accelerator()
     plan, share = config.train, config.train.batch // accelerator.num_processes
     if plan.batch % accelerator.num_processes:
-        raise PidistillError(f"train.batch must be a multiple of the {accelerator.num_processes} processes, got {plan.batch}")
+        raise PidistillError(f"train.batch must be a multiple of {accelerator.num_processes} processes, got {plan.batch}")
     first_k = share * accelerator.process_index  # k counts over the global batch
     micro = min(plan.microbatch or share, share)
 

@@ -25,5 +25,5 @@ def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
 
 
 def relative_frechet(a: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> float:
-    """FD: the Frechet distance in per cent of the reference's variance, 100 FD / tr(Sigma_ref), free of the features' scale."""
+    """FD: the Frechet distance in per cent of the reference's variance, 100 FD / tr(Sigma_ref); free of the scale."""
     return 100 * frechet(a, reference) / float(reference[1].trace())

@@ -17,6 +17,8 @@ class MLP(nn.Module):
     smooth in t, which PID differentiates.
     """
 
+    freqs: Tensor
+
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0, width: int = 128, depth: int = 3,
                  octaves: int = 4):
         super().__init__()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +55,10 @@ class Conv2d(nn.Module):
         self.in_channels, self.out_channels, self.kernel = cin, cout, kernel
         self.up, self.down, self.fused = up, down, fused
         self.box = tuple(resample_filter) == (1, 1)
-        self.weight = _xavier((cout, cin, kernel, kernel), cin * kernel**2, cout * kernel**2, gain) if kernel else None
+        taps = kernel**2
+        self.weight = _xavier((cout, cin, kernel, kernel), cin * taps, cout * taps, gain) if kernel else None
         self.bias = nn.Parameter(torch.zeros(cout)) if kernel else None
+        self.resample_filter: Tensor
         if up or down:
             f = torch.tensor(resample_filter, dtype=torch.float32)
             self.register_buffer("resample_filter", torch.outer(f, f)[None, None] / f.sum() ** 2)
@@ -97,7 +100,7 @@ class UNetBlock(nn.Module):
                  dropout: float = 0.0, resample_filter: Sequence[int] = (1, 1)):
         super().__init__()
         self.in_channels, self.out_channels, self.attention, self.dropout = cin, cout, attention, dropout
-        resample = dict(up=up, down=down, resample_filter=resample_filter)
+        resample: dict[str, Any] = dict(up=up, down=down, resample_filter=resample_filter)
         self.norm0 = group_norm(cin)
         self.conv0 = Conv2d(cin, cout, 3, **resample)
         self.affine = Linear(emb, cout)
@@ -126,6 +129,8 @@ class UNetBlock(nn.Module):
 class PositionalEmbedding(nn.Module):
     """Sinusoidal embedding (B,) -> (B, channels) of DDPM++, order (sin, cos)."""
 
+    freqs: Tensor
+
     def __init__(self, channels: int, max_positions: int = 10000):
         super().__init__()
         exponent = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - 1)
@@ -138,6 +143,8 @@ class PositionalEmbedding(nn.Module):
 
 class FourierEmbedding(nn.Module):
     """Random Fourier features (B,) -> (B, channels) of NCSN++, order (sin, cos); the frequencies are in the checkpoint."""
+
+    freqs: Tensor
 
     def __init__(self, channels: int, scale: float = 16.0):
         super().__init__()
@@ -182,7 +189,7 @@ class SongUNet(nn.Module):
             return UNetBlock(cin, cout, emb, dropout=dropout, resample_filter=resample_filter, **kwargs)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        down = dict(down=True, resample_filter=resample_filter)
+        down: dict[str, Any] = dict(down=True, resample_filter=resample_filter)
         c, caux, skips = model_channels, in_channels, []
         for level, mult in enumerate(channel_mult):
             res = f"{resolution >> level}x{resolution >> level}"
@@ -230,7 +237,8 @@ class SongUNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         emb = self.embed(c_noise, labels)
         x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
-        skips, aux = [], x
+        skips: list[Tensor] = []
+        aux = x
         for name, module in self.enc.items():
             if "aux_down" in name:
                 aux = module(aux)

@@ -28,7 +28,6 @@ def sample_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | Non
     for k in range(0, len(seeds), batch_size):
         z = noise(seeds[k:k + batch_size], teacher.shape).to(device) * teacher.t_max
         y = None if labels is None else labels[k:k + batch_size].to(device)
-        for _, x in member("samplers", sampler)(teacher, z, ts, y):
-            pass
+        *_, (_, x) = member("samplers", sampler)(teacher, z, ts, y)
         images.append(x.float().cpu())
     return torch.cat(images)

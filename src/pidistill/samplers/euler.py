@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from torch import Tensor
 
 
-def euler(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None) -> Iterator[tuple[float, Tensor]]:
+def euler(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor,
+          labels: Tensor | None = None) -> Iterator[tuple[float, Tensor]]:
     """x(u) = x(t) + (u - t) (x - D)/t. z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x).
 
     N evaluations.
     """
     x, times = z, ts.tolist()
-    for t, u in zip(times[:-1], times[1:]):
+    for t, u in pairwise(times):
         x = x + (u - t) * (x - denoise(x, t, labels)) / t
         yield u, x

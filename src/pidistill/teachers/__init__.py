@@ -12,7 +12,7 @@ from pidistill.plugins import build, choices, names
 
 
 def load_teacher(spec: str, **options: Any) -> Denoiser:
-    """The teacher that KIND:REST names, in evaluation mode: `bundled:digits`, `folder:PATH`, `python:MODULE:FACTORY`, `gaussian:...`.
+    """The teacher that KIND:REST names (`bundled:digits`, `folder:PATH`, `python:MODULE:FACTORY`, `gaussian:...`).
 
     A bare path is a teacher's folder. Raises PidistillError, in one line, for anything that cannot be loaded.
     """
@@ -34,11 +34,13 @@ def read_teacher(folder: Path) -> Denoiser:
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
         facts = {name: config[name] for name in FACTS}
-        teacher = EDMDenoiser(build_net(config["net"], facts["shape"], facts["num_classes"]), net_spec=config["net"], **facts)
+        net = build_net(config["net"], facts["shape"], facts["num_classes"])
+        teacher = EDMDenoiser(net, net_spec=config["net"], **facts)
     except (KeyError, TypeError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     path = folder / "model.safetensors"
     load_weights(teacher, read_tensors(path), path)
+    teacher.source = folder
     return teacher
 
 

@@ -46,7 +46,8 @@ class Gaussian(Denoiser):
         each = m + (flat[:, None] - m) * shrink                                         # (B, K, n)
         if labels is not None:
             return each[torch.arange(len(x), device=x.device), labels].reshape(x.shape)
-        log_p = self.weights.to(x.dtype).log() - (flat[:, None] - m).square().sum(2) / (2 * variance) - n / 2 * variance.log()
+        distance2 = (flat[:, None] - m).square().sum(2)                                 # (B, K)
+        log_p = self.weights.to(x.dtype).log() - distance2 / (2 * variance) - n / 2 * variance.log()
         return (log_p.softmax(dim=1)[:, :, None] * each).sum(dim=1).reshape(x.shape)
 
     def exact(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -80,7 +81,8 @@ def gaussian(rest: str) -> Denoiser:
     except (ValueError, KeyError):
         raise PidistillError(f"{usage}; got {rest!r}") from None
     modes, n = int(options["modes"]), math.prod(shape)
-    if min(shape) < 1 or modes < 1 or n > 10**7 or modes > 10**4 or not 0 < options["std"] < math.inf or modes > 1 and n < 2:
+    possible = 1 <= modes <= 10**4 and (modes == 1 or n > 1) and 0 < options["std"] < math.inf
+    if min(shape) < 1 or n > 10**7 or not possible:
         raise PidistillError(f"{usage}; got {rest!r}")
     means = torch.full((modes, n), float(options["mean"]))
     if modes > 1:

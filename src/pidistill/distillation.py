@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser, as_denoiser
 from pidistill.errors import PidistillError
 from pidistill.evaluate import evaluate
+from pidistill.files import write_json
 from pidistill.grid import Grid, karras_times
 from pidistill.pictures import drawable, write_comparison
 from pidistill.plugins import build
@@ -79,7 +79,7 @@ def run(config: DistillConfig, folder: Path, teacher: Denoiser, began: float | N
     results |= {"seconds": round(time.perf_counter() - began, 1), "seeds": f"0-{config.evaluate.num - 1}",
                 "train_seed": config.train.seed, "steps": config.train.steps, "batch": config.train.batch,
                 "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()}
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_json(folder / "results.json", results)
     return results
 
 

@@ -1,0 +1,43 @@
+"""`pidistill inspect`: what a teacher, a student or a run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pidistill.checkpoint import latest
+from pidistill.denoiser import EDMDenoiser
+from pidistill.files import read_json, read_metrics
+from pidistill.models import load_model, student_folder
+from pidistill.student import Student
+
+
+def describe(spec: str) -> dict[str, Any]:
+    """Facts in the order to print them: kind, network, parameters, shape, classes, noise range, provenance, progress."""
+    path = Path(spec)
+    facts: dict[str, Any] = {"model": spec}
+    run = (path / "config.yaml").exists()
+    if run:
+        records, newest = read_metrics(path), latest(path / "checkpoints")
+        facts |= {"run": "training run", "steps done": records[-1]["step"] if records else 0,
+                  "last loss": records[-1]["loss"] if records else None,
+                  "newest checkpoint": newest.name if newest else None}
+        if (path / "results.json").exists():
+            results = read_json(path / "results.json")
+            facts["results"] = {key: results[key] for key in ("teacher", "student", "seconds") if key in results}
+        if student_folder(path) is None and not (path / "teacher").is_dir():
+            return facts | {"state": f"unfinished; continue with `pidistill resume {spec}`"}
+    model = load_model(spec)
+    spec_of_net = model.net_spec if isinstance(model, (Student, EDMDenoiser)) else None
+    net = model.net if isinstance(model, Student) else model
+    kind = "student: 1 evaluation an image" if isinstance(model, Student) else f"teacher ({type(model).__name__})"
+    facts |= {"kind": kind,
+              "network": spec_of_net or type(net).__name__,
+              "parameters": sum(p.numel() for p in net.parameters()),
+              "shape": "x".join(map(str, model.shape)), "classes": model.num_classes or "none (unconditional)",
+              "noise range": f"{model.t_min:g} to {model.t_max:g}",
+              "sigma_data": round(model.sigma_data, 4), "rho": model.rho}
+    folder = student_folder(path) if isinstance(model, Student) else model.source
+    if folder and (folder / "provenance.json").exists():
+        facts["provenance"] = read_json(folder / "provenance.json")
+    return facts

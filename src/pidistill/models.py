@@ -1,0 +1,59 @@
+"""A model on the command line: a student's folder, a run, or a teacher spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pidistill.denoiser import Denoiser
+from pidistill.errors import PidistillError
+from pidistill.files import read_json
+from pidistill.plugins import names
+from pidistill.student import Student, load_student
+from pidistill.teachers import load_teacher
+
+
+def student_folder(path: Path) -> Path | None:
+    """The folder of the student that `path` is or holds."""
+    for folder in (path, path / "student"):
+        if (folder / "config.json").exists() and read_json(folder / "config.json").get("format") == "pidistill-student":
+            return folder
+    return None
+
+
+def load_model(spec: str) -> Student | Denoiser:
+    """A student where there is one, else the teacher that `spec` names. Raises PidistillError in one line."""
+    folder = student_folder(Path(spec))
+    if folder:
+        return load_student(folder)
+    path = Path(spec)
+    if path.is_file():
+        raise PidistillError(f"{spec} is a file; a model is a folder with config.json and model.safetensors, or KIND:REST")
+    if (path / "config.yaml").exists() and not (path / "teacher").is_dir():
+        raise PidistillError(f"{spec} is a run without a finished student; continue it with `pidistill resume {spec}`")
+    if not path.is_dir() and spec.partition(":")[0] not in names("teachers"):
+        raise PidistillError(f"{spec} does not exist, and is no teacher such as bundled:digits "
+                             f"(kinds: {', '.join(names('teachers'))})")
+    return load_teacher(spec)
+
+
+def teacher_spec_of(spec: str) -> str | None:
+    """The teacher that a student was made from, as its provenance says."""
+    folder = student_folder(Path(spec))
+    if folder is None or not (folder / "provenance.json").exists():
+        return None
+    return read_json(folder / "provenance.json").get("teacher")
+
+
+def load_pair(spec: str, teacher: str | None = None) -> tuple[Student, Denoiser]:
+    """A student and its teacher: the one given, or else the one that it was made from."""
+    student = load_model(spec)
+    if not isinstance(student, Student):
+        raise PidistillError(f"{spec} is a teacher; a student was expected")
+    teacher = teacher or teacher_spec_of(spec)
+    if not teacher:
+        raise PidistillError(f"{spec} does not say which teacher it had; name it with --teacher")
+    denoiser = load_teacher(teacher)
+    if (denoiser.shape, denoiser.num_classes) != (student.shape, student.num_classes):
+        raise PidistillError(f"the teacher {teacher} gives {denoiser.shape} in {denoiser.num_classes} classes, "
+                             f"the student {student.shape} in {student.num_classes}")
+    return student, denoiser
