@@ -36,7 +36,7 @@ def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | N
         if out.suffix == ".npz":
             pixels = quantise(images).permute(0, 2, 3, 1) if images.ndim == 4 else images
             arrays: dict[str, Any] = {"images": pixels.numpy(), "seeds": np.array(seeds)}
-            np.savez_compressed(out, **arrays, **({} if labels is None else {"labels": labels.numpy()}))
+            np.savez_compressed(out, **arrays | ({} if labels is None else {"labels": labels.numpy()}))
             return f"{len(images)} images in {out}"
         check_drawable(images.shape[1:])
         if out.suffix == ".png":
