@@ -24,7 +24,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Where the result 
 Model = Annotated[str, typer.Argument(help="A student or run folder, or a teacher spec such as bundled:digits.")]
 Teacher = Annotated[str | None, typer.Option("--teacher", "-t", help="Teacher spec; default: the one the student had.")]
 Seeds = Annotated[str, typer.Option("--seeds", help="Numbers and ranges: 0-63,70.")]
-Labels = Annotated[str | None, typer.Option("--labels", help="One class for all, or one for each seed: 3, or 0-9.")]
+Labels = Annotated[str | None, typer.Option("--labels", help="Classes, repeated over the seeds: 3, or 0-9. "
+                                            "Default: each seed's own.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 Steps = Annotated[int, typer.Option("--steps", min=2, help="Steps of the teacher's sampler.")]
 Output = typer.Option("--out", "-o", help="Where the result goes.")

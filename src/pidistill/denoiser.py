@@ -108,7 +108,7 @@ def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int) -> n
 
 
 def choose_labels(labels: Tensor | Sequence[int] | int | None, num_classes: int, seeds: Sequence[int]) -> Tensor | None:
-    """Labels (B,) int64 for B seeds: those given (one serves all), else the seeds' own; None for unconditional models.
+    """Labels (B,) int64 for B seeds: those given, repeated, else the seeds' own; None for unconditional models.
 
     Raises PidistillError for labels outside the classes, a wrong number of them, or an unconditional model.
     """
@@ -117,10 +117,9 @@ def choose_labels(labels: Tensor | Sequence[int] | int | None, num_classes: int,
     if not num_classes:
         raise PidistillError("labels were given but the model is unconditional (num_classes = 0)")
     labels = torch.as_tensor(labels, dtype=torch.int64).flatten()
-    if len(labels) == 1:
-        labels = labels.expand(len(seeds))
-    if len(labels) != len(seeds):
-        raise PidistillError(f"{len(labels)} labels for {len(seeds)} images; give one label, or one for each image")
+    if not len(labels) or len(seeds) % len(labels):
+        raise PidistillError(f"{len(labels)} labels for {len(seeds)} images; give one, or a number that divides them")
+    labels = labels.repeat(len(seeds) // len(labels))
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if len(outside):
         raise PidistillError(f"label {int(outside[0])} is outside the classes 0-{num_classes - 1}")

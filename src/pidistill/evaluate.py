@@ -57,7 +57,7 @@ def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 50
     if teacher is not None:
         meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
     if student is not None:
-        meters["student"] = Meter(student.net, lambda seeds, y: student.sample(seeds, y, batch_size=batch))
+        meters["student"] = Meter(student.net, lambda seeds, y: student.sample(seeds, y, batch_size=batch, clip=False))
     for k in range(0, num, batch):
         seeds = range(first_seed + k, first_seed + min(k + batch, num))
         labels = labels_of(seeds, models[0].num_classes)

@@ -14,7 +14,7 @@ from pidistill.errors import PidistillError
 from pidistill.pictures import check_drawable, save_png, to_pil, write_grid
 from pidistill.samplers import STEPS, sample_teacher
 from pidistill.student import Student
-from pidistill.tensors import quantise
+from pidistill.tensors import clip_images, quantise
 
 
 def images_of(model: Student | Denoiser, seeds: list[int], labels: list[int] | None = None, *, batch_size: int = 250,
@@ -23,7 +23,7 @@ def images_of(model: Student | Denoiser, seeds: list[int], labels: list[int] | N
     y = choose_labels(labels, model.num_classes, seeds)
     if isinstance(model, Student):
         return model.sample(seeds, y, batch_size=batch_size), y
-    return sample_teacher(model, seeds, y, sampler=sampler, steps=steps, batch_size=batch_size).clip(-1, 1), y
+    return clip_images(sample_teacher(model, seeds, y, sampler=sampler, steps=steps, batch_size=batch_size)), y
 
 
 def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | None, columns: int | None = None) -> str:

@@ -14,7 +14,7 @@ from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net, c_in, c_
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors, write_folder
 from pidistill.seeds import noise
-from pidistill.tensors import like, per_sample
+from pidistill.tensors import clip_images, like, per_sample
 
 
 class Student(nn.Module):
@@ -46,8 +46,8 @@ class Student(nn.Module):
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], labels: Tensor | Sequence[int] | int | None = None, *,
-               batch_size: int = 250) -> Tensor:
-        """One network call an image: (len(seeds), C, H, W) float32 in [-1, 1], on the CPU.
+               batch_size: int = 250, clip: bool = True) -> Tensor:
+        """One network call an image: (len(seeds), C, H, W) float32 in [-1, 1], on the CPU. `clip` spares vectors.
 
         Image k is a function of seeds[k] and labels[k] alone; without labels a conditional model takes each from its
         seed. Raises PidistillError for labels outside the classes.
@@ -58,8 +58,8 @@ class Student(nn.Module):
         for k in range(0, len(seeds), batch_size):
             z = noise(seeds[k:k + batch_size], self.shape).to(device) * self.t_max
             x = self(z, self.t_min, None if y is None else y[k:k + batch_size].to(device))
-            images.append(x.float().clip(-1, 1).cpu())
-        return torch.cat(images)
+            images.append(x.float().cpu())
+        return clip_images(torch.cat(images)) if clip else torch.cat(images)
 
     @torch.inference_mode()
     def trajectory(self, z: Tensor, ts: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:

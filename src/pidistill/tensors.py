@@ -25,3 +25,8 @@ def quantise(x: Tensor) -> Tensor:
 def dequantise(x: Tensor) -> Tensor:
     """uint8 images -> float32 in [-1, 1]."""
     return x.to(torch.float32) / 127.5 - 1
+
+
+def clip_images(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) to [-1, 1]; vectors (N, ...) as they are."""
+    return x.clip(-1, 1) if x.ndim == 4 else x

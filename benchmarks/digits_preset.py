@@ -1,0 +1,113 @@
+"""Which settings distil the bundled digits best in a given number of steps? The choice behind the preset `digits`.
+
+    python benchmarks/digits_preset.py --steps 300 [--only NAME ...] [--write benchmarks/results/digits_preset.md]
+
+Every variant differs from the preset in what its name says, starts from the same weights, sees the same draws (seed 0)
+and is measured on the same 5,000 seeds that training never uses: FD (per cent, see README) and r.m.s. distance to the
+teacher's own Heun solution (35 evaluations), for the raw weights and for their average.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pidistill.config import DistillConfig, load_config
+from pidistill.ema import EMA
+from pidistill.evaluate import image_features
+from pidistill.features import load_features, load_reference
+from pidistill.grid import Grid, karras_times
+from pidistill.metrics.frechet import relative_frechet, statistics
+from pidistill.metrics.trajectory_rmse import trajectory_rmse
+from pidistill.plugins import build
+from pidistill.provenance import commit, versions
+from pidistill.samplers import sample_teacher
+from pidistill.seeds import labels_of
+from pidistill.student import Student, make_student
+from pidistill.teachers import load_teacher
+from pidistill.trainer import draws, learning_rate, make_optimizer
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "L2 as in the paper (balance 0)": {"objective.balance": 0.0},
+    "balance 0.5": {"objective.balance": 0.5},
+    "balance 0.75": {"objective.balance": 0.75},
+    "balance 1": {"objective.balance": 1.0},
+    "L1": {"objective.distance": "l1", "objective.balance": 0.0},
+    "pseudo-Huber, c 0.03": {"objective.distance": {"name": "pseudo_huber", "c": 0.03}, "objective.balance": 0.0},
+    "constant rate": {"optimizer.decay": "constant"},
+    "half the rate": {"optimizer.lr": 0.5},
+    "twice the rate": {"optimizer.lr": 2.0},
+    "Adam": {"optimizer.name": "adam"},
+    "no clipping": {"optimizer.clip": None},
+}
+
+
+def train(config: DistillConfig, steps: int) -> tuple[Student, Student, float, float]:
+    """Raw student, averaged student, mean loss of the last tenth, seconds."""
+    teacher = load_teacher(config.teacher)
+    student = make_student(teacher)
+    grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
+    options = dict(config.objective)
+    objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
+    optimizer = make_optimizer(config.optimizer, student.parameters())
+    ema, losses, began = EMA(objective.networks, config.ema), [], time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, steps)
+        loss = objective(draws(objective, config.train.seed, step, range(config.train.batch), torch.device("cpu"))).mean()
+        loss.backward()
+        if config.optimizer.clip:
+            torch.nn.utils.clip_grad_norm_(student.parameters(), config.optimizer.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(step)
+        losses.append(loss.item())
+    return student, ema.networks["student"], sum(losses[-steps // 10:]) / (steps // 10), time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--num", type=int, default=5000)
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--set", nargs="*", default=[], help="for every variant")
+    parser.add_argument("--write", type=Path)
+    args = parser.parse_args()
+    base = load_config(DistillConfig, "digits", args.set)
+    seeds = range(args.num)
+    teacher, net, reference = load_teacher(base.teacher), load_features("digits"), load_reference("digits")
+    labels = labels_of(seeds, teacher.num_classes)
+    solutions = sample_teacher(teacher, seeds, labels)
+    fd = lambda images: relative_frechet(statistics(image_features(net, images)), reference)
+    lines = [f"`python benchmarks/digits_preset.py --steps {args.steps}`, {args.num} seeds, "
+             f"{torch.get_num_threads()} threads,"
+             f"commit {commit()[:12]}, torch {versions()['torch']}. Teacher: FD {fd(solutions):.2f}.", "",
+             "| variant | last loss | rms raw | rms average | FD raw | FD average | s |", "|---|---|---|---|---|---|---|"]
+    print("\n".join(lines), flush=True)
+    for name in args.only:
+        changes = dict(VARIANTS[name])
+        if "optimizer.lr" in changes:  # a factor
+            changes["optimizer.lr"] *= base.optimizer.lr
+        sets = {key: value for key, _, value in (text.partition("=") for text in args.set)}
+        raw, average, loss, seconds = train(load_config(DistillConfig, "digits", [*args.set] if not changes else {
+            **{key: _number(value) for key, value in sets.items()}, **changes}), args.steps)
+        images = [model.sample(seeds, labels, clip=False) for model in (raw, average)]
+        rms, fds = [trajectory_rmse(x, solutions) for x in images], [fd(x) for x in images]
+        lines.append(f"| {name} | {loss:.4f} | {rms[0]:.4f} | {rms[1]:.4f} | {fds[0]:.2f} | {fds[1]:.2f} | {seconds:.0f} |")
+        print(lines[-1], flush=True)
+    if args.write:
+        args.write.write_text("\n".join(lines) + "\n")
+
+
+def _number(text: str) -> Any:
+    try:
+        return float(text) if "." in text or "e" in text else int(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    main()
