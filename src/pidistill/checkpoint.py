@@ -47,12 +47,16 @@ def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Ten
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def by_step(checkpoints: Path) -> list[Path]:
+    return sorted((path for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name))
+
+
 def latest(checkpoints: Path) -> Path | None:
     """The newest whole checkpoint folder."""
-    found = sorted(path for path in checkpoints.glob("[0-9]*") if (path / "state.json").exists())
+    found = [path for path in by_step(checkpoints) if (path / "state.json").exists()]
     return found[-1] if found else None
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    for path in sorted(checkpoints.glob("[0-9]*"))[:-keep]:
+    for path in by_step(checkpoints)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)

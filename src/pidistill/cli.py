@@ -14,7 +14,7 @@ from pidistill.errors import PidistillError
 
 BEGAN = time.perf_counter()  # before torch: what the user waits for counts
 
-app = typer.Typer(name="pidistill", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(name="pidistill", add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Distil a diffusion model into a one-step generator with Physics Informed Distillation.")
 
@@ -32,13 +32,15 @@ Output = typer.Option("--out", "-o", help="Where the result goes.")
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
-@app.callback()
-def options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+@app.callback(invoke_without_command=True)
+def options(context: typer.Context,
+            version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         import pidistill
 
         print(pidistill.__version__)
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -54,15 +56,19 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
     given = [f"teacher={teacher!r}"] if teacher else []
     config = load_config(DistillConfig, preset, [*given, *with_out(override, out)])
     denoiser = load_teacher(config.teacher)
-    finish(distillation.run(config, runs.claim(config, force), denoiser, BEGAN), Path(config.out))
+    finish(distillation.run(config, denoiser, lambda: runs.claim(config, force), BEGAN), Path(config.out))
 
 
 @app.command()
-def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupted distillation.")]) -> None:
-    """Continue an interrupted distillation from its newest checkpoint."""
-    from pidistill import distillation
+def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")]) -> None:
+    """Continue an interrupted run from its newest checkpoint."""
+    from pidistill import distillation, runs, train_teacher
+    from pidistill.config import TeacherConfig, load_config
 
-    finish(distillation.resume(run, BEGAN), run)
+    if runs.is_teachers(run):
+        said(train_teacher.train_teacher(load_config(TeacherConfig, run / "config.yaml"), lambda: run, command_line()))
+    else:
+        finish(distillation.resume(run, BEGAN), run)
 
 
 @app.command()
@@ -108,7 +114,8 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
 @app.command()
 def evaluate(model: Model, teacher: Teacher = None,
              num: Annotated[int, typer.Option(min=2, help="Number of images.")] = 5000,
-             first_seed: Annotated[int, typer.Option(min=0, help="Seeds run from here.")] = 0, batch: Batch = 250,
+             first_seed: Annotated[int, typer.Option(min=0, max=10**18, help="Seeds run from here.")] = 0,
+             batch: Batch = 250,
              features: Annotated[str, typer.Option(help="Feature network for FD; auto, none or digits.")] = "auto",
              steps: Steps = 18, out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
              force: Force = False) -> None:
@@ -137,7 +144,10 @@ def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Ou
     from pidistill.config import TeacherConfig, load_config
 
     config = load_config(TeacherConfig, preset, with_out(override, out))
-    folder = train_teacher.train_teacher(config, runs.claim(config, force), command_line())
+    said(train_teacher.train_teacher(config, lambda: runs.claim(config, force), command_line()))
+
+
+def said(folder: Path | None) -> None:
     if folder:
         print(f"teacher in {folder}; distil it with: pidistill distill --teacher {folder}")
 
@@ -173,7 +183,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    width = max(map(len, facts))
+    width = max(map(len, facts), default=0)
     for key, value in facts.items():
         if isinstance(value, dict):
             print(f"{indent}{key}:")

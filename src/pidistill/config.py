@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pidistill.errors import PidistillError
 from pidistill.plugins import choices
+from pidistill.seeds import MAX_SEED
 
 # Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
@@ -32,6 +33,9 @@ def _part(value: Any) -> Any:
 Part = Annotated[dict[str, Any], BeforeValidator(_part)]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class GridConfig(Strict):
     points: int = Field(250, ge=2)
 
@@ -44,7 +48,7 @@ class StudentConfig(Strict):
 class OptimizerConfig(Strict):
     name: Literal["radam", "adam"] = "radam"
     lr: float = Field(2e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     warmup: int = Field(0, ge=0)
     decay: Literal["constant", "cosine"] = "constant"
     clip: float | None = Field(None, gt=0)
@@ -54,7 +58,7 @@ class TrainConfig(Strict):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     microbatch: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=MAX_SEED)
 
 
 class LogConfig(Strict):
@@ -125,6 +129,9 @@ def load_config(model: type[Config], source: str | Path, overrides: list[str] | 
     elif path.suffix not in (".yaml", ".yml"):
         raise choices("preset", str(source), preset_names(model))
     values = read_yaml(path)
+    for key, field in model.model_fields.items():
+        if isinstance(field.default, dict):  # a part: --set objective.distance=l1 changes an option and keeps the name
+            values.setdefault(key, dict(field.default))
     if isinstance(overrides, dict):
         pairs = list(overrides.items())
     else:

@@ -40,7 +40,7 @@ def load_images(spec: str) -> Images:
             images, labels = file["images"], file.get("labels")
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise PidistillError(f"cannot read images from {path}: {error}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         raise PidistillError(f"{path}: images must be uint8 of shape (N, H, W) or (N, H, W, C), "
                              f"got {images.dtype} {images.shape}")
     x = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)

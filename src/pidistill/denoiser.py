@@ -104,7 +104,13 @@ def device_of(module: nn.Module) -> torch.device:
 def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
     """A network for images of the shape (C, H, W) from {"name": ..., options}."""
     options = dict(spec)
-    return build("nets", options.pop("name"), shape, num_classes=num_classes, **options)
+    name = options.pop("name")
+    if "num_classes" in options:
+        raise PidistillError(f"nets/{name}: num_classes comes from the teacher or the data; leave it out")
+    try:
+        return build("nets", name, shape, num_classes=num_classes, **options)
+    except (RuntimeError, ValueError, ArithmeticError) as error:  # impossible sizes, such as width=-3
+        raise PidistillError(f"nets/{name} cannot be built with {options}: {error}") from None
 
 
 def choose_labels(labels: Tensor | Sequence[int] | int | None, num_classes: int, seeds: Sequence[int]) -> Tensor | None:

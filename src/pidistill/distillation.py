@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pidistill import runs
 from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser, as_denoiser
 from pidistill.errors import PidistillError
-from pidistill.evaluate import evaluate
+from pidistill.evaluate import check_features, evaluate
 from pidistill.files import write_json
 from pidistill.grid import Grid, karras_times
 from pidistill.pictures import drawable, write_comparison
@@ -36,25 +37,24 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
     overrides: configuration keys, such as {"train.steps": 2000}. The run's folder is `out`.
     """
     values = dict(overrides or {})
-    if isinstance(teacher, str):
-        values["teacher"] = teacher
+    values["teacher"] = teacher if isinstance(teacher, str) else f"object:{type(teacher).__name__}"  # which has no spec
     if out is not None:
         values["out"] = str(out)
     config = load_config(DistillConfig, preset or default_preset(values.get("teacher")), values)
     denoiser = load_teacher(config.teacher) if isinstance(teacher, str) else as_denoiser(teacher)
-    folder = runs.claim(config, force)
-    run(config, folder, denoiser)
-    return load_student(folder)
+    run(config, denoiser.eval().requires_grad_(False), lambda: runs.claim(config, force))
+    return load_student(config.out)
 
 
 def default_preset(teacher: str | None) -> str:
     return "digits" if teacher == "bundled:digits" else "default"
 
 
-def run(config: DistillConfig, folder: Path, teacher: Denoiser, began: float | None = None) -> dict[str, Any] | None:
-    """Train (or continue) in `folder`, save the student, evaluate it; returns results.json's content (main process only).
+def run(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
+        began: float | None = None) -> dict[str, Any] | None:
+    """Train (or continue) in the folder that `claim` gives, save the student, evaluate it.
 
-    began: time.perf_counter() from which `seconds` is counted.
+    Returns results.json's content (main process only). began: time.perf_counter() from which `seconds` is counted.
     """
     began = time.perf_counter() if began is None else began
     torch.manual_seed(config.train.seed)  # initial weights, where they are random
@@ -62,7 +62,11 @@ def run(config: DistillConfig, folder: Path, teacher: Denoiser, began: float | N
     grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
     options = dict(config.objective)
     objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
+    check_features(config.evaluate.features, teacher.shape)
     preview = Preview(teacher, config.preview.seeds) if drawable(teacher.shape) else None
+    if not preview:
+        parse_integers(config.preview.seeds, "preview.seeds")
+    folder = claim()  # only now: a mistake above must not leave, or replace, a run
 
     networks, main = train(objective, config, folder, preview)
     if not main:
@@ -104,4 +108,4 @@ def resume(folder: Path, began: float | None = None) -> dict[str, Any] | None:
     if not (folder / "config.yaml").exists():
         raise PidistillError(f"{folder} holds no run: config.yaml was expected there")
     config = load_config(DistillConfig, folder / "config.yaml")
-    return run(config, folder, load_teacher(config.teacher), began)
+    return run(config, load_teacher(config.teacher), lambda: folder, began)

@@ -17,7 +17,7 @@ class EMA:
     def __init__(self, networks: dict[str, nn.Module], rate: float):
         self.rate = rate
         self.networks = {name: copy.deepcopy(net).eval().requires_grad_(False) for name, net in networks.items()}
-        self._pairs = [(average, value.detach()) for name, net in networks.items()
+        self._pairs = [(average, value) for name, net in networks.items()
                        for average, value in zip(self.networks[name].parameters(), net.parameters(), strict=True)]
 
     @torch.no_grad()

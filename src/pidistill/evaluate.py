@@ -50,9 +50,7 @@ def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 50
     where both are there. Teacher and student take turns batch by batch, so that a noisy machine slows both alike.
     """
     models: list[Any] = [model for model in (teacher, student) if model is not None]
-    net = load_features(features) if features else None
-    if net and tuple(models[0].shape) != (1, 16, 16):
-        raise PidistillError(f"the features {features!r} are of 16x16 grey images, the model's have shape {models[0].shape}")
+    net = check_features(features, models[0].shape)
     meters: dict[str, Meter] = {}
     if teacher is not None:
         meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
@@ -73,6 +71,14 @@ def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 50
         results["student"]["trajectory_rmse"] = trajectory_rmse(images["student"], images["teacher"])
         results["speedup"] = results["student"]["images_per_s"] / results["teacher"]["images_per_s"]
     return results
+
+
+def check_features(features: str | None, shape: Sequence[int]) -> FeatureNet | None:
+    """The feature network, if one is named and images of this shape can go in."""
+    net = load_features(features) if features else None
+    if net and tuple(shape) != (1, 16, 16):
+        raise PidistillError(f"the features {features!r} are of 16x16 grey images, the model's have shape {tuple(shape)}")
+    return net
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from pidistill.errors import PidistillError
 
 def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any]) -> None:
     """Write NAME.safetensors and NAME.json into a temporary folder, then rename: there is a whole folder or none."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in (os.getpid(), "old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -25,10 +25,14 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: d
             save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / f"{name}.safetensors")
         for name, record in records.items():
             (temporary / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-        old = folder.with_name(f".{folder.name}.old")
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # what a crash may have left
             folder.rename(old)
-        temporary.rename(folder)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise PidistillError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None

@@ -8,6 +8,8 @@ import pkgutil
 from difflib import get_close_matches
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from pidistill.errors import PidistillError
 
 FAMILIES = ("schemes", "distances", "nets", "teachers", "samplers", "objectives", "metrics")
@@ -32,13 +34,15 @@ def member(family: str, name: str) -> Any:
     if name not in known:
         raise choices(family.removesuffix("s"), name, known)
     module = importlib.import_module(f"pidistill.{family}.{name}")
-    return next(value for key, value in vars(module).items() if key.lower() == name.replace("_", "") or key == name)
+    if name in vars(module):  # a function; before a class that differs in case only (gaussian, Gaussian)
+        return vars(module)[name]
+    return next(value for key, value in vars(module).items() if key.lower() == name.replace("_", ""))
 
 
 def build(family: str, name: str, *args: Any, **options: Any) -> Any:
     """Make a member; options that its signature does not have, or lacks, are one-line errors."""
     make = member(family, name)
-    accepted = inspect.signature(make).parameters
+    accepted = inspect.signature(make, eval_str=True).parameters
     for key in options:
         if key not in accepted:
             known = [k for k, p in accepted.items() if p.kind is p.KEYWORD_ONLY]
@@ -47,4 +51,13 @@ def build(family: str, name: str, *args: Any, **options: Any) -> Any:
         inspect.signature(make).bind(*args, **options)
     except TypeError as error:
         raise PidistillError(f"{family}/{name}: {error}") from None
-    return make(*args, **options)
+    return make(*args, **{key: _checked(f"{family}/{name}", key, value, accepted[key].annotation)
+                          for key, value in options.items()})
+
+
+def _checked(where: str, key: str, value: Any, annotation: Any) -> Any:
+    """The value in the annotated type, where there is one; options come from YAML."""
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise PidistillError(f"{where}: {key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pidistill.config import RunConfig, dump_yaml
+from pidistill.config import RunConfig, dump_yaml, read_yaml
 from pidistill.errors import PidistillError
 
 
@@ -31,6 +31,13 @@ def claim(config: RunConfig, force: bool = False) -> Path:
     except OSError as error:
         raise PidistillError(f"cannot write the run's folder {folder}: {error.strerror or error}") from None
     return folder
+
+
+def is_teachers(folder: Path) -> bool:
+    """Whether the run there trains a teacher (and no student)."""
+    if not (folder / "config.yaml").exists():
+        raise PidistillError(f"{folder} holds no run: config.yaml was expected there")
+    return "data" in read_yaml(folder / "config.yaml")
 
 
 def check_free(path: Path, force: bool) -> None:

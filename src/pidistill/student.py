@@ -110,7 +110,7 @@ def load_student(path: str | Path) -> Student:
     try:
         facts = {name: config[name] for name in FACTS}
         student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     load_weights(student.net, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     return student.eval().requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from pidistill.config import TeacherConfig
 from pidistill.data import load_images
 from pidistill.denoiser import Denoiser, EDMDenoiser, build_net
 from pidistill.files import read_metrics, write_folder
-from pidistill.pictures import write_grid
+from pidistill.pictures import drawable, write_grid
 from pidistill.plugins import build
 from pidistill.provenance import commit, versions
 from pidistill.samplers import sample_teacher
@@ -21,8 +22,11 @@ from pidistill.teachers import teacher_config
 from pidistill.trainer import train
 
 
-def train_teacher(config: TeacherConfig, folder: Path, command: str) -> Path | None:
-    """Run or continue the training in `folder`; returns folder/teacher (None on all but the main process)."""
+def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str) -> Path | None:
+    """Run or continue the training in the folder that `claim` gives.
+
+    Returns folder/teacher (None on all but the main process).
+    """
     began = time.perf_counter()
     data = load_images(config.data)
     num_classes = data.num_classes if config.conditional else 0
@@ -40,7 +44,8 @@ def train_teacher(config: TeacherConfig, folder: Path, command: str) -> Path | N
         assert isinstance(teacher, Denoiser)
         write_grid(path, sample_teacher(teacher, seeds, labels_of(seeds, num_classes)), columns=8)
 
-    networks, main = train(objective, config, folder, preview)
+    folder = claim()  # only now: a mistake above must not leave, or replace, a run
+    networks, main = train(objective, config, folder, preview if drawable(shape) else None)
     if not main:
         return None
     losses = [record["loss"] for record in read_metrics(folder)][-50:]

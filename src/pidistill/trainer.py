@@ -75,7 +75,7 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     log = Log(folder, start) if accelerator.is_main_process else None
     progress = Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process)
 
-    running = torch.zeros((), device=accelerator.device)
+    running, logged = torch.zeros((), device=accelerator.device), start
     for step in range(start, plan.steps):
         rate = learning_rate(config.optimizer, step, plan.steps)
         for group in optimizer.param_groups:
@@ -94,21 +94,27 @@ def train(objective: Objective, config: RunConfig, folder: Path,
 
         done, last = step + 1, step + 1 == plan.steps
         if done % config.log.every == 0 or last:  # the only place where values come to the host
-            count = (done - start - 1) % config.log.every + 1 if last else min(config.log.every, done - start)
-            mean = accelerator.reduce(running, "mean").item() / count
+            mean = accelerator.reduce(running, "mean").item() / (done - logged)
             running.zero_()
-            if not math.isfinite(mean):
-                raise PidistillError(f"the loss is {mean} near step {done}; lower optimizer.lr, or set optimizer.clip=1.0")
+            logged = done
+            require_finite(mean, done)
             if log:
                 log.write(dict(step=done, loss=mean, lr=rate, grad_norm=norm.item(), images_per_s=progress.speed(done)))
             progress.update(done, mean)
         if log and preview and (done % config.preview.every == 0 or last):
             preview(ema.networks, folder / "samples" / f"{done:06d}.png")
-        if log and (done % config.checkpoint.every == 0 or last):
-            save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer)
+        if done % config.checkpoint.every == 0 or last:
+            require_finite(norm.item(), done)  # before it is saved, or resuming could never recover
+            if log:
+                save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer)
     progress.close()
     accelerator.wait_for_everyone()
     return ema.networks, accelerator.is_main_process
+
+
+def require_finite(value: float, done: int) -> None:
+    if not math.isfinite(value):
+        raise PidistillError(f"the loss is {value} near step {done}; lower optimizer.lr, or set optimizer.clip=1.0")
 
 
 class Log:

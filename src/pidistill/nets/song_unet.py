@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.errors import PidistillError
+from pidistill.plugins import choices
 
 DDPMPP = dict(embedding="positional", encoder="standard", resample_filter=(1, 1), channel_mult_noise=1)
 NCSNPP = dict(embedding="fourier", encoder="residual", resample_filter=(1, 3, 3, 1), channel_mult_noise=2)
@@ -171,6 +172,11 @@ class SongUNet(nn.Module):
                  decoder: str = "standard", resample_filter: Sequence[int] = (1, 1), augment_dim: int = 0,
                  patch: int = 1):
         super().__init__()
+        for what, name, known in (("embedding", embedding, ["positional", "fourier"]),
+                                  ("encoder", encoder, ["standard", "skip", "residual"]),
+                                  ("decoder", decoder, ["standard", "skip"])):
+            if name not in known:
+                raise choices(f"song_unet {what}", name, known)
         if len(shape) != 3:
             raise PidistillError(f"song_unet needs images of shape (C, H, W), got {tuple(shape)}; use mlp")
         step = patch << (len(channel_mult) - 1)

@@ -36,7 +36,7 @@ def read_teacher(folder: Path) -> Denoiser:
         facts = {name: config[name] for name in FACTS}
         net = build_net(config["net"], facts["shape"], facts["num_classes"])
         teacher = EDMDenoiser(net, net_spec=config["net"], **facts)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     path = folder / "model.safetensors"
     load_weights(teacher, read_tensors(path), path)

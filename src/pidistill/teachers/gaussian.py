@@ -82,6 +82,7 @@ def gaussian(rest: str) -> Denoiser:
         raise PidistillError(f"{usage}; got {rest!r}") from None
     modes, n = int(options["modes"]), math.prod(shape)
     possible = 1 <= modes <= 10**4 and (modes == 1 or n > 1) and 0 < options["std"] < math.inf
+    possible = possible and math.isfinite(options["mean"])
     if min(shape) < 1 or n > 10**7 or not possible:
         raise PidistillError(f"{usage}; got {rest!r}")
     means = torch.full((modes, n), float(options["mean"]))

@@ -12,8 +12,8 @@ from pidistill.errors import PidistillError
 
 def python(rest: str) -> Denoiser:
     """rest: `MODULE:FACTORY`. The module is imported (from the current folder too), so this runs the user's code."""
-    module_name, sign, factory = rest.partition(":")
-    if not sign or not module_name or not factory.isidentifier():
+    module_name, _, factory = rest.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), factory)):
         raise PidistillError(f"a python teacher is python:MODULE:FACTORY, got python:{rest}")
     sys.path.insert(0, os.getcwd())
     try:

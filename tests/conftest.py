@@ -1,0 +1,77 @@
+"""Fixtures: tiny models, and the command line in this process or in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import NET, Result, gaussian64, tiny_teacher
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def teacher():
+    """An EDM denoiser of 8x8 grey images in 3 classes, random weights."""
+    return tiny_teacher()
+
+
+@pytest.fixture
+def gaussian():
+    """A single Gaussian in float64."""
+    return gaussian64()
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys) -> Callable[..., Result]:
+    """`pidistill ARGS` in this process: importing torch anew would cost seconds a case."""
+    from pidistill.cli import main
+
+    def run(*args) -> Result:
+        monkeypatch.setattr(sys, "argv", ["pidistill", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capsys.readouterr()
+        return Result(exited.value.code or 0, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Result]:
+    """`python -m pidistill.cli ARGS` as a process of its own."""
+
+    def run(*args, cwd=None) -> Result:
+        done = subprocess.run([sys.executable, "-m", "pidistill.cli", *map(str, args)], capture_output=True, text=True,
+                              cwd=cwd, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"})
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def images_npz(tmp_path_factory):
+    """24 random 8x8 grey images in 3 classes, as a data file."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    rng = np.random.default_rng(0)
+    np.savez(path, images=rng.integers(0, 256, (24, 8, 8), dtype=np.uint8), labels=np.arange(24) % 3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def net_flags() -> list[str]:
+    """The tiny network as command line options."""
+    return [f"--set=net={{name: {NET['name']}, model_channels: 8, channel_mult: [1, 1], num_blocks: 1, "
+            "attn_resolutions: [4]}"]

@@ -1,0 +1,94 @@
+"""Tiny models, and the measurements that several tests share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pidistill.denoiser import EDMDenoiser, build_net
+from pidistill.grid import Grid, karras_times
+from pidistill.student import Student
+from pidistill.teachers.gaussian import Gaussian
+
+SHAPE, CLASSES = (1, 8, 8), 3
+NET = {"name": "song_unet", "model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
+MLP = {"name": "mlp", "width": 16, "depth": 2}
+
+
+@dataclass
+class Result:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self) -> str:
+        """The message of a refused command: exit code 2 and exactly one line, without a traceback."""
+        assert self.code == 2, (self.code, self.out, self.err)
+        lines = self.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), self.err
+        return lines[0]
+
+
+@torch.no_grad()
+def shake(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
+    """Add noise to every weight: EDM starts its output layers at 1e-5, where a wrong network looks like a right one."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p += scale * torch.randn(p.shape, generator=generator).to(p.dtype)
+    return module
+
+
+def tiny_teacher(net: dict | None = None, shape: tuple[int, ...] = SHAPE, classes: int = CLASSES, **facts) -> EDMDenoiser:
+    """A random network in EDM's preconditioning: no denoiser, but every formula can be checked on it."""
+    spec = net or NET
+    torch.manual_seed(0)
+    teacher = EDMDenoiser(shake(build_net(spec, shape, classes)), shape, classes, net_spec=spec, **facts)
+    return teacher.eval().requires_grad_(False)
+
+
+def gaussian64(shape: tuple[int, ...] = (2,), mean: float = 0.3, std: float = 0.5) -> Gaussian:
+    """One Gaussian in float64: denoiser and trajectory have closed forms."""
+    return Gaussian(torch.full((1, *shape), mean, dtype=torch.float64), torch.tensor([std], dtype=torch.float64))
+
+
+def grid_of(teacher, points: int) -> Grid:
+    return Grid(karras_times(points, teacher.t_min, teacher.t_max, teacher.rho))
+
+
+def start(shape: tuple[int, ...], batch: int = 3, t_max: float = 80.0, dtype=torch.float64, seed: int = 1) -> Tensor:
+    """z ~ N(0, T^2 I), (batch, *shape)."""
+    return torch.randn(batch, *shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * t_max
+
+
+def invert(x: Tensor, z: Tensor, t: Tensor, t_max: float) -> Tensor:
+    """The network output F that makes Eq. (7) give the state x at time t."""
+    s = (t / t_max).reshape(-1, *[1] * (z.ndim - 1))
+    return (x - s * z) / (1 - s)
+
+
+class Table(nn.Module):
+    """A "network" that returns the states of a known trajectory, so that a student can be exactly that trajectory."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state = state  # (z, t (B,)) -> x (B, ...)
+
+    def F(self, z: Tensor, t: Tensor, t_max: float) -> Tensor:
+        F = invert(self.state(z, t), z, t, t_max)
+        return torch.where(F.isfinite(), F, torch.zeros_like(F))  # at T any F will do: Eq. (7) does not look at it
+
+
+def exact_student(teacher: Gaussian) -> Student:
+    """A student that is the Gaussian teacher's own trajectory, in float64."""
+    return student_of(teacher, lambda z, t: teacher.exact(z, t))
+
+
+def student_of(teacher, state) -> Student:
+    table = Table(state)
+    student = Student(table, {"name": "table"}, teacher.facts())
+    student.F = lambda z, t, labels=None: table.F(z, t, teacher.t_max)
+    return student

@@ -1,0 +1,23 @@
+"""The bundled feature network knows digits."""
+
+from __future__ import annotations
+
+import torch
+
+from pidistill.data import digits
+from pidistill.features import load_features, load_reference
+from pidistill.metrics.frechet import relative_frechet, statistics
+
+
+def test_bundled_classifier_knows_digits_and_its_reference_is_theirs():
+    net, data = load_features("digits"), digits()
+    part = torch.arange(0, 5000, 10)  # 50 of each class
+    with torch.inference_mode():
+        features = net.features(data.images[part])
+        accuracy = (net.out(features).argmax(1) == data.labels[part]).float().mean().item()
+    assert accuracy >= 0.98
+    reference = load_reference("digits")
+    assert reference[0].dtype == torch.float64 and reference[1].shape == (32, 32)
+    assert relative_frechet(statistics(features), reference) < 4  # 500 of the very images
+    noise = net.features(torch.randn(500, 1, 16, 16).clip(-1, 1))
+    assert relative_frechet(statistics(noise), reference) > 50

@@ -1,0 +1,40 @@
+"""EDM's denoising loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pidistill.data import Images
+from pidistill.denoiser import FunctionDenoiser
+from pidistill.objectives.edm import EDM
+from pidistill.seeds import stream
+from tests.helpers import tiny_teacher
+
+DATA = Images(torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1]), "none")
+
+
+def test_weighted_loss_has_its_closed_form():
+    """With D = x the error is t n, so that the loss is (t^2 + sd^2)/sd^2 mean(n^2)."""
+    objective = EDM(FunctionDenoiser(lambda x, t, labels=None: x, (1, 8, 8), 3), DATA)
+    n = torch.randn(4, 1, 8, 8)
+    t = torch.tensor([0.01, 0.5, 3.0, 40.0])
+    loss = objective({"y": DATA.images[:4], "ln_t": t.log(), "n": n})
+    torch.testing.assert_close(loss, (t**2 + 0.25) / 0.25 * n.square().mean((1, 2, 3)), rtol=1e-3, atol=1e-3)
+
+
+def test_draws_pair_images_with_their_labels_and_follow_the_noise_distribution():
+    objective = EDM(tiny_teacher(), DATA, p_mean=-0.4, p_std=0.7)
+    rows = [objective.draw(stream(0, 0, k)) for k in range(500)]
+    for row in rows:
+        n = next(n for n in range(5) if np.array_equal(row["y"], DATA.images[n].numpy()))
+        assert row["labels"] == DATA.labels[n]
+    ln_t = np.array([row["ln_t"] for row in rows])
+    assert ln_t.mean() == pytest.approx(-0.4, abs=0.1) and ln_t.std() == pytest.approx(0.7, abs=0.07)
+    assert np.stack([row["n"] for row in rows]).std() == pytest.approx(1, abs=0.02)
+
+
+def test_unconditional_denoiser_gets_no_labels():
+    row = EDM(tiny_teacher(classes=0), DATA).draw(stream(0))
+    assert set(row) == {"y", "ln_t", "n"}

@@ -1,0 +1,98 @@
+"""Configuration: one file, overrides, and one line for every mistake."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from pidistill.config import DistillConfig, TeacherConfig, dump_yaml, load_config, preset_names
+from pidistill.errors import PidistillError
+
+
+@pytest.mark.parametrize("model, name", [(m, n) for m in (DistillConfig, TeacherConfig) for n in preset_names(m)])
+def test_every_preset_loads_and_survives_writing(model, name, tmp_path):
+    config = load_config(model, name)
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    assert load_config(model, tmp_path / "config.yaml") == config
+
+
+def test_presets_are_those_of_the_folder():
+    assert {"default", "digits"} <= set(preset_names(DistillConfig)) and "digits" in preset_names(TeacherConfig)
+
+
+def test_overrides_win_and_keep_the_rest():
+    config = load_config(DistillConfig, "default", ["train.steps=7", "optimizer.lr=1e-3", "out=x", "objective.distance=l1",
+                                                    "student={init: random, net: mlp}", "student.net.width=5",
+                                                    "optimizer.clip=null", "objective.distance.c=2"])
+    base = load_config(DistillConfig, "default")
+    assert config.train.steps == 7 and config.train.batch == base.train.batch
+    assert config.optimizer.lr == 0.001 and config.optimizer.clip is None and base.optimizer.clip == 1.0
+    assert config.objective == {"name": "pid", "distance": {"name": "l1", "c": 2}}
+    assert config.student.net == {"name": "mlp", "width": 5} and config.out == "x"
+
+
+def test_a_name_replaces_a_member_and_its_options_follow():
+    config = load_config(DistillConfig, "default", {"objective.distance": {"name": "pseudo_huber", "c": 0.1}})
+    assert config.objective["distance"] == {"name": "pseudo_huber", "c": 0.1}
+
+
+@pytest.mark.parametrize("override, words", [
+    ("train.stesp=3", "did you mean 'steps'.*choices: batch, microbatch, seed, steps"),
+    ("tain.steps=3", "did you mean 'train'"),
+    ("train.steps=0", "train.steps should be greater than or equal to 1, got 0"), ("train.steps=abc", "got 'abc'"),
+    ("train.steps=1.5", "train.steps .*got 1.5"), ("grid.points=1", "grid.points .*got 1"), ("ema=1", "ema .*less than 1"),
+    ("ema=-0.1", "ema"), ("optimizer.lr=0", "optimizer.lr"), ("optimizer.lr=.nan", "optimizer.lr"),
+    ("optimizer.lr=.inf", "optimizer.lr"), ("optimizer.name=sgd", "'radam' or 'adam'"), ("optimizer.decay=step", "cosine"),
+    ("optimizer.clip=0", "optimizer.clip"), ("optimizer.betas=[0.9]", "optimizer.betas"),
+    ("optimizer.betas=[1.5, 0.9]", "optimizer.betas"), ("optimizer.betas=[0.9, 1]", "optimizer.betas"),
+    ("student.init=zero", "student.init"), ("student.net=3", "student.net"),
+    ("objective={distance: l1}", "objective must be a name"),
+    ("train=3", "train"), ("train.batch=", "train.batch"), ("train.seed=-1", "train.seed"), ("log.every=0", "log.every"),
+    ("train.seed=99999999999999999999999", "train.seed"), ("checkpoint.keep=0", "checkpoint.keep"), ("preview=3", "preview"),
+    ("train.steps", "key=value"), ("=3", "key=value"), ("a b=3", "key=value"), ("out=[", "cannot read the value"),
+    ("teacher.x=3", "teacher"), ("ema.x=3", "cannot set ema.x")])
+def test_bad_overrides_are_one_line(override, words):
+    with pytest.raises(PidistillError, match=words) as caught:
+        load_config(DistillConfig, "default", [override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_missing_keys_are_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {steps: 1}\nout: x\n")
+    with pytest.raises(PidistillError, match=r"train.batch .*is required"):
+        load_config(DistillConfig, tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("a: [", "line 2: not valid YAML"), ("- 1\n- 2", "got list"), ("", "got NoneType"),
+    ("!!python/object:os.system {}", "not valid YAML"),
+    ("\x00", "not valid YAML")])
+def test_bad_files_are_one_line(tmp_path, text, words):
+    path = tmp_path / "a.yaml"
+    path.write_text(text + "\n")
+    with pytest.raises(PidistillError, match=words):
+        load_config(DistillConfig, path)
+
+
+@pytest.mark.parametrize("source, words", [("digit", "did you mean 'digits'.*default"), ("/nowhere/a.yaml", "No such file"),
+                                           ("a.json", "choices: default")])
+def test_unknown_sources_are_one_line(source, words):
+    with pytest.raises(PidistillError, match=words):
+        load_config(DistillConfig, source)
+
+
+def test_not_utf8_is_one_line(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(PidistillError, match="cannot read the configuration"):
+        load_config(DistillConfig, tmp_path / "a.yaml")
+
+
+def test_scientific_notation_is_a_number():
+    for text, value in (("1e-3", 1e-3), ("2E5", 2e5), ("1.5e+2", 150.0), ("3.e-1", 0.3)):
+        assert load_config(DistillConfig, "default", [f"optimizer.lr={text}"]).optimizer.lr == value
+
+
+def test_the_written_file_is_plain_yaml():
+    config = load_config(DistillConfig, "default", ["objective.distance=l1"])
+    values = yaml.safe_load(dump_yaml(config))
+    assert values["objective"] == {"name": "pid", "distance": "l1"} and values["optimizer"]["betas"] == [0.9, 0.999]

@@ -1,0 +1,322 @@
+"""Every member of every open family keeps its family's contract: a new file is covered without a change here.
+
+Where a member's own facts are needed (a sampler's order, a teacher's spec), a table names them, and a member that is
+missing there fails.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pidistill.data import Images
+from pidistill.denoiser import Denoiser
+from pidistill.errors import PidistillError
+from pidistill.objectives import Objective
+from pidistill.plugins import FAMILIES, build, member, names
+from pidistill.seeds import stream
+from pidistill.student import make_student
+from pidistill.teachers import load_teacher, teacher_config
+from pidistill.trainer import draws
+from tests.helpers import CLASSES, SHAPE, exact_student, gaussian64, grid_of, invert, shake, start, tiny_teacher
+
+SAMPLER_ORDERS = {"euler": 1, "heun": 2}
+FEATURE_NETS = {"digit_classifier": (1, 16, 16)}  # these map images to features, not to images
+NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
+               "song_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}}
+TEACHER_SPECS = {
+    "bundled": ["bundled:digits"],
+    "folder": ["folder:{tmp}/teacher"],
+    "gaussian": ["gaussian:2", "gaussian:1x8x8,mean=0.2,std=0.5", "gaussian:2,modes=4,std=0.1",
+                 "gaussian:3,modes=3,classes"],
+    "python": ["python:pidistill_test_teacher:make"],
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_has_members_and_each_is_named_like_its_file(family: str):
+    assert names(family)
+    for name in names(family):
+        assert callable(member(family, name))
+
+
+# distances -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=names("distances"))
+def distance(request):
+    return build("distances", request.param)
+
+
+def images(seed: int, batch: int = 4) -> torch.Tensor:
+    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_distance_is_zero_only_where_equal(distance):
+    a, b = images(0), images(1)
+    b[2] = a[2]
+    d = distance(a, b)
+    assert d.shape == (4,) and d[2] == 0
+    assert bool((d[[0, 1, 3]] > 0).all())
+
+
+def test_distance_treats_samples_independently(distance):
+    a, b = images(0), images(1)
+    d, order = distance(a, b), torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(distance(a[order], b[order]), d[order])
+    torch.testing.assert_close(distance(a[:1], b[:1]), d[:1])
+    changed = b.clone()
+    changed[3] += 1
+    torch.testing.assert_close(distance(a, changed)[:3], d[:3])
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-6, 1.0])
+def test_distance_has_a_finite_gradient(distance, gap):
+    a = images(0).requires_grad_()
+    distance(a, images(0) + gap).sum().backward()
+    assert bool(a.grad.isfinite().all())
+    assert gap < 1 or bool((a.grad.flatten(1).abs().sum(1) > 0).all())
+
+
+# schemes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=names("schemes"))
+def scheme(request):
+    return build("schemes", request.param)
+
+
+@pytest.mark.parametrize("points", [2, 3, 20])
+def test_scheme_state_comes_first_and_inside_the_range(scheme, gaussian, points):
+    t, i = grid_of(gaussian, points).t, torch.arange(points)
+    times = scheme.times(i, t)
+    assert all(u.dtype == torch.float64 and u.shape == i.shape for u in times)
+    assert bool((torch.stack(list(times)) >= gaussian.t_min).all() and (torch.stack(list(times)) <= gaussian.t_max).all())
+    if scheme.order == 1:  # schemes that look around t_i may average the ends instead
+        torch.testing.assert_close(times[0], t, rtol=0, atol=0)
+
+
+def test_scheme_gives_the_student_state_at_its_first_time(scheme):
+    teacher = tiny_teacher()
+    student = make_student(teacher).double()
+    t, i = grid_of(teacher, 12).t, torch.arange(12)
+    z = start(SHAPE, batch=12)
+    times = scheme.times(i, t)
+    with torch.no_grad():
+        compared = scheme.combine([student.F(z, u) for u in times], times, z, teacher.t_max)
+        torch.testing.assert_close(compared.x, student(z, times[0]), rtol=1e-12, atol=1e-12)
+
+
+def test_scheme_order_on_the_exact_trajectory(scheme, gaussian):
+    """The error of t dx/dt = x - prediction falls as N^-order; the interior only, where every scheme has neighbours."""
+    def error(points: int) -> float:
+        t = grid_of(gaussian, points).t
+        i = torch.arange(points // 4, 3 * points // 4)
+        z = start((2,), batch=1).expand(len(i), 2)
+        times = scheme.times(i, t)
+        F = [invert(gaussian.exact(z, u), z, u, gaussian.t_max) for u in times]
+        compared = scheme.combine(F, times, z, gaussian.t_max)
+        return (compared.prediction - gaussian(compared.x, times[0])).abs().mean().item()
+
+    assert np.log2(error(400) / error(800)) == pytest.approx(scheme.order, abs=0.1)
+
+
+# samplers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=names("samplers"))
+def sampler(request):
+    return member("samplers", request.param)
+
+
+def test_sampler_yields_the_given_times(sampler, gaussian):
+    for ts in ([80.0, 5.0, 0.3, 0.002], [80.0, 1.0, 0.0]):
+        seen = [t for t, _ in sampler(gaussian, start((2,)), torch.tensor(ts, dtype=torch.float64))]
+        assert seen == ts[1:]
+
+
+def test_sampler_stands_still_where_nothing_is_denoised(sampler):
+    z, ts = start((2,)), torch.tensor([80.0, 5.0, 0.3, 0.0], dtype=torch.float64)
+    for _, x in sampler(lambda x, t, labels=None: x, z, ts):
+        torch.testing.assert_close(x, z, rtol=0, atol=0)
+
+
+def test_sampler_is_exact_for_a_constant_image(sampler):
+    """D = c makes the trajectory the straight line c + (t/T)(z - c), and its end at 0 is c."""
+    z, c, ts = start((2,)), 0.7, torch.tensor([80.0, 5.0, 0.3, 0.0], dtype=torch.float64)
+    for t, x in sampler(lambda x, t, labels=None: torch.full_like(x, c), z, ts):
+        torch.testing.assert_close(x, c + t / 80 * (z - c), rtol=1e-13, atol=1e-13)
+
+
+def test_sampler_passes_the_labels_on(sampler):
+    y = torch.tensor([2, 0, 1])
+    seen = []
+    list(sampler(lambda x, t, labels=None: seen.append(labels) or x, start((2,)), torch.tensor([80.0, 1.0]), y))
+    assert seen and all(labels is y for labels in seen)
+
+
+@pytest.mark.parametrize("name", names("samplers"))
+def test_sampler_order(name, gaussian):
+    """The global error at eps for N = 128 and 256: 0.998 for Euler, 2.02 for Heun."""
+    def error(n: int) -> float:
+        z = start((2,))
+        *_, (t, x) = member("samplers", name)(gaussian, z, grid_of(gaussian, n + 1).t)
+        return (x - gaussian.exact(z, t)).abs().max().item()
+
+    assert np.log2(error(128) / error(256)) == pytest.approx(SAMPLER_ORDERS[name], abs=0.05)
+
+
+# nets ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[name for name in names("nets") if name not in FEATURE_NETS])
+def net(request):
+    torch.manual_seed(0)
+    options = NET_OPTIONS.get(request.param, {})
+    return shake(build("nets", request.param, SHAPE, num_classes=CLASSES, **options)).eval()
+
+
+def net_input(batch: int = 5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return start(SHAPE, batch, 1.0, torch.float32), torch.linspace(-1.5, 1.1, batch), torch.arange(batch) % CLASSES
+
+
+def test_net_keeps_the_shape_and_rows_do_not_mix(net):
+    x, c_noise, y = net_input()
+    with torch.no_grad():
+        out = net(x, c_noise, y)
+        assert out.shape == x.shape and out.std() > 1e-3
+        for k in range(len(x)):
+            torch.testing.assert_close(net(x[k:k + 1], c_noise[k:k + 1], y[k:k + 1]), out[k:k + 1], rtol=1e-5, atol=1e-5)
+
+
+def test_net_listens_to_all_its_inputs(net):
+    x, c_noise, y = net_input()
+    with torch.no_grad():
+        out = net(x, c_noise, y)
+        for other in (net(x, c_noise, (y + 1) % CLASSES), net(x, c_noise + 0.5, y), net(x * 1.1, c_noise, y)):
+            assert bool(((other - out).flatten(1).abs().amax(1) > 1e-4).all())
+        assert net(x, c_noise, None).shape == x.shape
+
+
+def test_net_gradient_reaches_every_parameter(net):
+    x, c_noise, y = net_input()
+    net(x, c_noise, y).square().sum().backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+@pytest.mark.parametrize("name", FEATURE_NETS)
+def test_feature_net_gives_one_row_an_image(name):
+    net = build("nets", name).eval()
+    x = torch.rand(3, *FEATURE_NETS[name])
+    features = net.features(x)
+    assert features.ndim == 2 and len(features) == 3
+    torch.testing.assert_close(net.features(x[1:2]), features[1:2], rtol=1e-5, atol=1e-5)
+
+
+# objectives ----------------------------------------------------------------------------------------------------------
+
+
+def make_objective(name: str) -> Objective:
+    """An objective over tiny networks, from what its kind takes: images, or a student with a frozen teacher."""
+    teacher = tiny_teacher()
+    if member("objectives", name).needs == "images":
+        data = Images(images(3, 6)[:, :1], torch.arange(6) % CLASSES, "none")
+        return build("objectives", name, teacher.requires_grad_(True), data)
+    return build("objectives", name, make_student(teacher), teacher, grid_of(teacher, 10))
+
+
+@pytest.fixture(params=names("objectives"))
+def objective(request) -> Objective:
+    return make_objective(request.param)
+
+
+def test_objective_gives_one_finite_loss_a_sample(objective):
+    batch = draws(objective, 0, 0, range(5), torch.device("cpu"))
+    loss = objective(batch)
+    assert loss.shape == (5,) and bool(loss.isfinite().all()) and loss.std() > 0
+    alone = objective({key: value[2:3] for key, value in batch.items()})
+    torch.testing.assert_close(alone, loss[2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_objective_trains_its_networks_and_nothing_else(objective):
+    objective(draws(objective, 0, 0, range(8), torch.device("cpu"))).mean().backward()
+    trained = {id(p) for net in objective.networks.values() for p in net.parameters()}
+    for name, net in objective.networks.items():
+        silent = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+        assert silent == [], name
+    assert {id(p) for p in objective.parameters()} == trained  # what the trainer moves, wraps and synchronises
+    for net in objective.frozen:
+        assert not trained & {id(p) for p in net.parameters()}
+        assert all(p.grad is None for p in net.parameters())
+
+
+def test_objective_draws_depend_on_seed_step_and_number_alone(objective):
+    first = objective.draw(stream(3, 5, 7))
+    objective.draw(stream(3, 5, 8))
+    again = objective.draw(stream(3, 5, 7))
+    assert first.keys() == again.keys()
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+    for other in (stream(4, 5, 7), stream(3, 6, 7), stream(3, 5, 8)):
+        drawn = objective.draw(other)
+        assert any(not np.array_equal(first[key], drawn[key]) for key in first)
+
+
+# teachers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", names("teachers"))
+def test_teacher_keeps_the_protocol(kind, tmp_path, monkeypatch):
+    from pidistill.files import write_folder
+
+    tiny = tiny_teacher()
+    write_folder(tmp_path / "teacher", {"model": tiny.state_dict()}, {"config": teacher_config(tiny)})
+    (tmp_path / "pidistill_test_teacher.py").write_text(
+        "from pidistill.teachers.gaussian import gaussian\n\ndef make():\n    return gaussian('2')\n")
+    monkeypatch.chdir(tmp_path)
+    for spec in TEACHER_SPECS[kind]:
+        try:
+            teacher = load_teacher(spec.format(tmp=tmp_path))
+        except PidistillError as error:
+            if kind == "bundled" and "unknown bundled teacher" in str(error):
+                pytest.skip("the bundled teacher is not in this checkout")
+            raise
+        assert isinstance(teacher, Denoiser) and isinstance(teacher, nn.Module) and not teacher.training
+        assert 0 < teacher.t_min < teacher.t_max and teacher.sigma_data > 0 and teacher.rho > 0
+        x = torch.randn(4, *teacher.shape) * 0.3
+        y = torch.arange(4) % teacher.num_classes if teacher.num_classes else None
+        D = teacher(x, teacher.t_min, y)
+        assert D.shape == x.shape and D.dtype == torch.float32
+        torch.testing.assert_close(D, x, rtol=0, atol=0.02)  # almost no noise: almost nothing to remove
+        assert not torch.allclose(teacher(x, 1.0, y), x, atol=0.02)
+        assert all(not p.requires_grad for p in teacher.parameters())
+
+
+# metrics -------------------------------------------------------------------------------------------------------------
+
+METRICS = {  # (same, other) -> what the metric says of them
+    "frechet": lambda m, a, b: m.relative_frechet(m.statistics(a), m.statistics(b)),
+    "trajectory_rmse": lambda m, a, b: m.trajectory_rmse(a, b),
+}
+
+
+@pytest.mark.parametrize("name", names("metrics"))
+def test_metric_is_zero_for_itself_and_grows_with_the_difference(name):
+    from importlib import import_module
+
+    module = import_module(f"pidistill.metrics.{name}")
+    a = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    values = [METRICS[name](module, a + shift, a) for shift in (0.0, 0.1, 1.0)]
+    assert values[0] == pytest.approx(0, abs=1e-6) and values[0] < values[1] < values[2]
+    assert isinstance(values[1], float)
+
+
+def test_exact_student_is_the_trajectory():
+    """The helper that other tests lean on."""
+    gaussian = gaussian64()
+    z, student = start((2,)), exact_student(gaussian)
+    for t in (80.0, 40.0, 1.0, 0.002):
+        torch.testing.assert_close(student(z, t), gaussian.exact(z, t), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,100 @@
+"""EDM's preconditioning, wrappers for teachers of one's own, and the choice of labels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pidistill.denoiser import Denoiser, EDMDenoiser, FunctionDenoiser, as_denoiser, build_net, choose_labels, device_of
+from pidistill.errors import PidistillError
+from pidistill.seeds import labels_of
+from tests.helpers import MLP, SHAPE, tiny_teacher
+
+
+class Recorder(nn.Module):
+    """A network that gives a constant and remembers its input."""
+
+    def forward(self, x, c_noise, labels=None):
+        self.seen = (x, c_noise, labels)
+        return torch.full_like(x, 3.0)
+
+
+def test_preconditioning_is_table_1():
+    net, sd = Recorder(), 0.4
+    teacher = EDMDenoiser(net, (1, 2, 2), 5, sigma_data=sd)
+    x, t, y = torch.randn(3, 1, 2, 2), torch.tensor([0.01, 1.0, 70.0]), torch.tensor([1, 2, 4])
+    D, u = teacher(x, t, y), t[:, None, None, None]
+    expected = sd**2 / (u**2 + sd**2) * x + u * sd / (sd**2 + u**2).sqrt() * 3.0
+    torch.testing.assert_close(D, expected)
+    torch.testing.assert_close(net.seen[0], x / (sd**2 + u**2).sqrt())
+    torch.testing.assert_close(net.seen[1], t.log() / 4)
+    assert net.seen[2] is y
+
+
+def test_a_clean_image_stays_as_it_is():
+    teacher, x = tiny_teacher(), torch.rand(2, *SHAPE)
+    errors = [(teacher(x, t) - x).abs().max().item() for t in (1e-1, 1e-2, 1e-4)]
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
+
+
+def test_a_number_serves_all_samples():
+    teacher, x = tiny_teacher(), torch.randn(3, *SHAPE)
+    torch.testing.assert_close(teacher(x, 0.7), teacher(x, torch.full((3,), 0.7)), rtol=0, atol=0)
+
+
+def test_facts_are_what_a_student_inherits():
+    teacher = tiny_teacher(t_min=0.01, t_max=50, sigma_data=0.3, rho=5)
+    assert teacher.facts() == {"shape": SHAPE, "num_classes": 3, "t_min": 0.01, "t_max": 50.0, "sigma_data": 0.3, "rho": 5.0}
+
+
+@pytest.mark.parametrize("t_min, t_max", [(0, 1), (-1, 1), (2, 1), (1, 1)])
+def test_impossible_noise_ranges_are_refused(t_min, t_max):
+    with pytest.raises(PidistillError, match="0 < t_min < t_max"):
+        FunctionDenoiser(lambda x, t, y: x, (1,), t_min=t_min, t_max=t_max)
+
+
+class Own:
+    """A black box that keeps the protocol without the base class."""
+
+    shape, num_classes, t_min, t_max, sigma_data = (2,), 0, 0.01, 10.0, 0.7
+
+    def __call__(self, x, t, labels=None):
+        return x / (1 + t[:, None])
+
+
+def test_any_callable_that_states_its_facts_is_a_teacher():
+    wrapped = as_denoiser(Own())
+    assert isinstance(wrapped, Denoiser)
+    assert (wrapped.t_max, wrapped.sigma_data, wrapped.shape, wrapped.rho) == (10.0, 0.7, (2,), 7.0)
+    torch.testing.assert_close(wrapped(torch.ones(2, 2), 1.0), torch.full((2, 2), 0.5))
+    assert as_denoiser(wrapped) is wrapped
+
+
+def test_what_a_teacher_lacks_is_named():
+    with pytest.raises(PidistillError, match="missing: shape, num_classes"):
+        as_denoiser(lambda x, t: x)
+
+
+def test_given_labels_are_checked_and_spread():
+    seeds = [5, 6, 7]
+    assert choose_labels(2, 3, seeds).tolist() == [2, 2, 2]
+    assert choose_labels([0, 1, 2], 3, seeds).tolist() == [0, 1, 2]
+    assert choose_labels([0, 1], 3, [*seeds, 8]).tolist() == [0, 1, 0, 1]
+    assert choose_labels(None, 0, seeds) is None
+    assert choose_labels(None, 3, seeds).tolist() == labels_of(seeds, 3).tolist()
+
+
+@pytest.mark.parametrize("labels, classes, words", [
+    ([3], 3, "label 3 is outside the classes 0-2"), ([0, -1, 2], 3, "label -1"), ([0, 1], 3, "2 labels for 3 images"),
+    ([0], 0, "unconditional")])
+def test_bad_labels_are_refused(labels, classes, words):
+    with pytest.raises(PidistillError, match=words):
+        choose_labels(labels, classes, [5, 6, 7])
+
+
+def test_build_net_and_device():
+    net = build_net(MLP, (2,), 0)
+    assert device_of(net) == torch.device("cpu") and device_of(Recorder()) == torch.device("cpu")
+    with pytest.raises(PidistillError, match=r"choices: .*mlp"):
+        build_net({"name": "mpl"}, (2,), 0)

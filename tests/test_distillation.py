@@ -1,0 +1,75 @@
+"""The Python entry points, with a teacher that is the user's own object."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import pidistill
+from pidistill.config import DistillConfig, load_config
+from pidistill.distillation import default_preset, resume
+from pidistill.errors import PidistillError
+from pidistill.files import read_json
+from tests.helpers import tiny_teacher
+
+QUICK = {"student.init": "random", "student.net": {"name": "mlp", "width": 8, "depth": 1}, "train.steps": 2,
+         "train.batch": 4,         "evaluate.num": 4, "grid.points": 10}
+
+
+class Own(nn.Module):
+    """D = x/2 for images, with dropout that must not act while it teaches."""
+
+    shape, num_classes, t_min, t_max, sigma_data = (1, 4, 4), 0, 0.01, 20.0, 0.5
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.modes = set()
+
+    def forward(self, x, t, labels=None):
+        self.modes.add(self.training)
+        return x / 2
+
+
+def test_public_names():
+    for name in pidistill.__all__:
+        assert getattr(pidistill, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        pidistill.distil  # noqa: B018
+
+
+def test_an_object_can_teach(tmp_path):
+    teacher = Own()
+    student = pidistill.distill(teacher, out=tmp_path / "run", overrides=QUICK)
+    assert (student.t_min, student.t_max, student.shape) == (0.01, 20.0, (1, 4, 4))
+    assert student.sample([0, 1, 2]).shape == (3, 1, 4, 4)
+    again = pidistill.load_student(tmp_path / "run").sample([0, 1, 2])
+    assert torch.equal(student.sample([0, 1, 2]), again)
+    assert teacher.modes == {False}  # dropout and batch statistics of a teacher do not act
+
+
+def test_a_run_does_not_claim_another_teacher_than_it_had(tmp_path):
+    """An object has no spec: neither provenance nor a resumed run may fall back to the bundled teacher."""
+    pidistill.distill(Own(), out=tmp_path / "run", overrides=QUICK)
+    assert "bundled" not in str(read_json(tmp_path / "run" / "student" / "provenance.json")["teacher"])
+    assert load_config(DistillConfig, tmp_path / "run" / "config.yaml").teacher != "bundled:digits"
+    with pytest.raises(PidistillError) as caught:
+        resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_student_starts_from_an_objects_network(tmp_path):
+    """With a learning rate near 0 the student is the teacher's network."""
+    teacher = tiny_teacher()
+    student = pidistill.distill(teacher, out=tmp_path / "run", overrides={
+        "train.steps": 1, "train.batch": 2, "evaluate.num": 2, "grid.points": 5, "optimizer.lr": 1e-12})
+    for p, q in zip(student.net.parameters(), teacher.model.parameters()):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+def test_refusals_are_one_line(tmp_path):
+    with pytest.raises(PidistillError, match="is no teacher"):
+        pidistill.distill(lambda x: x, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert default_preset("bundled:digits") == "digits" and default_preset("gaussian:2") == "default"

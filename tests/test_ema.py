@@ -1,0 +1,55 @@
+"""The average has a closed form."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from pidistill.ema import EMA
+
+
+def follow(rate: float, values: list[float], first: int = 0) -> float:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, values[0])
+    ema = EMA({"student": net}, rate)
+    for step, value in enumerate(values[1:], first):
+        nn.init.constant_(net.weight, value)
+        ema.update(step)
+    return ema.networks["student"].weight.item()
+
+
+def test_constant_weights_stay():
+    assert follow(0.9, [2.0] * 20) == pytest.approx(2.0)
+
+
+def test_far_from_the_start_the_rate_is_the_given_one():
+    """From 0 to 1 after n updates: 1 - rate^n."""
+    assert follow(0.9, [0.0] + [1.0] * 7, first=1000) == pytest.approx(1 - 0.9**7, rel=1e-5)
+
+
+def test_the_rate_ramps_up():
+    product = 1.0
+    for step in range(5):
+        product *= min(0.999, (1 + step) / (10 + step))
+    assert follow(0.999, [0.0] + [1.0] * 5) == pytest.approx(1 - product, rel=1e-5)
+
+
+def test_rate_zero_is_the_newest_weight():
+    assert follow(0.0, [0.0, 1.0, 5.0]) == 5.0
+
+
+def test_the_average_is_a_copy_in_evaluation_mode():
+    net = nn.Linear(2, 2).train()
+    average = EMA({"a": net}, 0.9).networks["a"]
+    assert net.training and not average.training and not any(p.requires_grad for p in average.parameters())
+    assert average.weight.data_ptr() != net.weight.data_ptr()
+
+
+def test_weights_that_move_are_still_followed():
+    """Wrapping for several processes, or a move to another device, gives a parameter new storage."""
+    net = nn.Linear(1, 1, bias=False)
+    ema = EMA({"a": net}, 0.0)
+    net.weight.data = net.weight.data.clone()
+    nn.init.constant_(net.weight, 7.0)
+    ema.update(0)
+    assert ema.networks["a"].weight.item() == 7.0

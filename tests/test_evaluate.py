@@ -1,0 +1,73 @@
+"""The numbers of an evaluation, on models whose answers are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pidistill.errors import PidistillError
+from pidistill.evaluate import evaluate, image_features, pick_features, table
+from pidistill.samplers import STEPS, sample_teacher, sampler_times
+from pidistill.seeds import labels_of, noise
+from pidistill.student import make_student
+from pidistill.teachers.gaussian import gaussian
+from tests.helpers import MLP, SHAPE, tiny_teacher
+
+
+def test_counts_calls_and_measures_the_distance():
+    teacher = tiny_teacher()
+    student = make_student(teacher).eval()
+    results = evaluate(teacher, student, num=7, batch=3, first_seed=40)
+    assert results["teacher"]["nfe"] == 2 * STEPS - 1 == 35 and results["student"]["nfe"] == 1
+    seeds = range(40, 47)
+    y = labels_of(seeds, 3)
+    difference = student.sample(seeds, y, clip=False) - sample_teacher(teacher, seeds, y)
+    assert results["student"]["trajectory_rmse"] == pytest.approx(math.sqrt(difference.square().mean()), rel=1e-4)
+    ratio = results["student"]["images_per_s"] / results["teacher"]["images_per_s"]
+    assert results["speedup"] == pytest.approx(ratio)
+
+
+def test_a_teacher_or_a_student_alone():
+    teacher = gaussian("2")
+    assert set(evaluate(teacher, None, num=4)) == {"teacher"}
+    assert set(evaluate(None, make_student(teacher, "random", MLP).eval(), num=4)["student"]) == {"nfe", "images_per_s"}
+
+
+def test_teacher_solution_is_that_of_the_ode():
+    """Heun on a Gaussian against the closed form, from the noise of the seeds."""
+    teacher = gaussian("1x4x4,mean=0.2,std=0.5")
+    z = noise(range(9), teacher.shape) * teacher.t_max
+    images = sample_teacher(teacher, range(9), steps=72, batch_size=4)
+    torch.testing.assert_close(images, teacher.exact(z, 0.0), rtol=0, atol=0.01)
+    ts = sampler_times(teacher, 5)
+    assert len(ts) == 6 and ts[0] == teacher.t_max and ts[4] == teacher.t_min and ts[5] == 0
+
+
+def test_fd_needs_digits_and_finite_images():
+    with pytest.raises(PidistillError, match="16x16 grey images"):
+        evaluate(tiny_teacher(), None, num=4, features="digits")
+    images = torch.zeros(3, *SHAPE)
+    images[1, 0, 0, 0] = math.nan
+    with pytest.raises(PidistillError, match="1 images are not finite; the first is number 1"):
+        image_features(None, images)
+
+
+def test_fd_tells_digits_from_grey():
+    flat = evaluate(gaussian("1x16x16,std=0.1"), None, num=40, batch=20, features="digits", steps=2)
+    assert flat["teacher"]["fd"] > 50 and flat["teacher"]["nfe"] == 3
+
+
+def test_auto_means_digits_for_the_bundled_digits_alone():
+    assert pick_features("auto", "bundled:digits", None) == "digits" and pick_features("auto", "gaussian:2", None) is None
+    assert pick_features("auto", "runs/x", "bundled:digits") == "digits"
+    assert pick_features("none", "bundled:digits") is None and pick_features("digits", "x") == "digits"
+
+
+def test_table_shows_what_there_is():
+    results = {"teacher": {"nfe": 35, "images_per_s": 10.0, "fd": 0.3}, "speedup": 20.0,
+               "student": {"nfe": 1, "images_per_s": 200.0, "trajectory_rmse": 0.12345}}
+    head, teacher, student, ratio = table(results)
+    assert teacher == ["teacher", "35", "0.30", "-", "10"] and student == ["student", "1", "-", "0.123", "200"]
+    assert ratio[1] == "35x fewer" and ratio[4] == "20.0x" and len(head) == 5

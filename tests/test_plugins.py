@@ -1,0 +1,45 @@
+"""Open families: unknown names and options list the choices."""
+
+from __future__ import annotations
+
+import pytest
+
+from pidistill.errors import PidistillError
+from pidistill.plugins import build, member, names
+from pidistill.teachers.gaussian import gaussian
+
+
+def test_names_are_the_files():
+    assert names("distances") == ["l1", "l2", "pseudo_huber"] or {"l1", "l2", "pseudo_huber"} < set(names("distances"))
+    assert names("samplers") == sorted(names("samplers")) and "__init__" not in names("nets")
+
+
+def test_a_member_is_the_object_named_like_the_file():
+    from pidistill.distances.pseudo_huber import PseudoHuber
+    from pidistill.nets.song_unet import SongUNet
+
+    assert member("distances", "pseudo_huber") is PseudoHuber and member("nets", "song_unet") is SongUNet
+    assert member("teachers", "gaussian") is gaussian  # and not the class Gaussian, which differs in case only
+
+
+def test_unknown_member_lists_the_choices():
+    with pytest.raises(PidistillError, match=r"unknown distance 'l22'; did you mean 'l2'\? \(choices: l1, l2"):
+        member("distances", "l22")
+
+
+def test_unknown_option_lists_the_options():
+    with pytest.raises(PidistillError, match=r"option of distances/pseudo_huber 'k' \(choices: c\)"):
+        build("distances", "pseudo_huber", k=1)
+    with pytest.raises(PidistillError, match=r"nets/mlp 'widht'; did you mean 'width'"):
+        build("nets", "mlp", (2,), widht=3)
+
+
+def test_missing_and_doubled_arguments_are_one_line():
+    with pytest.raises(PidistillError, match="nets/mlp: missing a required argument: 'shape'"):
+        build("nets", "mlp")
+    with pytest.raises(PidistillError, match="nets/mlp: multiple values"):
+        build("nets", "mlp", (2,), shape=(2,))
+
+
+def test_options_reach_the_member():
+    assert build("distances", "pseudo_huber", c=0.25).c == 0.25

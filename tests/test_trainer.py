@@ -1,0 +1,188 @@
+"""The training loop on tiny runs: resumption, batch split, options."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+from pidistill.config import DistillConfig, OptimizerConfig, load_config
+from pidistill.errors import PidistillError
+from pidistill.objectives.pid import PID
+from pidistill.student import make_student
+from pidistill.teachers.gaussian import gaussian
+from pidistill.trainer import draws, learning_rate, make_optimizer, train
+from tests.helpers import MLP, grid_of, tiny_teacher
+
+VOLATILE = ("seconds", "images_per_s")
+
+
+def start_run(folder, overrides=None, preview=None, images=False):
+    """Train in `folder` from the same start; returns (weights, averages)."""
+    folder.mkdir(exist_ok=True)
+    values = {"train.steps": 6, "train.batch": 4, "log.every": 2, "checkpoint.every": 3, "optimizer.lr": 1e-2, "out": "x",
+              "optimizer.clip": None, "ema": 0.9} | (overrides or {})
+    config = load_config(DistillConfig, "default", values)
+    torch.manual_seed(0)
+    if images:
+        teacher = tiny_teacher()
+        student = make_student(teacher)
+    else:
+        teacher = gaussian("2,modes=4,std=0.2")
+        student = make_student(teacher, "random", MLP)
+    objective = PID(student, teacher, grid_of(teacher, 10))
+    networks, main = train(objective, config, folder, preview)
+    assert main
+    flat = lambda net: torch.cat([p.detach().flatten() for p in net.parameters()])
+    return flat(student), flat(networks["student"])
+
+
+def metrics(folder) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in VOLATILE} for record in records]
+
+
+def cut(source, target, step: int):
+    """The folder as an interruption after checkpoint `step` leaves it: later lines are there, later checkpoints not."""
+    shutil.copytree(source, target)
+    for path in (target / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path):
+    options = {"checkpoint.every": 2, "checkpoint.keep": 9, "optimizer.decay": "cosine", "optimizer.warmup": 3}
+    whole = start_run(tmp_path / "a", options)
+    cut(tmp_path / "a", tmp_path / "b", 4)
+    resumed = start_run(tmp_path / "b", options)
+    for a, b in zip(whole, resumed):
+        assert torch.equal(a, b)
+    assert [record["step"] for record in metrics(tmp_path / "b")] == [2, 4, 6]
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+
+
+@pytest.mark.parametrize("every, steps", [(4, 10), (5, 7), (20, 9)])
+def test_logged_losses_are_means_over_what_was_done_since_the_last_line(tmp_path, every, steps):
+    """Resumed at step 3, between two lines: the lines after the next one must be those of the whole run."""
+    each = {"log.every": 1, "train.steps": steps, "checkpoint.keep": 9}
+    start_run(tmp_path / "each", each)
+    losses = [record["loss"] for record in metrics(tmp_path / "each")]
+    cut(tmp_path / "each", tmp_path / "b", 3)
+    (tmp_path / "b" / "metrics.jsonl").unlink()
+    start_run(tmp_path / "b", each | {"log.every": every})
+    previous = 3
+    for record in metrics(tmp_path / "b"):
+        assert record["loss"] == pytest.approx(sum(losses[previous:record["step"]]) / (record["step"] - previous), rel=1e-5)
+        previous = record["step"]
+    assert previous == steps
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = start_run(tmp_path / "a")
+    again = start_run(tmp_path / "a")
+    assert torch.equal(first[0], again[0]) and len(metrics(tmp_path / "a")) == 3
+
+
+@pytest.mark.parametrize("images", [False, True])
+@pytest.mark.parametrize("microbatch", [1, 3])
+def test_microbatches_change_nothing(tmp_path, images, microbatch):
+    whole = start_run(tmp_path / "a", images=images)
+    split = start_run(tmp_path / "b", {"train.microbatch": microbatch}, images=images)
+    for a, b in zip(whole, split):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    for a, b in zip(metrics(tmp_path / "a"), metrics(tmp_path / "b")):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_training_learns(tmp_path):
+    start_run(tmp_path / "a", {"train.steps": 80, "train.batch": 32, "log.every": 10})
+    losses = [record["loss"] for record in metrics(tmp_path / "a")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("change", [
+    {"train.seed": 1}, {"optimizer.name": "adam"}, {"optimizer.lr": 2e-2}, {"optimizer.betas": [0.5, 0.9]},
+    {"optimizer.warmup": 3}, {"optimizer.decay": "cosine"}, {"optimizer.clip": 1e-3}, {"train.batch": 5}])
+def test_every_training_option_changes_the_weights(tmp_path, change):
+    base = {"optimizer.name": "radam"}
+    ours, other = start_run(tmp_path / "a", base), start_run(tmp_path / "b", base | change)
+    assert (ours[0] - other[0]).abs().max() > 1e-6
+
+
+def test_ema_changes_the_average_alone(tmp_path):
+    a, b = start_run(tmp_path / "a", {"ema": 0.0}), start_run(tmp_path / "b", {"ema": 0.9})
+    assert torch.equal(a[0], b[0]) and not torch.equal(a[1], b[1])
+    assert torch.allclose(a[0], a[1])
+
+
+def test_clipping_shortens_the_step_and_logs_the_norm_before_it(tmp_path):
+    """Adam divides by |g| + 1e-8: a gradient clipped to 1e-12 moves no weight by more than about lr * 1e-4."""
+    adam = {"optimizer.name": "adam", "train.steps": 1}
+    free = start_run(tmp_path / "a", adam)[0]
+    clipped = start_run(tmp_path / "b", adam | {"optimizer.clip": 1e-12})[0]
+    torch.manual_seed(0)
+    student = make_student(gaussian("2,modes=4,std=0.2"), "random", MLP)
+    before = torch.cat([p.detach().flatten() for p in student.parameters()])
+    assert (clipped - before).abs().max() < 1e-5 < 1e-3 < (free - before).abs().max()
+    assert metrics(tmp_path / "a")[0]["grad_norm"] == metrics(tmp_path / "b")[0]["grad_norm"] > 0
+
+
+def test_learning_rates():
+    config = OptimizerConfig(lr=1.0, warmup=4)
+    assert [learning_rate(config, step, 100) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    config = OptimizerConfig(lr=2.0, decay="cosine")
+    assert learning_rate(config, 0, 100) == 2 and learning_rate(config, 50, 100) == pytest.approx(1)
+    assert 0 < learning_rate(config, 99, 100) < 1e-3
+
+
+def test_optimizers():
+    p = [torch.nn.Parameter(torch.ones(2))]
+    made = make_optimizer(OptimizerConfig(name="radam", lr=0.1, betas=(0.5, 0.6)), iter(p))
+    assert isinstance(made, torch.optim.RAdam) and made.defaults["betas"] == (0.5, 0.6)
+    assert made.defaults["weight_decay"] == 0
+    assert isinstance(make_optimizer(OptimizerConfig(name="adam"), iter(p)), torch.optim.Adam)
+
+
+def test_draws_do_not_depend_on_the_split():
+    teacher = gaussian("2")
+    objective = PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 50))
+    cpu = torch.device("cpu")
+    whole = draws(objective, 3, 5, range(8), cpu)
+    parts = [draws(objective, 3, 5, ks, cpu) for ks in (range(0, 3), range(3, 8))]
+    for key in whole:
+        assert torch.equal(whole[key], torch.cat([part[key] for part in parts]))
+    assert len(whole["z"].unique()) == 16 and whole["z"].dtype == torch.float32 and whole["i"].dtype == torch.int64
+
+
+def test_a_loss_that_is_not_finite_stops_in_one_line(tmp_path):
+    with pytest.raises(PidistillError, match=r"the loss is nan near step \d+; lower optimizer.lr") as caught:
+        start_run(tmp_path / "a", {"optimizer.lr": 1e30, "train.steps": 50})
+    assert "\n" not in str(caught.value)
+
+
+def test_no_checkpoint_holds_a_loss_that_was_not_finite(tmp_path):
+    """A checkpoint written between two log lines must not carry NaN, or resuming could never recover."""
+    from pidistill.files import read_tensors
+
+    with pytest.raises(PidistillError, match="the loss is"):
+        start_run(tmp_path / "a", {"optimizer.lr": 1e30, "train.steps": 50, "log.every": 25, "checkpoint.every": 5})
+    for path in (tmp_path / "a").glob("checkpoints/*/student.safetensors"):
+        assert all(bool(v.isfinite().all()) for v in read_tensors(path).values()), path
+
+
+def test_previews_and_files(tmp_path):
+    seen = []
+
+    def preview(networks, path):
+        seen.append(path.name)
+        assert not networks["student"].training
+
+    start_run(tmp_path / "a", {"preview.every": 4, "checkpoint.keep": 1}, preview)
+    assert seen == ["000004.png", "000006.png"]
+    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["000006"]
+    assert any((tmp_path / "a" / "tensorboard").iterdir())
+    for record in metrics(tmp_path / "a"):
+        assert set(record) == {"step", "loss", "lr", "grad_norm"} and math.isfinite(record["loss"])
