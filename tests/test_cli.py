@@ -373,3 +373,16 @@ def test_real_process_refuses_in_one_line(command, tmp_path):
     assert "choices" in command("distill", "--preset", "nope", cwd=tmp_path).error()
     assert "sample" in command("smaple", cwd=tmp_path).error()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_forced_samples_leave_no_old_pictures(tmp_path, monkeypatch, capsys):
+    """A folder of PNGs holds what the last call drew, not a mixture of two."""
+    from pidistill.cli import main
+
+    for seeds in ("0-3", "7"):
+        monkeypatch.setattr("sys.argv", ["pidistill", "sample", "gaussian:1x4x4", "--seeds", seeds, "--steps", "2",
+                                         "--out", str(tmp_path / "pictures"), "--force"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["000007.png"]

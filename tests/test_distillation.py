@@ -73,3 +73,10 @@ def test_refusals_are_one_line(tmp_path):
         pidistill.distill(lambda x: x, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert default_preset("bundled:digits") == "digits" and default_preset("gaussian:2") == "default"
+
+
+def test_a_loaded_teacher_keeps_its_spec(tmp_path):
+    """Handed over as an object, it is still known by name to provenance, evaluate and resume."""
+    spec = "gaussian:2,modes=4,std=0.1"
+    pidistill.distill(pidistill.load_teacher(spec), out=tmp_path / "run", overrides=QUICK)
+    assert read_json(tmp_path / "run" / "student" / "provenance.json")["teacher"] == spec

@@ -23,10 +23,12 @@ class Denoiser(nn.Module):
 
     Subclasses define `denoise(x, t, labels=None)`: x (B, C, H, W), t (B,) in units of the data's scale, labels (B,)
     int64 or None -> (B, C, H, W). No gradient is ever asked for. Everything that depends on the teacher's noise
-    range or data scale reads it here. `source` is the folder that it was read from, if any.
+    range or data scale reads it here. `source` is the folder that it was read from and `spec` what `load_teacher` was
+    asked for, if any.
     """
 
     source: Path | None = None
+    spec: str | None = None
 
     def __init__(self, shape: Sequence[int], num_classes: int = 0, *, t_min: float = T_MIN, t_max: float = T_MAX,
                  sigma_data: float = SIGMA_DATA, rho: float = RHO):

@@ -37,7 +37,8 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
     overrides: configuration keys, such as {"train.steps": 2000}. The run's folder is `out`.
     """
     values = dict(overrides or {})
-    values["teacher"] = teacher if isinstance(teacher, str) else f"object:{type(teacher).__name__}"  # which has no spec
+    spec = teacher if isinstance(teacher, str) else getattr(teacher, "spec", None)
+    values["teacher"] = spec or f"object:{type(teacher).__name__}"
     if out is not None:
         values["out"] = str(out)
     config = load_config(DistillConfig, preset or default_preset(values.get("teacher")), values)

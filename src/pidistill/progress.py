@@ -39,6 +39,10 @@ class Progress:
             console.print(f"step {done}/{self.total}  loss {loss:.4g}  {self.speed(done):.0f} images/s  {left:.0f} s left",
                           soft_wrap=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was, also after an error or Ctrl-C."""
         if self.bar:
             self.bar.stop()

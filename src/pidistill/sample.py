@@ -45,6 +45,8 @@ def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | N
         if out.suffix:
             raise PidistillError(f"--out must end in .png (a grid) or .npz, or name a folder without a dot, got {out}")
         out.mkdir(exist_ok=True)
+        for old in out.glob("*.png"):  # the folder holds what this call drew; --force was asked for
+            old.unlink()
         for seed, image in zip(seeds, images):
             save_png(to_pil(image), out / f"{seed:06d}.png")
         return f"{len(images)} images in the folder {out}"

@@ -73,41 +73,39 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     start = restore(folder, objective, ema, optimizer)
     model, optimizer = accelerator.prepare(objective, optimizer)
     log = Log(folder, start) if accelerator.is_main_process else None
-    progress = Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process)
-
     running, logged = torch.zeros((), device=accelerator.device), start
-    for step in range(start, plan.steps):
-        rate = learning_rate(config.optimizer, step, plan.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for k in range(0, share, micro):
-            ks = range(first_k + k, first_k + min(k + micro, share))
-            batch = draws(objective, plan.seed, step, ks, accelerator.device)
-            with accelerator.no_sync(model) if k + micro < share else nullcontext():
-                loss = model(batch).sum() / share
-                accelerator.backward(loss)
-            running += loss.detach()
-        norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ema.update(step)
+    with Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process) as progress:
+        for step in range(start, plan.steps):
+            rate = learning_rate(config.optimizer, step, plan.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for k in range(0, share, micro):
+                ks = range(first_k + k, first_k + min(k + micro, share))
+                batch = draws(objective, plan.seed, step, ks, accelerator.device)
+                with accelerator.no_sync(model) if k + micro < share else nullcontext():
+                    loss = model(batch).sum() / share
+                    accelerator.backward(loss)
+                running += loss.detach()
+            norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(step)
 
-        done, last = step + 1, step + 1 == plan.steps
-        if done % config.log.every == 0 or last:  # the only place where values come to the host
-            mean = accelerator.reduce(running, "mean").item() / (done - logged)
-            running.zero_()
-            logged = done
-            require_finite(mean, done)
-            if log:
-                log.write(dict(step=done, loss=mean, lr=rate, grad_norm=norm.item(), images_per_s=progress.speed(done)))
-            progress.update(done, mean)
-        if log and preview and (done % config.preview.every == 0 or last):
-            preview(ema.networks, folder / "samples" / f"{done:06d}.png")
-        if done % config.checkpoint.every == 0 or last:
-            require_finite(norm.item(), done)  # before it is saved, or resuming could never recover
-            if log:
-                save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer)
-    progress.close()
+            done, last = step + 1, step + 1 == plan.steps
+            if done % config.log.every == 0 or last:  # the only place where values come to the host
+                mean = accelerator.reduce(running, "mean").item() / (done - logged)
+                running.zero_()
+                logged = done
+                require_finite(mean, done)
+                if log:
+                    log.write(dict(step=done, loss=mean, lr=rate, grad_norm=norm.item(), images_per_s=progress.speed(done)))
+                progress.update(done, mean)
+            if log and preview and (done % config.preview.every == 0 or last):
+                preview(ema.networks, folder / "samples" / f"{done:06d}.png")
+            if done % config.checkpoint.every == 0 or last:
+                require_finite(norm.item(), done)  # before it is saved, or resuming could never recover
+                if log:
+                    save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer)
     accelerator.wait_for_everyone()
     return ema.networks, accelerator.is_main_process
 

@@ -17,6 +17,8 @@ def load_teacher(spec: str, **options: Any) -> Denoiser:
     A bare path is a teacher's folder. Raises PidistillError, in one line, for anything that cannot be loaded.
     """
     kind, sign, rest = spec.partition(":")
+    if kind == "object":  # what `distill` records of a teacher that was handed over in Python
+        raise PidistillError(f"the teacher was a Python object ({rest}), which no file describes; name one with --teacher")
     if not sign or kind not in names("teachers"):
         if Path(spec).is_dir():
             kind, rest = "folder", spec
@@ -24,7 +26,9 @@ def load_teacher(spec: str, **options: Any) -> Denoiser:
             raise choices("teacher kind", kind, names("teachers"))
         else:
             raise PidistillError(f"teacher {spec!r} is no folder and no KIND:REST (kinds: {', '.join(names('teachers'))})")
-    return build("teachers", kind, rest, **options).eval().requires_grad_(False)
+    teacher: Denoiser = build("teachers", kind, rest, **options).eval().requires_grad_(False)
+    teacher.spec = spec
+    return teacher
 
 
 def read_teacher(folder: Path) -> Denoiser:
