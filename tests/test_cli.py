@@ -227,7 +227,7 @@ def test_the_verbs_are_frozen(cli):
     ([*QUICK, "--set", "student.net.name=mpl"], "did you mean 'mlp'"), ([*QUICK, "--set", "student.net.widht=3"], "'width'"),
     ([*QUICK, "--set", "student.net.num_classes=3"], "num_classes"), ([*QUICK, "--set", "student.net.width=-3"], "width"),
     ([*QUICK, "--set", "student.net.width=wide"], "width"),
-    ([*QUICK, "--set", "train.stpes=3"], "did you mean 'steps'"), ([*QUICK, "--set", "train.steps=0"], "train.steps"),
+    ([*QUICK, "--set", "train.stpes=3"], "did you mean 'train.steps'"), ([*QUICK, "--set", "train.steps=0"], "train.steps"),
     ([*QUICK, "--set", "grid.points=1"], "grid.points"), ([*QUICK, "--set", "ema=1.5"], "ema"),
     ([*QUICK, "--set", "train.seed=99999999999999999999999"], "train.seed"),
     ([*QUICK, "--set", "optimizer.betas=[2, 0.9]"], "optimizer.betas"), ([*QUICK, "--set", "train.steps"], "key=value"),

@@ -80,14 +80,16 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, out: Anno
     from pidistill import runs
     from pidistill.models import load_model
     from pidistill.plugins import member
-    from pidistill.sample import images_of, write_images
+    from pidistill.sample import check_target, images_of, write_images
     from pidistill.seeds import parse_integers
 
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
     member("samplers", sampler)
     runs.check_free(out, force)
-    images, y = images_of(load_model(model), numbers, classes, batch_size=batch, sampler=sampler, steps=steps)
+    loaded = load_model(model)
+    check_target(out, loaded.shape)
+    images, y = images_of(loaded, numbers, classes, batch_size=batch, sampler=sampler, steps=steps)
     print(write_images(out, images, numbers, y, columns))
 
 

@@ -167,7 +167,8 @@ def check(model: type[Config], values: dict[str, Any], where: str) -> Config:
             fields: Any = model
             for part in first["loc"][:-1]:
                 fields = fields.model_fields[part].annotation
-            raise choices(f"key {key!r}: configuration key", str(first["loc"][-1]), sorted(fields.model_fields)) from None
+            prefix = key.removesuffix(str(first["loc"][-1]))
+            raise choices("configuration key", key, [prefix + name for name in sorted(fields.model_fields)]) from None
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("Field required", "is required")
         raise PidistillError(f"{key} {message[0].lower() + message[1:]}{got} ({where})") from None

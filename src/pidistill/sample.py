@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,20 @@ def images_of(model: Student | Denoiser, seeds: list[int], labels: list[int] | N
     return clip_images(sample_teacher(model, seeds, y, sampler=sampler, steps=steps, batch_size=batch_size)), y
 
 
+def check_target(out: Path, shape: Sequence[int]) -> None:
+    """Refuse what write_images could not write, before an hour of sampling."""
+    if out.suffix not in ("", ".png", ".npz"):
+        raise PidistillError(f"--out must end in .png (a grid) or .npz, or name a folder without a dot, got {out}")
+    if out.suffix != ".npz":
+        check_drawable(shape)
+
+
 def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | None, columns: int | None = None) -> str:
     """Write to `out`: x.png is one grid, x.npz arrays, any other name a folder of SEED.png; returns what was written.
 
     The NPZ holds images (N, H, W, C) uint8 (float32 (N, *shape) for vectors), seeds and labels.
     """
+    check_target(out, images.shape[1:])
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".npz":
@@ -38,12 +48,9 @@ def write_images(out: Path, images: Tensor, seeds: list[int], labels: Tensor | N
             arrays: dict[str, Any] = {"images": pixels.numpy(), "seeds": np.array(seeds)}
             np.savez_compressed(out, **arrays | ({} if labels is None else {"labels": labels.numpy()}))
             return f"{len(images)} images in {out}"
-        check_drawable(images.shape[1:])
         if out.suffix == ".png":
             write_grid(out, images, columns or max(1, math.isqrt(len(images) - 1) + 1))
             return f"{len(images)} images in the grid {out}"
-        if out.suffix:
-            raise PidistillError(f"--out must end in .png (a grid) or .npz, or name a folder without a dot, got {out}")
         out.mkdir(exist_ok=True)
         for old in out.glob("*.png"):  # the folder holds what this call drew; --force was asked for
             old.unlink()
