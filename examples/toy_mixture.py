@@ -1,7 +1,7 @@
 """A one-step generator of a mixture of eight Gaussians in the plane, in about a minute: python examples/toy_mixture.py
 
 The teacher is exact (a closed-form denoiser), the student a small MLP with random weights. Writes toy_mixture.png: the
-teacher's samples (35 evaluations), the student's (1), and lines between the two for the same noise. Bridges between the modes
+teacher's samples (35 evaluations), the student's (1), and lines between the two for the same noise. Bridges between modes
 shrink with `train.steps`: there the true map from noise to image is nearly discontinuous.
 """
 

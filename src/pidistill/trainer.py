@@ -45,11 +45,6 @@ def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.d
     return {key: torch.from_numpy(np.stack([row[key] for row in rows])).to(device, non_blocking=True) for key in rows[0]}
 
 
-def world_size() -> int:
-    """Processes of this run, as `accelerate launch` and `torchrun` announce them."""
-    return Accelerator().num_processes
-
-
 def train(objective: Objective, config: RunConfig, folder: Path,
           preview: Preview | None = None) -> tuple[dict[str, nn.Module], bool]:
     """Minimise the objective; returns its averaged networks, and whether this process is the main one.
