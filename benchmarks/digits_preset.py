@@ -42,6 +42,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rate 5e-3": {"optimizer.lr": 5e-3},
     "rate 2e-2": {"optimizer.lr": 2e-2},
     "constant rate": {"optimizer.decay": "constant"},
+    "pseudo-Huber, c 0.03, balance 0, constant rate, EMA 0.95": {
+        "objective.distance": {"name": "pseudo_huber", "c": 0.03}, "objective.balance": 0.0, "optimizer.decay": "constant",
+        "ema": 0.95},
 }
 
 
