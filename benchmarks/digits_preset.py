@@ -29,22 +29,20 @@ from pidistill.student import Student, make_student
 from pidistill.teachers import load_teacher
 from pidistill.trainer import draws, learning_rate, make_optimizer
 
+BALANCED = {"name": "pid", "balance": 0.75}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "preset (L2, balance 0.75, RAdam 1e-2, cosine, EMA 0.9)": {},
+    "preset (pseudo-Huber, c 0.03)": {},
+    "L2, balance 0.75": {"objective": BALANCED},
     "the paper's rate and L2 (2e-4, constant, balance 0)": {
-        "objective.balance": 0.0, "optimizer.lr": 2e-4, "optimizer.decay": "constant"},
-    "balance 0": {"objective.balance": 0.0},
-    "balance 0.5": {"objective.balance": 0.5},
-    "balance 1": {"objective.balance": 1.0},
-    "pseudo-Huber, c 0.03, balance 0": {
-        "objective.distance": {"name": "pseudo_huber", "c": 0.03}, "objective.balance": 0.0},
-    "L1, balance 0": {"objective.distance": "l1", "objective.balance": 0.0},
-    "rate 5e-3": {"optimizer.lr": 5e-3},
-    "rate 2e-2": {"optimizer.lr": 2e-2},
-    "constant rate": {"optimizer.decay": "constant"},
-    "pseudo-Huber, c 0.03, balance 0, constant rate, EMA 0.95": {
-        "objective.distance": {"name": "pseudo_huber", "c": 0.03}, "objective.balance": 0.0, "optimizer.decay": "constant",
-        "ema": 0.95},
+        "objective": "pid", "optimizer.lr": 2e-4, "optimizer.decay": "constant"},
+    "L2, balance 0": {"objective": "pid"},
+    "L2, balance 0.5": {"objective": {"name": "pid", "balance": 0.5}},
+    "L2, balance 1": {"objective": {"name": "pid", "balance": 1.0}},
+    "L1, balance 0": {"objective.distance": "l1"},
+    "L2, balance 0.75, rate 5e-3": {"objective": BALANCED, "optimizer.lr": 5e-3},
+    "L2, balance 0.75, rate 2e-2": {"objective": BALANCED, "optimizer.lr": 2e-2},
+    "L2, balance 0.75, constant rate": {"objective": BALANCED, "optimizer.decay": "constant"},
+    "pseudo-Huber, c 0.03, constant rate, EMA 0.95": {"optimizer.decay": "constant", "ema": 0.95},
 }
 
 
