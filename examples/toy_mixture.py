@@ -16,7 +16,7 @@ from pidistill.samplers import sample_teacher
 SPEC = "gaussian:2,modes=8,std=0.1"
 student = pidistill.distill(SPEC, out="runs/toy", force=True, overrides={
     "student.init": "random", "student.net": "mlp", "train.steps": 4000, "train.batch": 256, "optimizer.lr": 2e-3,
-    "optimizer.decay": "cosine", "ema": 0.99, "checkpoint.every": 4000})
+    "optimizer.decay": "cosine", "optimizer.clip": 1.0, "ema": 0.99, "checkpoint.every": 4000})
 seeds = range(1000)
 teacher = sample_teacher(pidistill.load_teacher(SPEC), seeds)
 ours = student.sample(seeds)

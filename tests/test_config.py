@@ -20,13 +20,25 @@ def test_presets_are_those_of_the_folder():
     assert {"default", "digits"} <= set(preset_names(DistillConfig)) and "digits" in preset_names(TeacherConfig)
 
 
+def test_null_switches_an_option_off():
+    assert load_config(DistillConfig, "digits").optimizer.clip == 1.0
+    assert load_config(DistillConfig, "digits", ["optimizer.clip=null"]).optimizer.clip is None
+
+
+def test_the_default_preset_is_table_6():
+    """CIFAR-10 column and text: batch 512, 2e-4 constant, RAdam, no clipping, EMA 0.99995, N = 250."""
+    c = load_config(DistillConfig, "default")
+    assert (c.train.batch, c.optimizer.name, c.optimizer.lr, c.optimizer.decay, c.optimizer.clip, c.ema, c.grid.points) == (
+        512, "radam", 2e-4, "constant", None, 0.99995, 250)
+
+
 def test_overrides_win_and_keep_the_rest():
     config = load_config(DistillConfig, "default", ["train.steps=7", "optimizer.lr=1e-3", "out=x", "objective.distance=l1",
                                                     "student={init: random, net: mlp}", "student.net.width=5",
-                                                    "optimizer.clip=null", "objective.distance.c=2"])
+                                                    "objective.distance.c=2"])
     base = load_config(DistillConfig, "default")
     assert config.train.steps == 7 and config.train.batch == base.train.batch
-    assert config.optimizer.lr == 0.001 and config.optimizer.clip is None and base.optimizer.clip == 1.0
+    assert config.optimizer.lr == 0.001 and base.optimizer.lr == 2e-4
     assert config.objective == {"name": "pid", "distance": {"name": "l1", "c": 2}}
     assert config.student.net == {"name": "mlp", "width": 5} and config.out == "x"
 

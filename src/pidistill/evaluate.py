@@ -15,6 +15,7 @@ from pidistill.features import FeatureNet, load_features, load_reference
 from pidistill.metrics.frechet import relative_frechet, statistics
 from pidistill.metrics.trajectory_rmse import trajectory_rmse
 from pidistill.models import teacher_spec_of
+from pidistill.progress import track
 from pidistill.samplers import STEPS, sample_teacher
 from pidistill.seeds import labels_of
 from pidistill.student import Student
@@ -56,7 +57,7 @@ def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 50
         meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
     if student is not None:
         meters["student"] = Meter(student.net, lambda seeds, y: student.sample(seeds, y, batch_size=batch, clip=False))
-    for k in range(0, num, batch):
+    for k in track(range(0, num, batch), "evaluating"):
         seeds = range(first_seed + k, first_seed + min(k + batch, num))
         labels = labels_of(seeds, models[0].num_classes)
         for meter in meters.values():

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.progress import track as rich_track
 
 console = Console(stderr=True, highlight=False)
+
+
+def track(rows: range, what: str) -> Iterable[int]:
+    """The rows, with a bar on a terminal and silently elsewhere."""
+    return rich_track(rows, what, console=console, disable=not console.is_terminal)
 
 
 class Progress:
