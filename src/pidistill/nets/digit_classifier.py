@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -9,8 +11,9 @@ from torch.nn import functional as F
 class DigitClassifier(nn.Module):
     """Digits (B, 1, 16, 16) in [-1, 1] -> logits (B, 10); `features` gives the (B, dim) before the last layer."""
 
-    def __init__(self, *, width: int = 24, dim: int = 32):
+    def __init__(self, *, width: int = 24, dim: int = 32, pool: Literal["max", "avg"] = "max"):
         super().__init__()
+        self.pool = {"max": F.max_pool2d, "avg": F.avg_pool2d}[pool]  # averages give smoother gradients
         widths = [(1, width), (width, width), (width, 2 * width), (2 * width, 2 * width)]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in widths)
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in widths)
@@ -19,7 +22,7 @@ class DigitClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             x = F.relu(norm(conv(x)))
-            x = F.max_pool2d(x, 2) if i % 2 else x
+            x = self.pool(x, 2) if i % 2 else x
         return F.relu(self.fc(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
