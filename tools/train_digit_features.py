@@ -4,7 +4,9 @@
     python tools/train_digit_features.py --seed 1 --width 32 --pool avg \
         --out src/pidistill/assets/digits_perceptual/features                   # the network of the perceptual distance
 
-Two networks, because a student that was trained in the metric's own features would flatter itself. 4,500 digits train it, 500 are held out to measure its accuracy; the reference statistics are over all 5,000, quantised. The held-out digits of another seed are others.
+Two networks, because a student that was trained in the metric's own features would flatter itself.
+4,500 digits train each, 500 are held out to measure its accuracy (others for another seed); the reference statistics
+are over all 5,000, quantised.
 """
 
 import argparse

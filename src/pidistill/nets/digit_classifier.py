@@ -13,7 +13,7 @@ class DigitClassifier(nn.Module):
 
     def __init__(self, *, width: int = 24, dim: int = 32, pool: Literal["max", "avg"] = "max"):
         super().__init__()
-        self.pool = {"max": F.max_pool2d, "avg": F.avg_pool2d}[pool]  # averages give smoother gradients
+        self.pool: nn.Module = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[pool](2)  # averages: smoother gradients
         widths = [(1, width), (width, width), (width, 2 * width), (2 * width, 2 * width)]
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in widths)
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in widths)
@@ -22,7 +22,7 @@ class DigitClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             x = F.relu(norm(conv(x)))
-            x = self.pool(x, 2) if i % 2 else x
+            x = self.pool(x) if i % 2 else x
         return F.relu(self.fc(x.flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
