@@ -12,7 +12,7 @@ import pidistill
 ROOT = Path(pidistill.__file__).parent
 LAYERS = {
     0.0: "errors",
-    0.1: "tensors seeds plugins files provenance progress",
+    0.1: "tensors seeds plugins files precision provenance progress",
     0.2: "config",
     1: "grid schemes distances nets",
     2: "denoiser features",

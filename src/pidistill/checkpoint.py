@@ -13,25 +13,32 @@ from pidistill.files import load_weights, read_json, read_tensors, write_folder
 from pidistill.objectives import Objective
 
 
-def save(folder: Path, step: int, keep: int, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> None:
+def save(folder: Path, step: int, keep: int, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer,
+         scaler: torch.amp.GradScaler) -> None:
     tensors = {name: net.state_dict() for name, net in objective.networks.items()}
-    tensors |= {f"{name}-ema": net.state_dict() for name, net in ema.networks.items()}
+    for rate, copies in ema.networks.items():
+        tensors |= {f"{name}-ema-{rate}": net.state_dict() for name, net in copies.items()}
     write_folder(folder / f"{step:06d}", tensors | {"optimizer": flatten_optimizer(optimizer)},
-                            {"state": {"step": step}})
+                 {"state": {"step": step, "loss_scale": scaler.state_dict()}})
     prune(folder, keep)
 
 
-def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> int:
+def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer,
+            scaler: torch.amp.GradScaler) -> int:
     """Load the newest checkpoint; returns the number of steps that it had done."""
     newest = latest(folder / "checkpoints")
     if newest is None:
         return 0
-    for networks, suffix in ((objective.networks, ""), (ema.networks, "-ema")):
-        for name, net in networks.items():
-            path = newest / f"{name}{suffix}.safetensors"
-            load_weights(net, read_tensors(path), path)
+    parts = [(net, name) for name, net in objective.networks.items()]
+    parts += [(net, f"{name}-ema-{rate}") for rate, copies in ema.networks.items() for name, net in copies.items()]
+    for net, name in parts:
+        path = newest / f"{name}.safetensors"
+        load_weights(net, read_tensors(path), path)
     unflatten_optimizer(optimizer, read_tensors(newest / "optimizer.safetensors"))
-    return int(read_json(newest / "state.json")["step"])
+    state = read_json(newest / "state.json")
+    if state.get("loss_scale"):
+        scaler.load_state_dict(state["loss_scale"])
+    return int(state["step"])
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -26,6 +26,8 @@ Teacher = Annotated[str | None, typer.Option("--teacher", "-t", help="Teacher sp
 Seeds = Annotated[str, typer.Option("--seeds", help="Numbers and ranges: 0-63,70.")]
 Labels = Annotated[str | None, typer.Option("--labels", help="Classes, repeated over the seeds: 3, or 0-9. "
                                             "Default: each seed's own.")]
+Ema = Annotated[float | None, typer.Option("--ema", help="EMA rate of the student, of those that its run kept. "
+                                           "Default: the first.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 Steps = Annotated[int, typer.Option("--steps", min=2, help="Steps of the teacher's sampler.")]
 Output = typer.Option("--out", "-o", help="Where the result goes.")
@@ -72,7 +74,8 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupte
 
 
 @app.command()
-def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, out: Annotated[Path, Output] = Path("samples.png"),
+def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema = None,
+           out: Annotated[Path, Output] = Path("samples.png"),
            columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
            batch: Batch = 250, sampler: Annotated[str, typer.Option(help="Sampler, for a teacher.")] = "heun",
            steps: Steps = 18, force: Force = False) -> None:
@@ -87,14 +90,14 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, out: Anno
     classes = None if labels is None else parse_integers(labels, "labels")
     member("samplers", sampler)
     runs.check_free(out, force)
-    loaded = load_model(model)
+    loaded = load_model(model, ema)
     check_target(out, loaded.shape)
     images, y = images_of(loaded, numbers, classes, batch_size=batch, sampler=sampler, steps=steps)
     print(write_images(out, images, numbers, y, columns))
 
 
 @app.command()
-def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None,
+def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None, ema: Ema = None,
                columns: Annotated[int, typer.Option(min=2, max=100, help="Times from T to eps.")] = 10,
                out: Annotated[Path, Output] = Path("trajectory.png"), force: Force = False) -> None:
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
@@ -107,7 +110,7 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
     numbers = parse_integers(seeds, most=100)
     classes = None if labels is None else parse_integers(labels, "labels")
     runs.check_free(out, force)
-    model, denoiser = load_pair(student, teacher)
+    model, denoiser = load_pair(student, teacher, ema)
     y = choose_labels(classes, model.num_classes, numbers)
     rms = draw_trajectory(out, model, denoiser, numbers, y, columns)
     print(f"{len(numbers)} trajectories in {out}; r.m.s. difference at eps {rms:.3f}")
@@ -118,6 +121,8 @@ def evaluate(model: Model, teacher: Teacher = None,
              num: Annotated[int, typer.Option(min=2, help="Number of images.")] = 5000,
              first_seed: Annotated[int, typer.Option(min=0, max=10**18, help="Seeds run from here.")] = 0,
              batch: Batch = 250,
+             ema: Annotated[str | None, typer.Option(help="EMA rates of the student, such as 0.999,0.9999; one row each. "
+                                                     "Default: the first of its run.")] = None,
              features: Annotated[str, typer.Option(help="Feature network for FD; auto, none or digits.")] = "auto",
              steps: Steps = 18, out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
              force: Force = False) -> None:
@@ -130,10 +135,15 @@ def evaluate(model: Model, teacher: Teacher = None,
 
     if out:
         runs.check_free(out, force)
-    subject = load_model(model)
-    student, denoiser = load_pair(model, teacher) if isinstance(subject, Student) else (None, subject)
+    rates = parse_rates(ema) if ema else [None]
+    subject, students = load_model(model, rates[0]), {}
+    if isinstance(subject, Student):
+        for rate in rates:
+            students["student" if rate == rates[0] else f"student, EMA {rate}"], denoiser = load_pair(model, teacher, rate)
+    else:
+        denoiser = subject
     chosen = pick_features(features, model, teacher)
-    results = evaluate(denoiser, student, num=num, batch=batch, first_seed=first_seed, features=chosen, steps=steps)
+    results = evaluate(denoiser, students, num=num, batch=batch, first_seed=first_seed, features=chosen, steps=steps)
     print_table(results)
     if out:
         write_json(out, results)
@@ -192,6 +202,14 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             print_facts(value, indent + "  ")
         else:
             print(f"{indent}{key:<{width}}  {format(value, ',') if isinstance(value, int) else value}")
+
+
+def parse_rates(text: str) -> list[float | None]:
+    """`0.999,0.9999` -> numbers, without repetition."""
+    try:
+        return list(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        raise PidistillError(f"--ema takes rates such as 0.999,0.9999, got {text!r}") from None
 
 
 def with_out(override: list[str] | None, out: Path | None) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pidistill.errors import PidistillError
 from pidistill.plugins import choices
+from pidistill.precision import Precision
 from pidistill.seeds import MAX_SEED
 
 # Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
@@ -36,6 +37,17 @@ Part = Annotated[dict[str, Any], BeforeValidator(_part)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _rates(value: Any) -> Any:
+    rates = list(value) if isinstance(value, (list, tuple)) else [value]
+    if not rates or len(set(map(str, rates))) < len(rates):
+        raise ValueError("must be a rate, or a list of different rates")
+    return rates
+
+
+# One averaging rate or several; the first is the one that is saved as the student.
+Rates = Annotated[tuple[Beta, ...], BeforeValidator(_rates)]
+
+
 class GridConfig(Strict):
     points: int = Field(250, ge=2)
 
@@ -43,12 +55,14 @@ class GridConfig(Strict):
 class StudentConfig(Strict):
     init: Literal["teacher", "random"] = "teacher"
     net: Part | None = None
+    width: float = Field(1.0, gt=0)
 
 
 class OptimizerConfig(Strict):
     name: Literal["radam", "adam"] = "radam"
     lr: float = Field(2e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0)
     decay: Literal["constant", "cosine"] = "constant"
     clip: float | None = Field(None, gt=0)
@@ -76,6 +90,7 @@ class CheckpointConfig(Strict):
 
 
 class EvaluateConfig(Strict):
+    every: int | None = Field(None, ge=1)
     num: int = Field(default=5000, ge=2)
     batch: int = Field(default=250, ge=1)
     features: str | None = None
@@ -85,7 +100,8 @@ class RunConfig(Strict):
     """What every training run has."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
-    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Precision = "fp32"
+    ema: Rates = (0.999,)
     train: TrainConfig
     log: LogConfig = LogConfig()
     preview: PreviewConfig = PreviewConfig()
@@ -102,6 +118,7 @@ class DistillConfig(RunConfig):
 
 
 class TeacherConfig(RunConfig):
+    ema: Annotated[Rates, Field(max_length=1)] = (0.999,)
     data: str
     net: Part
     conditional: bool = True

@@ -18,7 +18,8 @@ def describe(spec: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": spec}
     run = (path / "config.yaml").exists()
     if run:
-        records, newest = read_metrics(path), latest(path / "checkpoints")
+        records = [record for record in read_metrics(path) if "loss" in record]
+        newest = latest(path / "checkpoints")
         facts |= {"run": "training run", "steps done": records[-1]["step"] if records else 0,
                   "last loss": records[-1]["loss"] if records else None,
                   "newest checkpoint": newest.name if newest else None}

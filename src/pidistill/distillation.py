@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pidistill import runs
 from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser, as_denoiser
 from pidistill.errors import PidistillError
-from pidistill.evaluate import check_features, evaluate
+from pidistill.evaluate import Evaluator, check_features, evaluate
 from pidistill.files import write_json
 from pidistill.grid import Grid, karras_times
+from pidistill.objectives import Objective
 from pidistill.pictures import drawable, write_comparison
 from pidistill.plugins import build
 from pidistill.progress import console
@@ -25,7 +25,7 @@ from pidistill.samplers import sample_teacher
 from pidistill.seeds import labels_of, parse_integers
 from pidistill.student import Student, load_student, make_student
 from pidistill.teachers import load_teacher
-from pidistill.trainer import train
+from pidistill.trainer import Averages, Watcher, train
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,
@@ -51,57 +51,86 @@ def default_preset(teacher: str | None) -> str:
     return "digits" if teacher == "bundled:digits" else "default"
 
 
+def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
+        evaluator: Evaluator | None = None) -> tuple[Path, dict[float, Student]] | None:
+    """Train (or continue) in the folder that `claim` gives and save the student there.
+
+    Returns the folder and the averaged students by EMA rate (main process only). evaluator: measures the student every
+    `evaluate.every` steps; made here if none is given.
+    """
+    objective = build_objective(config, teacher)
+    check_features(config.evaluate.features, teacher.shape)
+    seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
+    folder = claim()  # only now: a mistake above must not leave, or replace, a run
+
+    watchers = []
+    if drawable(teacher.shape):
+        watchers.append(Watcher(config.preview.every, Preview(teacher, seeds)))
+    if config.evaluate.every:
+        measure = evaluator or Evaluator(teacher, num=config.evaluate.num, batch=config.evaluate.batch,
+                                         features=config.evaluate.features)
+        watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.each(students_of(averages))))
+    averages, main = train(objective, config, folder, watchers)
+    if not main:
+        return None
+    students = students_of(averages)
+    provenance = {"teacher": config.teacher, "seed": config.train.seed, "steps": config.train.steps, "commit": commit(),
+                  "versions": versions()}
+    students[config.ema[0]].save(folder / "student", provenance, students)
+    return folder, students
+
+
+def build_objective(config: DistillConfig, teacher: Denoiser) -> Objective:
+    """The objective over a new student of the teacher."""
+    torch.manual_seed(config.train.seed)  # initial weights, where they are random
+    student = make_student(teacher, config.student.init, config.student.net, config.student.width)
+    grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
+    options = dict(config.objective)
+    return build("objectives", options.pop("name"), student, teacher, grid, **options)
+
+
+def students_of(averages: Averages) -> dict[float, Student]:
+    return {rate: student for rate, networks in averages.items() if isinstance(student := networks["student"], Student)}
+
+
 def run(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
         began: float | None = None) -> dict[str, Any] | None:
-    """Train (or continue) in the folder that `claim` gives, save the student, evaluate it.
+    """Train (or continue) in the folder that `claim` gives, save the student, evaluate it at every EMA rate.
 
     Returns results.json's content (main process only). began: time.perf_counter() from which `seconds` is counted.
     """
     began = time.perf_counter() if began is None else began
-    torch.manual_seed(config.train.seed)  # initial weights, where they are random
-    student = make_student(teacher, config.student.init, config.student.net)
-    grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
-    options = dict(config.objective)
-    objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
-    check_features(config.evaluate.features, teacher.shape)
-    preview = Preview(teacher, config.preview.seeds) if drawable(teacher.shape) else None
-    if not preview:
-        parse_integers(config.preview.seeds, "preview.seeds")
-    folder = claim()  # only now: a mistake above must not leave, or replace, a run
-
-    networks, main = train(objective, config, folder, preview)
-    if not main:
+    fitted = fit(config, teacher, claim)
+    if fitted is None:
         return None
-    average = networks["student"]
-    assert isinstance(average, Student)
-    average.save(folder / "student", {"teacher": config.teacher, "seed": config.train.seed, "steps": config.train.steps,
-                                      "commit": commit(), "versions": versions()})
+    folder, students = fitted
+    first, *others = students
     console.print(f"evaluating {config.evaluate.num} images of teacher and student")
-    results = evaluate(teacher, average, num=config.evaluate.num, batch=config.evaluate.batch,
+    named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
+    results = evaluate(teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
                        features=config.evaluate.features)
-    if preview:
-        preview({"student": average}, folder / "teacher-student.png")
     results |= {"seconds": round(time.perf_counter() - began, 1), "seeds": f"0-{config.evaluate.num - 1}",
-                "train_seed": config.train.seed, "steps": config.train.steps, "batch": config.train.batch,
-                "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()}
+                "ema": list(students), "train_seed": config.train.seed, "steps": config.train.steps,
+                "batch": config.train.batch, "threads": torch.get_num_threads(), "commit": commit(),
+                "versions": versions()}
     write_json(folder / "results.json", results)
     return results
 
 
 class Preview:
-    """Teacher and student for the same fixed seeds; the teacher's part is drawn once."""
+    """Teacher and student for the same fixed seeds; the teacher's part is drawn once. The last is the run's picture."""
 
-    def __init__(self, teacher: Denoiser, seeds: str):
-        self.teacher, self.seeds = teacher, parse_integers(seeds, "preview.seeds", most=1000)
-        self.labels = labels_of(self.seeds, teacher.num_classes)
+    def __init__(self, teacher: Denoiser, seeds: list[int]):
+        self.teacher, self.seeds = teacher, seeds
+        self.labels = labels_of(seeds, teacher.num_classes)
         self.images: torch.Tensor | None = None
 
-    def __call__(self, networks: dict[str, nn.Module], path: Path) -> None:
-        student = networks["student"]
-        assert isinstance(student, Student)
+    def __call__(self, averages: Averages, step: int, folder: Path) -> None:
+        student = next(iter(students_of(averages).values()))
         if self.images is None:
             self.images = sample_teacher(self.teacher, self.seeds, self.labels)
-        write_comparison(path, self.images, student.sample(self.seeds, self.labels))
+        for path in (folder / "samples" / f"{step:06d}.png", folder / "teacher-student.png"):
+            write_comparison(path, self.images, student.sample(self.seeds, self.labels))
 
 
 def resume(folder: Path, began: float | None = None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from pidistill.denoiser import Denoiser
 from pidistill.errors import PidistillError
 from pidistill.features import FeatureNet, load_features, load_reference
+from pidistill.files import read_tensors, write_tensors
 from pidistill.metrics.frechet import relative_frechet, statistics
 from pidistill.metrics.trajectory_rmse import trajectory_rmse
 from pidistill.models import teacher_spec_of
@@ -43,20 +45,22 @@ class Meter:
         return {"nfe": self.calls // self.batches, "images_per_s": sum(map(len, self.images)) / self.seconds}
 
 
-def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 5000, batch: int = 250, first_seed: int = 0,
-             features: str | None = None, steps: int = STEPS) -> dict[str, Any]:
-    """Evaluate on seeds first_seed ... first_seed + num - 1, labels from the seeds; teacher, student or both.
+def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | None, *, num: int = 5000, batch: int = 250,
+             first_seed: int = 0, features: str | None = None, steps: int = STEPS) -> dict[str, Any]:
+    """Evaluate on seeds first_seed ... first_seed + num - 1, labels from the seeds; teacher, students by name, or both.
 
-    Gives nfe and images_per_s of each, `fd` where a feature network is named, and the student's `trajectory_rmse`
-    where both are there. Teacher and student take turns batch by batch, so that a noisy machine slows both alike.
+    Gives nfe and images_per_s of each, `fd` where a feature network is named, and each student's `trajectory_rmse`
+    where the teacher is there too. All take turns batch by batch, so that a noisy machine slows them alike.
     """
-    models: list[Any] = [model for model in (teacher, student) if model is not None]
+    named = {"student": students} if isinstance(students, Student) else students or {}
+    models: list[Any] = [model for model in (teacher, *named.values()) if model is not None]
     net = check_features(features, models[0].shape)
     meters: dict[str, Meter] = {}
     if teacher is not None:
         meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
-    if student is not None:
-        meters["student"] = Meter(student.net, lambda seeds, y: student.sample(seeds, y, batch_size=batch, clip=False))
+    for name, student in named.items():
+        draw = lambda seeds, y, student=student: student.sample(seeds, y, batch_size=batch, clip=False)
+        meters[name] = Meter(student.net, draw)
     for k in track(range(0, num, batch), "evaluating"):
         seeds = range(first_seed + k, first_seed + min(k + batch, num))
         labels = labels_of(seeds, models[0].num_classes)
@@ -68,10 +72,51 @@ def evaluate(teacher: Denoiser | None, student: Student | None, *, num: int = 50
         results[name] = meter.result()
         if net and features:
             results[name]["fd"] = relative_frechet(statistics(image_features(net, images[name])), load_reference(features))
+    for name in named if teacher is not None else ():
+        results[name]["trajectory_rmse"] = trajectory_rmse(images[name], images["teacher"])
     if "teacher" in images and "student" in images:
-        results["student"]["trajectory_rmse"] = trajectory_rmse(images["student"], images["teacher"])
         results["speedup"] = results["student"]["images_per_s"] / results["teacher"]["images_per_s"]
     return results
+
+
+class Evaluator:
+    """The same measurement of many students of one teacher: the teacher's images and their FD are computed once.
+
+    cache: a file that keeps the images between programs. Seeds 0 to num - 1, as `evaluate`.
+    """
+
+    def __init__(self, teacher: Denoiser, *, num: int = 5000, batch: int = 250, features: str | None = None,
+                 cache: Path | None = None):
+        self.net, self.features = check_features(features, teacher.shape), features
+        self.batch, self.seeds = batch, range(num)
+        self.labels = labels_of(self.seeds, teacher.num_classes)
+        if cache and cache.exists():
+            self.solutions = read_tensors(cache)["images"]
+        else:
+            self.solutions = torch.cat([
+                sample_teacher(teacher, self.seeds[k:k + batch], None if self.labels is None else self.labels[k:k + batch])
+                for k in track(range(0, num, batch), "drawing the teacher's images")])
+            if cache:
+                write_tensors(cache, {"images": self.solutions})
+        if self.solutions.shape != (num, *teacher.shape):
+            raise PidistillError(f"{cache} holds {tuple(self.solutions.shape)}, not {num} images of this teacher; delete it")
+        self.teacher = {"fd": self.fd(self.solutions)} if self.net else {}
+
+    def fd(self, images: Tensor) -> float:
+        assert self.net and self.features
+        return relative_frechet(statistics(image_features(self.net, images)), load_reference(self.features))
+
+    def __call__(self, student: Student) -> dict[str, float]:
+        """`trajectory_rmse`, and `fd` where a feature network is named."""
+        images = student.sample(self.seeds, self.labels, batch_size=self.batch, clip=False)
+        measured = {"trajectory_rmse": trajectory_rmse(images, self.solutions)}
+        return measured | ({"fd": self.fd(images)} if self.net else {})
+
+    def each(self, students: dict[float, Student]) -> dict[str, float]:
+        """The first student's numbers, and those of the others as `KEY@RATE`: for the log of a run."""
+        first, *_ = students
+        return {key if rate == first else f"{key}@{rate}": value for rate, student in students.items()
+                for key, value in self(student).items()}
 
 
 def check_features(features: str | None, shape: Sequence[int]) -> FeatureNet | None:
@@ -101,10 +146,9 @@ def pick_features(name: str, *specs: str | None) -> str | None:
 def table(results: dict[str, Any]) -> list[list[str]]:
     """Rows for people: a head, then one row a model."""
     rows = [["", "evaluations", "FD %", "rms to teacher", "images/s"]]
-    for name in ("teacher", "student"):
-        if name in results:
+    for name, row in results.items():
+        if isinstance(row, dict) and "nfe" in row:
             keys = {"nfe": "d", "fd": ".2f", "trajectory_rmse": ".3f", "images_per_s": ".0f"}
-            row = results[name]
             rows.append([name, *(format(row[key], form) if key in row else "-" for key, form in keys.items())])
     if "speedup" in results:
         rows.append(["ratio", f"{results['teacher']['nfe'] / results['student']['nfe']:.0f}x fewer", "", "",

@@ -49,6 +49,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """One safetensors file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise PidistillError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

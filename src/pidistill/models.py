@@ -20,11 +20,13 @@ def student_folder(path: Path) -> Path | None:
     return None
 
 
-def load_model(spec: str) -> Student | Denoiser:
-    """A student where there is one, else the teacher that `spec` names. Raises PidistillError in one line."""
+def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
+    """A student (at the EMA rate `ema`) where there is one, else the teacher that `spec` names. Errors are one line."""
     folder = student_folder(Path(spec))
     if folder:
-        return load_student(folder)
+        return load_student(folder, ema)
+    if ema is not None:
+        raise PidistillError(f"{spec} is no student; only a student has averages to choose from with --ema")
     path = Path(spec)
     if path.is_file():
         raise PidistillError(f"{spec} is a file; a model is a folder with config.json and model.safetensors, or KIND:REST")
@@ -44,9 +46,9 @@ def teacher_spec_of(spec: str) -> str | None:
     return read_json(folder / "provenance.json").get("teacher")
 
 
-def load_pair(spec: str, teacher: str | None = None) -> tuple[Student, Denoiser]:
+def load_pair(spec: str, teacher: str | None = None, ema: float | None = None) -> tuple[Student, Denoiser]:
     """A student and its teacher: the one given, or else the one that it was made from."""
-    student = load_model(spec)
+    student = load_model(spec, ema)
     if not isinstance(student, Student):
         raise PidistillError(f"{spec} is a teacher; a student was expected")
     teacher = teacher or teacher_spec_of(spec)

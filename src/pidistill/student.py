@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net, c_in, c_noise, choose_labels, device_of
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors, write_folder
+from pidistill.plugins import member
 from pidistill.seeds import noise
 from pidistill.tensors import clip_images, like, per_sample
 
@@ -66,19 +68,31 @@ class Student(nn.Module):
         """States at all times. z: (B, C, H, W), ts: (N,) -> (N, B, C, H, W)."""
         return torch.stack([self(z, float(t), labels) for t in ts])
 
-    def save(self, path: str | Path, provenance: dict[str, Any] | None = None) -> Path:
-        """Write a folder with config.json, model.safetensors and provenance.json."""
-        config = {"format": "pidistill-student", "net": self.net_spec, **self.facts()}
-        write_folder(Path(path), {"model": self.net.state_dict()}, {"config": config, "provenance": provenance or {}})
+    def save(self, path: str | Path, provenance: dict[str, Any] | None = None,
+             averages: dict[float, Student] | None = None) -> Path:
+        """Write a folder with config.json, model.safetensors and provenance.json.
+
+        averages: the student at each EMA rate of its run, this one first; the others go to ema-RATE.safetensors.
+        """
+        rates = list(averages or {})
+        config = {"format": "pidistill-student", "net": self.net_spec, **self.facts(), **({"ema": rates} if rates else {})}
+        others = {f"ema-{rate}": student.net.state_dict() for rate, student in list((averages or {}).items())[1:]}
+        write_folder(Path(path), {"model": self.net.state_dict(), **others},
+                     {"config": config, "provenance": provenance or {}})
         return Path(path)
 
 
-def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None) -> Student:
+def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None, width: float = 1.0) -> Student:
     """A student for the teacher: its network and weights (Algorithm 1, line 1), or a network with random weights.
 
-    Dropout is off (Table 6). A teacher without a network of its own (a black box) needs init="random" and `net`.
+    width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3; `net`: any other
+    network. Both start at random. Dropout is off (Table 6). A teacher without a network of its own (a black box) needs
+    init="random" and `net`.
     """
     own = teacher.net_spec if isinstance(teacher, EDMDenoiser) else None
+    if init == "teacher" and width != 1:
+        raise PidistillError(f"student.width={width} gives a new network, which cannot start from the teacher; "
+                             "set student.init=random")
     if init == "teacher" and net is not None:
         raise PidistillError("student.net gives a new network, which cannot start from the teacher; set student.init=random")
     if init == "teacher" and own is None:
@@ -86,7 +100,7 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
                              "set student.init=random and student.net, such as student.net=mlp")
     if net is None and own is None:
         raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
-    spec: dict[str, Any] = dict(net or own or {})
+    spec: dict[str, Any] = scaled(dict(net or own or {}), width)
     if init == "teacher":
         assert isinstance(teacher, EDMDenoiser)
         network = copy.deepcopy(teacher.model)
@@ -99,8 +113,25 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
                    teacher.facts())
 
 
-def load_student(path: str | Path) -> Student:
-    """A student's folder, or the run folder around it, in evaluation mode. Raises PidistillError in one line."""
+def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
+    """The network's description with `width` times its channels."""
+    if width == 1:
+        return spec
+    accepted = inspect.signature(member("nets", spec["name"])).parameters
+    key = next((key for key in ("model_channels", "width") if key in accepted), None)
+    if key is None:
+        raise PidistillError(f"student.width: the network {spec['name']} has no channels to multiply; set student.net")
+    channels = spec.get(key, accepted[key].default) * width
+    if channels < 1 or channels != int(channels):
+        raise PidistillError(f"student.width={width} gives {channels} {key}; choose one that gives a whole number")
+    return spec | {key: int(channels)}
+
+
+def load_student(path: str | Path, ema: float | None = None) -> Student:
+    """A student's folder, or the run folder around it, in evaluation mode. Raises PidistillError in one line.
+
+    ema: which of the averages that its run kept; by default the one that is the student.
+    """
     folder = Path(path)
     if not (folder / "config.json").exists() and (folder / "student").is_dir():
         folder = folder / "student"
@@ -112,5 +143,10 @@ def load_student(path: str | Path) -> Student:
         student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts)
     except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
-    load_weights(student.net, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
+    rates = config.get("ema", [])
+    if ema is not None and ema not in rates:
+        known = ", ".join(map(str, rates)) or "not recorded"
+        raise PidistillError(f"{folder} has no average with rate {ema} (rates: {known})")
+    path = folder / ("model.safetensors" if ema is None or ema == rates[0] else f"ema-{ema}.safetensors")
+    load_weights(student.net, read_tensors(path), path)
     return student.eval().requires_grad_(False)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from pidistill.config import TeacherConfig
 from pidistill.data import load_images
@@ -19,7 +18,7 @@ from pidistill.provenance import commit, versions
 from pidistill.samplers import sample_teacher
 from pidistill.seeds import labels_of, parse_integers
 from pidistill.teachers import teacher_config
-from pidistill.trainer import train
+from pidistill.trainer import Averages, Watcher, train
 
 
 def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str) -> Path | None:
@@ -39,21 +38,22 @@ def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str
     objective = build("objectives", options.pop("name"), denoiser, data, **options)
     seeds = parse_integers(config.preview.seeds, "preview.seeds")
 
-    def preview(networks: dict[str, nn.Module], path: Path) -> None:
-        teacher = networks["teacher"]
+    def preview(averages: Averages, step: int, folder: Path) -> None:
+        teacher = averages[config.ema[0]]["teacher"]
         assert isinstance(teacher, Denoiser)
-        write_grid(path, sample_teacher(teacher, seeds, labels_of(seeds, num_classes)), columns=8)
+        images = sample_teacher(teacher, seeds, labels_of(seeds, num_classes))
+        write_grid(folder / "samples" / f"{step:06d}.png", images, columns=8)
 
     folder = claim()  # only now: a mistake above must not leave, or replace, a run
-    networks, main = train(objective, config, folder, preview if drawable(shape) else None)
+    averages, main = train(objective, config, folder, [Watcher(config.preview.every, preview)] if drawable(shape) else [])
     if not main:
         return None
-    losses = [record["loss"] for record in read_metrics(folder)][-50:]
+    losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
     provenance = {"command": command, "commit": commit(), "seed": config.train.seed, "steps": config.train.steps,
                   "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
                   "data_images": len(data.images), "data_licence": data.licence, "versions": versions(),
                   "seconds": round(time.perf_counter() - began)}
-    teacher = networks["teacher"]
+    teacher = averages[config.ema[0]]["teacher"]
     assert isinstance(teacher, EDMDenoiser)
     write_folder(folder / "teacher", {"model": teacher.state_dict()},
                  {"config": teacher_config(teacher), "provenance": provenance})

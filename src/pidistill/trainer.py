@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,18 @@ from pidistill.ema import EMA
 from pidistill.errors import PidistillError
 from pidistill.files import read_metrics
 from pidistill.objectives import Objective
+from pidistill.precision import autocast, set_float32_products
 from pidistill.progress import Progress
 from pidistill.seeds import stream
 
-Preview = Callable[[dict[str, nn.Module], Path], None]
+Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
+
+
+class Watcher(NamedTuple):
+    """Looks at the averaged networks every so many steps, and at the end; what it returns is logged."""
+
+    every: int
+    look: Callable[[Averages, int, Path], dict[str, float] | None]
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -36,7 +44,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
     make = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam}[config.name]  # RAdam, weight decay 0: Appendix A.1
-    return make(parameters, lr=config.lr, betas=config.betas)
+    return make(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
 
 
 def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.device) -> dict[str, Tensor]:
@@ -46,13 +54,14 @@ def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.d
 
 
 def train(objective: Objective, config: RunConfig, folder: Path,
-          preview: Preview | None = None) -> tuple[dict[str, nn.Module], bool]:
-    """Minimise the objective; returns its averaged networks, and whether this process is the main one.
+          watchers: Sequence[Watcher] = ()) -> tuple[Averages, bool]:
+    """Minimise the objective; returns its averaged networks by EMA rate, and whether this process is the main one.
 
-    Writes metrics.jsonl, tensorboard/, samples/ and checkpoints/ into `folder`, and continues from the newest
-    checkpoint there. Raises PidistillError when the loss is no longer finite.
+    Writes metrics.jsonl, tensorboard/ and checkpoints/ into `folder`, and continues from the newest checkpoint there.
+    Raises PidistillError when the loss is no longer finite.
     """
     accelerator = Accelerator()
+    set_float32_products(config.precision)
     plan, share = config.train, config.train.batch // accelerator.num_processes
     if plan.batch % accelerator.num_processes:
         raise PidistillError(f"train.batch must be a multiple of {accelerator.num_processes} processes, got {plan.batch}")
@@ -65,8 +74,9 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     for module in objective.frozen:
         module.to(accelerator.device)
     ema = EMA(objective.networks, config.ema)
-    start = restore(folder, objective, ema, optimizer)
-    model, optimizer = accelerator.prepare(objective, optimizer)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
+    start = restore(folder, objective, ema, optimizer, scaler)
+    model = accelerator.prepare(objective)
     log = Log(folder, start) if accelerator.is_main_process else None
     running, logged = torch.zeros((), device=accelerator.device), start
     with Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process) as progress:
@@ -78,11 +88,14 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                 ks = range(first_k + k, first_k + min(k + micro, share))
                 batch = draws(objective, plan.seed, step, ks, accelerator.device)
                 with accelerator.no_sync(model) if k + micro < share else nullcontext():
-                    loss = model(batch).sum() / share
-                    accelerator.backward(loss)
+                    with autocast(config.precision, accelerator.device):
+                        loss = model(batch).sum() / share
+                    accelerator.backward(scaler.scale(loss))
                 running += loss.detach()
+            scaler.unscale_(optimizer)  # fp16 only, as is the skipping of steps whose gradients overflowed
             norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
             ema.update(step)
 
@@ -93,14 +106,16 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                 logged = done
                 require_finite(mean, done)
                 if log:
-                    log.write(dict(step=done, loss=mean, lr=rate, grad_norm=norm.item(), images_per_s=progress.speed(done)))
+                    log.write(done, dict(loss=mean, lr=rate, grad_norm=norm.item(), images_per_s=progress.speed(done)))
                 progress.update(done, mean)
-            if log and preview and (done % config.preview.every == 0 or last):
-                preview(ema.networks, folder / "samples" / f"{done:06d}.png")
+            for watcher in watchers:
+                if log and (done % watcher.every == 0 or last):
+                    log.write(done, watcher.look(ema.networks, done, folder) or {})
             if done % config.checkpoint.every == 0 or last:
-                require_finite(norm.item(), done)  # before it is saved, or resuming could never recover
+                if not scaler.is_enabled():  # before it is saved, or resuming could never recover
+                    require_finite(norm.item(), done)
                 if log:
-                    save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer)
+                    save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer, scaler)
     accelerator.wait_for_everyone()
     return ema.networks, accelerator.is_main_process
 
@@ -120,10 +135,12 @@ class Log:
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
         self.started = time.perf_counter()
 
-    def write(self, record: dict[str, Any]) -> None:
-        record["seconds"] = round(time.perf_counter() - self.started, 3)
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if not values:
+            return
+        seconds = round(time.perf_counter() - self.started, 3)
         with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for key in ("loss", "lr", "grad_norm", "images_per_s"):
-            self.board.add_scalar(key, record[key], record["step"])
+            file.write(json.dumps({"step": step, **values, "seconds": seconds}) + "\n")
+        for key, value in values.items():
+            self.board.add_scalar(key, value, step)
         self.board.flush()

@@ -7,29 +7,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pidistill.denoiser import Denoiser
 from pidistill.errors import PidistillError
 from pidistill.grid import Grid
 from pidistill.objectives import Objective
 from pidistill.plugins import build
+from pidistill.precision import Autocast, autocast
 from pidistill.schemes import Scheme
 from pidistill.student import Student
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
-def pid_residual(student: Student, teacher: Denoiser, z: Tensor, i: Tensor, grid: Grid, scheme: Scheme,
-                 labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def pid_residual(student: Student, teacher: Callable[..., Tensor], z: Tensor, i: Tensor, grid: Grid, scheme: Scheme,
+                 labels: Tensor | None = None, stop_gradient: bool = True) -> tuple[Tensor, Tensor]:
     """Both sides of Eq. (11). z: (B, C, H, W) at t = T; i: (B,) grid indices. Returns two (B, C, H, W)."""
-    times = scheme.times(i, grid.t.to(i.device))
-    n = len(times)
-    # One call on n B samples instead of n calls on B: the same numbers, better use of the machine.
-    F = student.F(z.repeat(n, *[1] * (z.ndim - 1)), torch.cat(list(times)), None if labels is None else labels.repeat(n))
-    x, prediction = scheme.combine(F.chunk(n), times, z, student.t_max)
-    with torch.no_grad():                                        # sg(.), ablated in Section 6.4
-        target = teacher(x, times[0], labels)
+    def F(*times: Tensor) -> tuple[Tensor, ...]:
+        # One call on n B samples instead of n calls on B: the same numbers, better use of the machine.
+        n = len(times)
+        y = None if labels is None else labels.repeat(n)
+        return student.F(z.repeat(n, *[1] * (z.ndim - 1)), torch.cat(times), y).chunk(n)
+
+    x, t, prediction = scheme(F, z, i, grid.t.to(i.device), student.t_max)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):  # sg(.), ablated in Section 6.4
+        target = teacher(x, t, labels)
     return prediction, target
 
 
@@ -37,22 +40,33 @@ class PID(Objective):
     """E_{i,z} d(x_i - t_i dx/dt, sg[D(x_i, t_i)]) with i uniform on the grid and z ~ N(0, T^2 I).
 
     scheme, distance: members of those families, by name or {"name": ..., options}.
+    stop_gradient: False lets the gradient through the teacher, which must be differentiable (Section 6.4).
     balance, floor: divide each sample's loss e by (sg(e) + floor)^balance. 0 is the paper's loss. Towards 1 all times
     and noises pull equally hard, however large their residual is (Geng et al., 2024, Eq. 24, use such weights).
+    teacher_precision: `bf16` or `fp16` calls the teacher under autocast, `fp32` without; by default as the student.
     """
 
     needs = "noise"
 
     def __init__(self, student: Student, teacher: Denoiser, grid: Grid, *, scheme: Any = "upwind", distance: Any = "l2",
-                 balance: float = 0.0, floor: float = 1e-3):
+                 stop_gradient: bool = True, balance: float = 0.0, floor: float = 1e-3,
+                 teacher_precision: Autocast | None = None):
         super().__init__()
         if not 0 <= balance <= 1 or not floor > 0:
             raise PidistillError(f"objective.balance must be in 0-1 and objective.floor positive, got {balance} and {floor}")
         self.student, self.grid, self.balance, self.floor = student, grid, balance, floor
-        self.frozen = [teacher]
+        self.stop_gradient, self.teacher_precision = stop_gradient, teacher_precision
         self.scheme: Scheme = build_part("schemes", scheme)
-        self.distance: Distance = build_part("distances", distance)
+        if grid.points < self.scheme.points:
+            raise PidistillError(f"the scheme {type(self.scheme).__name__.lower()} needs at least {self.scheme.points} grid "
+                                 f"points, got grid.points={grid.points}")
+        chosen = build_part("distances", distance)
+        self.distance: Distance
+        object.__setattr__(self, "distance", chosen)  # not as a submodule: nothing of it is trained, saved or synchronised
+        if hasattr(chosen, "check"):
+            chosen.check(student.shape)
         self.networks = {"student": student}
+        self.frozen = [teacher, *([chosen] if isinstance(chosen, nn.Module) else [])]
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         sample: dict[str, Any] = {"i": np.int64(rng.integers(self.grid.points))}
@@ -60,9 +74,20 @@ class PID(Objective):
             sample["labels"] = np.int64(rng.integers(self.student.num_classes))
         return sample | {"z": rng.standard_normal(self.student.shape, dtype=np.float32) * np.float32(self.student.t_max)}
 
+    def ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """D(x, t), (B, C, H, W), in the teacher's precision."""
+        teacher = self.frozen[0]
+        if self.teacher_precision is None:
+            return teacher(x, t, labels)
+        with autocast(self.teacher_precision, x.device):
+            return teacher(x, t, labels)
+
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        prediction, target = pid_residual(self.student, self.frozen[0], batch["z"], batch["i"], self.grid, self.scheme,
-                                          batch.get("labels"))
+        prediction, target = pid_residual(self.student, self.ask, batch["z"], batch["i"], self.grid, self.scheme,
+                                          batch.get("labels"), self.stop_gradient)
+        if not self.stop_gradient and torch.is_grad_enabled() and not target.requires_grad:
+            raise PidistillError("objective.stop_gradient=false needs a teacher that can be differentiated; this one gives "
+                                 "no gradient")
         e = self.distance(prediction, target)
         return e / (e.detach() + self.floor) ** self.balance if self.balance else e
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
-from pidistill.schemes import Compared
+from pidistill.schemes import Compared, Network, interval, state
 from pidistill.tensors import like
 
 
 class Upwind:
-    """dx/dt at t_i from t_i and its next point t_{i+1}, in the form that is free of z.
+    """dx/dt at t_i from t_i and its next point u = t_{i+1}, in the form that is free of z:
 
-    With x from Eq. (7) and u = t_{i+1} the compared quantity is
-        x_i - t_i (x_i - x_u)/(t_i - u) = F_i + t_i/(t_i - u) (1 - u/T) (F_u - F_i),
-    in which z, of magnitude T, has cancelled on paper instead of in float32.
+    x_i - t_i (x_i - x_u)/(t_i - u) = F_i + t_i/(t_i - u) (1 - u/T) (F_u - F_i).
+    At eps it looks back to t_{N-2}, as the reference implementation does.
     """
 
     order = 1
+    points = 2
 
-    def times(self, i: Tensor, t: Tensor) -> Sequence[Tensor]:
-        last = len(t) - 1
-        return t[i], t[torch.where(i < last, i + 1, i - 1)]  # looks back at eps: Eq. (10) has no next point there
-
-    def combine(self, F: Sequence[Tensor], times: Sequence[Tensor], z: Tensor, t_max: float) -> Compared:
-        (F_i, F_u), (t, u) = F, times
-        s = like(t / t_max, z)
-        weight = like(t / (t - u) * (1 - u / t_max), z)  # formed in float64, since t and u are close
-        return Compared(x=s * z + (1 - s) * F_i, prediction=F_i + weight * (F_u - F_i))
+    def __call__(self, F: Network, z: Tensor, i: Tensor, t: Tensor, t_max: float) -> Compared:
+        t_i, u = interval(i, t)
+        F_i, F_u = F(t_i, u)
+        weight = like(t_i / (t_i - u) * (1 - u / t_max), z)
+        return Compared(state(z, t_i, F_i, t_max), t_i, F_i + weight * (F_u - F_i))
