@@ -12,7 +12,7 @@ import pidistill
 ROOT = Path(pidistill.__file__).parent
 LAYERS = {
     0.0: "errors",
-    0.1: "tensors seeds plugins files precision provenance progress",
+    0.1: "tensors seeds plugins files precision provenance progress experiments plots",
     0.2: "config",
     1: "grid schemes distances nets",
     2: "denoiser features",
@@ -21,6 +21,7 @@ LAYERS = {
     5: "checkpoint",
     6: "trainer sample evaluate trajectory describe runs",
     7: "distillation train_teacher",
+    7.1: "reproduce dryrun",
     8: "cli",
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names.split()}

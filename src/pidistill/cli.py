@@ -48,15 +48,20 @@ def options(context: typer.Context,
 @app.command()
 def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Spec KIND:REST, or a folder.")] = None,
             preset: Annotated[str | None, typer.Option("--preset", "-p", help="Preset name, or a YAML file.")] = None,
-            override: Overrides = None, out: Out = None, force: Force = False) -> None:
+            override: Overrides = None, out: Out = None, force: Force = False,
+            dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need, and stop.")] = False,
+            gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run reckons with.")] = 1) -> None:
     """Train a one-step student; without arguments, of the bundled digits teacher. Ends with a table."""
-    from pidistill import distillation, runs
+    from pidistill import distillation, dryrun, runs
     from pidistill.config import DistillConfig, load_config
     from pidistill.teachers import load_teacher
 
     preset = preset or distillation.default_preset(teacher or "bundled:digits")
     given = [f"teacher={teacher!r}"] if teacher else []
     config = load_config(DistillConfig, preset, [*given, *with_out(override, out)])
+    if dry_run:
+        print_facts(dryrun.dry_run(config, gpus))
+        return
     denoiser = load_teacher(config.teacher)
     finish(distillation.run(config, denoiser, lambda: runs.claim(config, force), BEGAN), Path(config.out))
 
@@ -147,6 +152,27 @@ def evaluate(model: Model, teacher: Teacher = None,
     print_table(results)
     if out:
         write_json(out, results)
+
+
+@app.command()
+def reproduce(
+        experiment: Annotated[str, typer.Argument(help="table3, table7, figure3 to figure8, samples, or all.")],
+        scale: Annotated[str, typer.Option(help="bundled: digits, minutes a run; paper: CIFAR-10, GPU-days.")] = "bundled",
+        out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default runs/reproduce-SCALE.")] = None,
+        seeds: Annotated[int | None, typer.Option(min=1, max=10, help="Training seeds of every run.")] = None,
+        plan: Annotated[bool, typer.Option("--plan", help="Print what it would train and its cost, and stop.")] = False,
+        override: Overrides = None) -> None:
+    """Repeat an experiment of the paper; a table, a plot and the raw numbers. Goes on where it stopped."""
+    from pidistill import reproduce
+    from pidistill.experiments import EXPERIMENTS
+
+    folder = out or Path(f"runs/reproduce-{scale}")
+    names = list(EXPERIMENTS) if experiment == "all" else [experiment]
+    print("\n".join(reproduce.cost(names, scale, folder, seeds, override or [])))
+    if not plan:
+        for name in names:
+            for path in reproduce.reproduce(name, scale, folder, seeds=seeds, overrides=override or []):
+                print(path)
 
 
 @app.command("train-teacher")

@@ -66,7 +66,7 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     watchers = []
     if drawable(teacher.shape):
         watchers.append(Watcher(config.preview.every, Preview(teacher, seeds)))
-    if config.evaluate.every:
+    if config.evaluate.every and runs.is_main_process():
         measure = evaluator or Evaluator(teacher, num=config.evaluate.num, batch=config.evaluate.batch,
                                          features=config.evaluate.features)
         watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.each(students_of(averages))))
@@ -80,13 +80,14 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     return folder, students
 
 
-def build_objective(config: DistillConfig, teacher: Denoiser) -> Objective:
-    """The objective over a new student of the teacher."""
+def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu") -> Objective:
+    """The objective over a new student of the teacher. device: `meta` for a dry run, else `cpu`."""
     torch.manual_seed(config.train.seed)  # initial weights, where they are random
-    student = make_student(teacher, config.student.init, config.student.net, config.student.width)
     grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
     options = dict(config.objective)
-    return build("objectives", options.pop("name"), student, teacher, grid, **options)
+    with torch.device(device):
+        student = make_student(teacher, config.student.init, config.student.net, config.student.width)
+        return build("objectives", options.pop("name"), student, teacher, grid, **options)
 
 
 def students_of(averages: Averages) -> dict[float, Student]:

@@ -13,7 +13,7 @@ from pidistill.errors import PidistillError
 def claim(config: RunConfig, force: bool = False) -> Path:
     """Make the folder `config.out` for a new run and write its config.yaml. `force` replaces an earlier run there."""
     folder = Path(config.out)
-    if int(os.environ.get("RANK", 0)):  # one process of several makes the folder
+    if not is_main_process():  # one process of several makes the folder
         return folder
     try:
         if folder.exists():
@@ -31,6 +31,11 @@ def claim(config: RunConfig, force: bool = False) -> Path:
     except OSError as error:
         raise PidistillError(f"cannot write the run's folder {folder}: {error.strerror or error}") from None
     return folder
+
+
+def is_main_process() -> bool:
+    """Whether this is the only process, or the one of several that writes (before and after accelerate is there)."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def is_teachers(folder: Path) -> bool:

@@ -133,7 +133,8 @@ class Log:
         kept = [record for record in read_metrics(folder) if record["step"] <= start]
         self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
-        self.started = time.perf_counter()
+        before = kept[-1].get("seconds", 0.0) if kept else 0.0
+        self.started = time.perf_counter() - before  # the time of a run is the sum of its parts
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class Autodiff:
 
     def __call__(self, F: Network, z: Tensor, i: Tensor, t: Tensor, t_max: float) -> Compared:
         t_i = t[i]
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no forward-mode derivative
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused attention has no forward-mode derivative
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # PyTorch's own, inside jvp
             F_i, slope = torch.func.jvp(lambda u: F(u)[0], (t_i,), (torch.ones_like(t_i),))  # type: ignore[misc]
         weight = like(t_i * (1 - t_i / t_max), z)
         return Compared(state(z, t_i, F_i, t_max), t_i, F_i - weight * slope)

@@ -1,0 +1,69 @@
+"""The paper's experiments: which runs each compares, what differs in them, and the numbers that the paper reports.
+
+A curve is one training run; it differs from the scale's preset in the keys given here and in nothing else, so that
+experiments share it. `paper_steps`: how far the paper trains it (the ends of its figures' axes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Curve:
+    label: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    paper_steps: int = 200_000
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """kind: a table of last values, curves over iterations, trajectories, or sample grids."""
+
+    title: str
+    section: str
+    kind: Literal["table", "curves", "trajectories", "samples"]
+    paper: dict[str, str]  # by curve: what the paper reports of it
+    says: str              # the paper's finding, to be read against ours
+
+
+PAPER_TEACHER = "2.04"  # EDM on CIFAR-10, Tables 1 and 7
+
+CURVES = {
+    "base": Curve("PID as in the paper", paper_steps=800_000),  # 1st order, N = 250, teacher's weights, perceptual
+    "midpoint": Curve("2nd order, two evaluations", {"objective.scheme": "midpoint"}, 800_000),
+    "central": Curve("2nd order, three evaluations", {"objective.scheme": "central"}, 800_000),
+    "small": Curve("half the channels, random start", {"student.init": "random", "student.width": 0.5}, 800_000),
+    "autodiff": Curve("automatic differentiation", {"objective.scheme": "autodiff"}, 50_000),
+    "random": Curve("random start", {"student.init": "random"}),
+    "no-stop-gradient": Curve("without stop-gradient", {"objective.stop_gradient": False}),
+    "l2": Curve("L2", {"objective.distance": "l2"}, 800_000),
+    **{f"N{n}": Curve(f"N = {n}", {"grid.points": n}) for n in (35, 80, 120, 200, 500, 1000)},
+}
+
+EXPERIMENTS = {
+    "table3": Experiment("Order of the difference scheme", "Table 3, Section 6.1", "table",
+                         {"base": "3.92", "midpoint": "3.68", "central": "-"},
+                         "the second order is slightly better at the same cost"),
+    "table7": Experiment("A smaller student", "Table 7, Appendix A.3", "table", {"base": "3.93", "small": "8.29"},
+                         "with a quarter of the parameters the student is worse, but still decent"),
+    "figure3": Experiment("Automatic against numerical differentiation", "Figure 3, Section 6.2", "curves",
+                          {"base": "low", "autodiff": "poor, high contrast"},
+                          "automatic differentiation converges to unrealistic images"),
+    "figure4": Experiment("Random start against the teacher's weights", "Figure 4, Section 6.3", "curves",
+                          {"base": "lower", "random": "higher"}, "a random start ends in a worse local optimum"),
+    "figure5": Experiment("With and without stop-gradient", "Figure 5, Section 6.4", "curves",
+                          {"base": "lower", "no-stop-gradient": "higher"},
+                          "backpropagation through the teacher degrades the images"),
+    "figure6": Experiment("Number of time points N", "Figure 6, Section 6.6", "curves",
+                          {"N35": "worst", "N80": "", "N120": "", "N200": "", "base": "plateau", "N500": "plateau",
+                           "N1000": "plateau"},
+                          "more time points are better, up to a plateau at about 250, at no cost"),
+    "figure7": Experiment("L2 against the perceptual distance", "Figure 7, Section 6.5", "curves",
+                          {"base": "3.92", "l2": "5.85"}, "the perceptual distance converges faster, and to a better value"),
+    "figure8": Experiment("Trajectories of student and teacher", "Figure 8, Appendix A.5", "trajectories", {"base": ""},
+                          "the student's states follow the teacher's at every time, not only at its end"),
+    "samples": Experiment("Samples of the same noise", "Figures 9 and 10, Appendix A.6", "samples",
+                          {"base": "", "small": ""}, "the student's images are the teacher's, image for image"),
+}

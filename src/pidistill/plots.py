@@ -1,0 +1,41 @@
+"""Plots of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pidistill.errors import PidistillError
+
+
+def plot_curves(path: Path, record: dict[str, Any], metric: str, unit: str) -> None:
+    """PNG: the metric over training iterations, one colour a curve, one line a seed (the paper's Figures 3 to 7)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
+    lowest, highest = float("inf"), 0.0
+    for k, curve in enumerate(record["curves"].values()):
+        for n, run in enumerate(curve["runs"]):
+            steps, values = zip(*run[metric]) if run.get(metric) else ((), ())
+            axes.plot(steps, values, color=f"C{k}", linestyle=("-", "--", ":")[n % 3], marker=".", markersize=4,
+                      label=curve["label"] if n == 0 else None)
+            lowest, highest = min([lowest, *values]), max([highest, *values[len(values) // 4:]])
+    if highest > 10 * lowest:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, highest * 1.05)
+    axes.set_xlabel("training iterations")
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", title="line styles: training seeds" if len(curve["runs"]) > 1 else None,
+                title_fontsize="small")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        plt.close(figure)

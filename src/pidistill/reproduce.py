@@ -1,0 +1,229 @@
+"""`pidistill reproduce`: the paper's experiments, at the scale of the bundled digits or at the paper's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pidistill import runs
+from pidistill.config import DistillConfig, load_config, read_yaml
+from pidistill.denoiser import Denoiser
+from pidistill.distillation import fit
+from pidistill.errors import PidistillError
+from pidistill.evaluate import Evaluator
+from pidistill.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment
+from pidistill.files import read_json, read_metrics, write_json
+from pidistill.pictures import write_captioned
+from pidistill.plots import plot_curves
+from pidistill.plugins import choices
+from pidistill.progress import console
+from pidistill.provenance import commit, versions
+from pidistill.samplers import sample_teacher
+from pidistill.seeds import labels_of
+from pidistill.student import load_student
+from pidistill.teachers import load_teacher
+from pidistill.trajectory import draw_trajectory
+
+
+@dataclass(frozen=True)
+class Scale:
+    preset: str
+    metric: str       # key in the records of a run
+    unit: str         # its name in tables
+    seeds: int        # training seeds of every curve
+    paper_steps: bool  # train as long as the paper, instead of as long as the preset says
+
+
+SCALES = {"bundled": Scale("digits_paper", "fd", "FD %", 2, False), "paper": Scale("cifar10", "fd", "FID", 1, True)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One curve with one training seed."""
+
+    curve: str
+    seed: int
+    config: DistillConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / "student" / "config.json").exists()
+
+    def records(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of every evaluation."""
+        return [(record["step"], record[metric]) for record in read_metrics(self.folder) if metric in record]
+
+
+def plan(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = None,
+         overrides: Sequence[str] = ()) -> list[Run]:
+    """The runs of an experiment, those first that other experiments share."""
+    planned = []
+    for curve in sorted(experiment.paper, key=lambda name: name != "base"):
+        for seed in range(seeds or scale.seeds):
+            folder = out / "curves" / f"{curve}-seed{seed}"
+            values = {**CURVES[curve].overrides, "train.seed": seed, "out": str(folder)}
+            if scale.paper_steps:
+                values["train.steps"] = CURVES[curve].paper_steps
+            given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+            planned.append(Run(curve, seed, load_config(DistillConfig, scale.preset, [*overrides, *given])))
+    return planned
+
+
+def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator]) -> None:
+    """Train one curve, or continue it; a finished one is left alone. Other settings in its folder are refused."""
+    kept = run.folder / "config.yaml"
+    if kept.exists():
+        old, new = (flat(read_yaml_text) for read_yaml_text in (read_yaml(kept), run.config.model_dump(mode="json")))
+        differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if differing:
+            raise PidistillError(f"{run.folder} was made with other settings ({', '.join(differing)}); delete it, or choose "
+                                 "another folder with --out")
+    if not run.done:
+        console.print(f"{CURVES[run.curve].label}, seed {run.seed}: {run.folder}", soft_wrap=True)
+        claim = (lambda: run.folder) if kept.exists() else (lambda: runs.claim(run.config))
+        fit(run.config, teacher, claim, evaluator())
+
+
+def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None,
+              overrides: Sequence[str] = ()) -> list[Path]:
+    """Train what is missing of an experiment and write its report; returns the files written.
+
+    OUT/curves/CURVE-seedK/ are ordinary runs that experiments share and that continue where they stopped.
+    OUT/NAME.md, NAME.json and NAME.png (a plot or a picture) are the report.
+    """
+    experiment, scale = find(name, scale_name)
+    planned = plan(experiment, scale, out, seeds, overrides)
+    teacher = load_teacher(planned[0].config.teacher)
+    options = planned[0].config.evaluate
+    made: list[Evaluator] = []
+
+    def evaluator() -> Evaluator:  # made when the first run needs it: the teacher's images take a while
+        if not made:
+            made.append(Evaluator(teacher, num=options.num, batch=options.batch, features=options.features,
+                                  cache=out / "teacher-images.safetensors"))
+        return made[0]
+
+    for run in planned:
+        train_curve(run, teacher, evaluator)
+    if not runs.is_main_process():
+        return []
+    command = " ".join(["pidistill reproduce", name, f"--scale {scale_name}", *([f"--seeds {seeds}"] if seeds else []),
+                        *(f"--set {text}" for text in overrides)])
+    return report(name, command, scale, planned, teacher, evaluator().teacher, out)
+
+
+def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = None,
+         overrides: Sequence[str] = ()) -> list[str]:
+    """Lines that say what the experiments will train, which of it is there, and what it costs."""
+    planned: dict[Path, Run] = {}
+    for name in names:
+        experiment, scale = find(name, scale_name)
+        planned |= {run.folder: run for run in plan(experiment, scale, out, seeds, overrides)}
+    missing = [run for run in planned.values() if not run.done]
+    lines = [f"{'to do' if run in missing else 'done':<6} {run.config.train.steps:>7} steps of {run.config.train.batch:<5} "
+             f"seed {run.seed}  {CURVES[run.curve].label}" for run in planned.values()]
+    steps = sum(run.config.train.steps for run in missing)
+    return [*lines, f"{len(missing)} of {len(planned)} runs to train, {steps:,} steps; results in {out}"]
+
+
+def find(name: str, scale_name: str) -> tuple[Experiment, Scale]:
+    if name not in EXPERIMENTS:
+        raise choices("experiment", name, list(EXPERIMENTS))
+    if scale_name not in SCALES:
+        raise choices("scale", scale_name, list(SCALES))
+    return EXPERIMENTS[name], SCALES[scale_name]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    items: dict[str, Any] = {}
+    for key, value in values.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return items
+
+
+def report(name: str, command: str, scale: Scale, planned: list[Run], teacher: Denoiser,
+           teacher_numbers: dict[str, float], out: Path) -> list[Path]:
+    """NAME.json (raw numbers), NAME.png and NAME.md."""
+    experiment = EXPERIMENTS[name]
+    curves = {curve: [run for run in planned if run.curve == curve] for curve in experiment.paper}
+    keys = (scale.metric, "trajectory_rmse")
+    record = {
+        "experiment": name, "title": experiment.title, "paper": experiment.section, "preset": scale.preset,
+        "command": command, "teacher": teacher_numbers,
+        "curves": {curve: {"label": CURVES[curve].label, "overrides": CURVES[curve].overrides,
+                           "paper": experiment.paper[curve],
+                           "runs": [{"seed": run.seed, "steps": run.config.train.steps, "batch": run.config.train.batch,
+                                     "commit": read_json(run.folder / "student" / "provenance.json")["commit"],
+                                     "parameters": parameters(run), "seconds": read_metrics(run.folder)[-1]["seconds"],
+                                     **{key: run.records(key) for key in keys if run.records(key)}}
+                                    for run in each]} for curve, each in curves.items()},
+        "commit": commit(), "versions": versions(), "threads": torch.get_num_threads()}
+    write_json(out / f"{name}.json", record)
+    picture = out / f"{name}.png"
+    if experiment.kind == "trajectories":
+        seeds = list(range(4))
+        draw_trajectory(picture, load_student(planned[0].folder), teacher, seeds, labels_of(seeds, teacher.num_classes))
+    elif experiment.kind == "curves":
+        plot_curves(picture, record, scale.metric, scale.unit)
+    if experiment.kind != "trajectories":
+        grid = picture if experiment.kind == "samples" else out / f"{name}-samples.png"
+        draw_samples(grid, curves, teacher)
+    (out / f"{name}.md").write_text(markdown(name, experiment, scale, record))
+    return [out / f"{name}{end}" for end in (".md", ".json", ".png") if (out / f"{name}{end}").exists()]
+
+
+def parameters(run: Run) -> int:
+    return sum(p.numel() for p in load_student(run.folder).parameters())
+
+
+def draw_samples(path: Path, curves: dict[str, list[Run]], teacher: Denoiser, columns: int = 16) -> None:
+    """One row for the teacher and one for each curve (its first seed), the same noise in every column."""
+    seeds = list(range(columns))
+    labels = labels_of(seeds, teacher.num_classes)
+    rows = [sample_teacher(teacher, seeds, labels)]
+    rows += [load_student(each[0].folder).sample(seeds, labels) for each in curves.values()]
+    write_captioned(path, torch.cat(rows), columns, ["teacher", *curves], [])
+
+
+def markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, Any]) -> str:
+    """The report's text: every number beside the paper's."""
+    lines = [f"## {experiment.title} ({experiment.section})", "",
+             f"`{record['command']}`, preset `{record['preset']}`, commit {record['commit'][:12]}, torch "
+             f"{record['versions']['torch']}. The paper: {experiment.says}.", "",
+             f"| run | parameters | steps | paper, FID | {scale.unit}, each seed | mean | r.m.s. to teacher | s |",
+             "|---|---|---|---|---|---|---|---|"]
+    if "fd" in record["teacher"]:
+        lines.append(f"| teacher | | | {PAPER_TEACHER} | {record['teacher']['fd']:.2f} | | 0 | |")
+    for curve in record["curves"].values():
+        lines.append(row(curve, scale.metric))
+    if experiment.kind != "table":
+        lines += ["", f"![{experiment.title}]({name}.png)"]
+    if experiment.kind in ("table", "curves"):
+        lines += ["", f"![samples of the same noise]({name}-samples.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def row(curve: dict[str, Any], metric: str) -> str:
+    """A curve's line of the table: last values, by training seed."""
+    each = curve["runs"]
+
+    def mean(values: list[float], form: str) -> str:
+        return format(sum(values) / len(values), form) if values else "-"
+
+    def last(key: str) -> list[float]:
+        return [run[key][-1][1] for run in each if run.get(key)]
+
+    cells = [curve["label"], f"{each[0]['parameters']:,}", each[0]["steps"], curve["paper"],
+             ", ".join(format(value, ".2f") for value in last(metric)) or "-", mean(last(metric), ".2f"),
+             mean(last("trajectory_rmse"), ".3f"), mean([run["seconds"] for run in each], ".0f")]
+    return f"| {' | '.join(map(str, cells))} |"

@@ -1,0 +1,93 @@
+"""The paper's experiments, at a scale of seconds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pidistill import reproduce
+from pidistill.errors import PidistillError
+from pidistill.experiments import CURVES, EXPERIMENTS
+from pidistill.files import read_metrics
+
+SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20", "checkpoint.every=2",
+         "objective.distance=pseudo_huber"]
+
+
+def test_the_issue_s_experiments_are_there():
+    assert list(EXPERIMENTS) == ["table3", "table7", *(f"figure{n}" for n in range(3, 9)), "samples"]
+    assert {curve for experiment in EXPERIMENTS.values() for curve in experiment.paper} <= CURVES.keys()
+
+
+@pytest.mark.parametrize("scale", ["bundled", "paper"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tmp_path):
+    """Every configuration is valid, and the keys that differ from the base run are those of the table."""
+    base = {run.curve: run for run in reproduce.plan(EXPERIMENTS["table3"], reproduce.SCALES[scale], tmp_path)}["base"]
+    for run in reproduce.plan(EXPERIMENTS[name], reproduce.SCALES[scale], tmp_path):
+        a, b = (reproduce.flat(each.config.model_dump(mode="json")) for each in (base, run))
+        differing = {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} - {"out", "train.seed", "train.steps"}
+        expected = set(CURVES[run.curve].overrides)
+        assert {key for key in differing if not any(key.startswith(e) for e in expected)} == set()
+        assert all(any(key.startswith(e) for key in differing) for e in expected), run.curve
+
+
+def test_a_report_has_table_numbers_and_plot(tmp_path):
+    files = reproduce.reproduce("figure7", "bundled", tmp_path, seeds=2, overrides=SMALL[:-1])
+    assert [path.name for path in files] == ["figure7.md", "figure7.json", "figure7.png"]
+    record = json.loads((tmp_path / "figure7.json").read_text())
+    assert [len(curve["runs"]) for curve in record["curves"].values()] == [2, 2]
+    for curve in record["curves"].values():
+        for run in curve["runs"]:
+            assert [step for step, _ in run["fd"]] == [2, 4] and run["commit"] and run["seed"] in (0, 1)
+    text = (tmp_path / "figure7.md").read_text()
+    last = record["curves"]["l2"]["runs"][1]["fd"][-1][1]
+    assert f"{last:.2f}" in text and "5.85" in text and "3.92" in text and "figure7.png" in text
+    assert (tmp_path / "figure7-samples.png").stat().st_size > 500
+
+
+@pytest.mark.parametrize("name", ["figure8", "samples", "table7"])
+def test_pictures(name, tmp_path):
+    reproduce.reproduce(name, "bundled", tmp_path, seeds=1, overrides=SMALL)
+    assert (tmp_path / f"{name}.md").exists()
+    assert (tmp_path / (f"{name}.png" if name != "table7" else "table7-samples.png")).stat().st_size > 500
+
+
+def test_finished_runs_are_not_trained_again_and_stopped_ones_go_on(tmp_path, monkeypatch):
+    experiment, scale = EXPERIMENTS["table3"], reproduce.SCALES["bundled"]
+    trained = []
+    fit = reproduce.fit
+    monkeypatch.setattr(reproduce, "fit", lambda config, *rest: (trained.append(config.out), fit(config, *rest)))
+    reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=SMALL)
+    assert len(trained) == 1
+    folder = tmp_path / "curves" / "base-seed0"
+    before = read_metrics(folder)
+    (folder / "student" / "config.json").unlink()  # as if it had been stopped before the end
+    trained.clear()
+    reproduce.reproduce("table3", "bundled", tmp_path, seeds=1, overrides=SMALL)
+    assert len(trained) == 3 and all(run.done for run in reproduce.plan(experiment, scale, tmp_path, 1, SMALL))
+    assert [r["step"] for r in read_metrics(folder)] == [r["step"] for r in before]  # continued, no line doubled
+    trained.clear()
+    reproduce.reproduce("table3", "bundled", tmp_path, seeds=1, overrides=SMALL)
+    assert trained == []
+
+
+def test_runs_of_other_settings_are_not_mixed_in(tmp_path):
+    reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=SMALL)
+    with pytest.raises(PidistillError, match=r"optimizer\.lr"):
+        reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=[*SMALL, "optimizer.lr=1e-3"])
+
+
+def test_plan_says_what_is_there_and_what_it_costs(tmp_path):
+    lines = reproduce.cost(["table3", "figure8"], "bundled", tmp_path, seeds=1, overrides=SMALL)
+    assert lines[-1].startswith("3 of 3 runs to train, 12 steps")
+    reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=SMALL)
+    lines = reproduce.cost(["table3"], "bundled", tmp_path, seeds=1, overrides=SMALL)
+    assert lines[-1].startswith("2 of 3 runs to train, 8 steps") and sum(line.startswith("done") for line in lines) == 1
+
+
+def test_unknown_names_are_one_line(command, tmp_path):
+    assert "did you mean 'table3'" in command("reproduce", "table33").error()
+    assert "bundled, paper" in command("reproduce", "table3", "--scale", "huge").error()
+    assert "unknown" in command("reproduce", "table3", "--plan", "--set", "tain.steps=3").error()
