@@ -16,7 +16,11 @@ ASSETS = Path(__file__).parent / "assets"
 
 class FeatureNet(Protocol):
     def features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] -> features (B, d)."""
+        """Images (B, C, H, W) in [-1, 1] -> features (B, d), for metrics."""
+        ...
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """Images (B, C, H, W) in [-1, 1] -> maps (B, c, ...) of several layers, for distances."""
         ...
 
 

@@ -19,11 +19,17 @@ class DigitClassifier(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in widths)
         self.fc, self.out = nn.Linear(2 * width * 16, dim), nn.Linear(dim, 10)
 
-    def features(self, x: Tensor) -> Tensor:
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """Maps after each of the four convolutions: two of 16x16, two of 8x8 positions."""
+        maps = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            x = self.pool(x) if i == 2 else x
             x = F.relu(norm(conv(x)))
-            x = self.pool(x) if i % 2 else x
-        return F.relu(self.fc(x.flatten(1)))
+            maps.append(x)
+        return maps
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.relu(self.fc(self.pool(self.layers(x)[-1]).flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.features(x))
