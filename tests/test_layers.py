@@ -14,6 +14,7 @@ LAYERS = {
     0.0: "errors",
     0.1: "tensors seeds plugins files provenance progress",
     0.2: "config",
+    0.9: "unet",
     1: "grid schemes distances nets",
     2: "denoiser features",
     3: "teachers student samplers data",
