@@ -25,6 +25,8 @@ from tests.helpers import CLASSES, SHAPE, exact_student, gaussian64, grid_of, in
 SAMPLER_ORDERS = {"euler": 1, "heun": 2}
 FEATURE_NETS = {"digit_classifier": (1, 16, 16)}  # these map images to features, not to images
 NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
+               "dhariwal_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
+                                 "head_channels": 8},
                "song_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}}
 TEACHER_SPECS = {
     "bundled": ["bundled:digits"],

@@ -13,8 +13,9 @@ ROOT = Path(pidistill.__file__).parent
 LAYERS = {
     0.0: "errors",
     0.1: "tensors seeds plugins files precision provenance progress experiments plots",
+    0.15: "downloads",
     0.2: "config",
-    0.3: "features",
+    0.3: "features unet",
     1: "grid schemes distances nets",
     2: "denoiser",
     3: "teachers student samplers data",

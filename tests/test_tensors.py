@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import linear
 
-from pidistill.tensors import clip_images, dequantise, like, per_sample, quantise
+from pidistill.tensors import clip_images, dequantise, like, outside_autocast, per_sample, quantise
 
 
 def test_like_spreads_over_the_elements():
@@ -33,3 +34,16 @@ def test_quantising_undoes_dequantising():
 def test_only_images_are_clipped():
     assert clip_images(torch.full((1, 1, 2, 2), 3.0)).max() == 1
     assert clip_images(torch.full((1, 2), 3.0)).max() == 3
+
+
+def test_outside_autocast_lifts_half_types_only():
+    x, w = torch.randn(4, 8), torch.randn(3, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x, w).dtype == torch.bfloat16
+        out = outside_autocast(linear, x.bfloat16(), w, None)
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, (x.bfloat16().double() @ w.double().T).float(), rtol=1e-5, atol=1e-5)
+        assert outside_autocast(linear, x.double(), w.double()).dtype == torch.float64
+        assert linear(x, w).dtype == torch.bfloat16  # the region goes on
+    assert outside_autocast(linear, x.bfloat16(), w.bfloat16()).dtype == torch.bfloat16
+    assert outside_autocast(linear, x.to("meta"), w.to("meta")).shape == (4, 3)

@@ -8,7 +8,7 @@ mantissa and float32's range, on NVIDIA GPUs from Ampere on, and no effect elsew
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -21,6 +21,8 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
     """Convolutions and matrix products in the half type, or (fp32, tf32) in the type of their inputs."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device
+        return nullcontext()
     return torch.autocast(device.type, dtype=HALF.get(precision), enabled=precision in HALF)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,3 +32,16 @@ def dequantise(x: Tensor) -> Tensor:
 def clip_images(x: Tensor) -> Tensor:
     """Images (N, C, H, W) to [-1, 1]; vectors (N, ...) as they are."""
     return x.clip(-1, 1) if x.ndim == 4 else x
+
+
+def outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor | None) -> Tensor:
+    """function(x, ...) in full precision inside an autocast region: half tensors are lifted to float32, float64 stays.
+
+    Without autocast it is function(x, ...) as it stands, in whatever type the caller chose.
+    """
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return function(x, *args)
+    with torch.autocast(device, enabled=False):
+        return function(*(y.float() if y is not None and y.dtype in (torch.float16, torch.bfloat16) else y
+                          for y in (x, *args)))

@@ -9,34 +9,69 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from pidistill.precision import HALF, Autocast, autocast
 
 TINY = 1e-10  # LPIPS's: what is added to the norm of a position's features
 
 
 class Perceptual(nn.Module):
-    """LPIPS's distance over the maps of a feature network (Zhang et al., 2018, Eq. 1).
+    """LPIPS's distance over the maps of a feature network (Zhang et al., 2018, Eq. 1), (B, C, H, W) twice -> (B,).
 
-    Subclasses define `layers(x)`: images (B, C, H, W) in [-1, 1] -> maps (B, c, ...), float32. At every position the
-    channels are scaled to unit length; the squared difference is weighted over channels, averaged over positions and
-    summed over layers. Nothing here is trained, and no graph is kept for a target that needs no gradient.
+    Subclasses define `layers(x)`: images in [-1, 1] -> maps (B, c, ...). At every position the channels are scaled to
+    unit length; the squared difference is weighted over channels, averaged over positions and summed over layers, in
+    float32. Nothing here is trained, and no graph is kept for a target that needs no gradient.
+
+    size: images are resized to size x size, bilinearly. precision: of the network, whatever the run's is.
     """
 
-    normalize = True
-    weights: Sequence[Tensor | None] | None = None  # (c,) for every layer; None weighs all channels 1
+    normalize: bool = True
+
+    def __init__(self, size: int | None, precision: Autocast, channels_last: bool):
+        super().__init__()
+        self.size, self.precision, self.channels_last = size, precision, channels_last
 
     def layers(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
+    def heads(self) -> Sequence[Tensor] | None:
+        """Weights (c,) of every layer's channels; None for 1."""
+        return None
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse samples of shape (C, H, W) that the network cannot take, before a run begins."""
+
+    def freeze(self) -> None:
+        """To be called once the networks are there."""
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Perceptual:
+        """Stays in evaluation mode: batch statistics would make samples depend on each other."""
+        return super().train(False)
+
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
-            targets = [self.scaled(f) for f in self.layers(target)]
-        distance = torch.zeros(len(prediction), device=prediction.device)
-        weights = self.weights or [None] * len(targets)
-        for f, g, w in zip(self.layers(prediction), targets, weights):
+            targets = [self.scaled(f) for f in self.maps(target)]
+        distance = torch.zeros(len(prediction), dtype=prediction.dtype, device=prediction.device)
+        heads = self.heads()
+        for k, (f, g) in enumerate(zip(self.maps(prediction), targets, strict=True)):
             e = (self.scaled(f) - g).square()
-            e = e.sum(dim=1) if w is None else (e * w.reshape(-1, *[1] * (e.ndim - 2))).sum(dim=1)
-            distance = distance + e.flatten(1).mean(dim=1)
+            e = e if heads is None else e * heads[k].reshape(-1, *[1] * (e.ndim - 2))
+            distance = distance + e.sum(dim=1, keepdim=True).flatten(1).mean(dim=1)
         return distance
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The network's maps of images, resized, in the chosen precision, lifted to float32."""
+        if self.size is not None:
+            x = interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with autocast(self.precision, x.device):
+            maps = self.layers(x)
+        return [f.float() if f.dtype in HALF.values() else f for f in maps]
 
     def scaled(self, f: Tensor) -> Tensor:
         if not self.normalize:

@@ -6,17 +6,26 @@ from torch import Tensor
 
 from pidistill.distances import Perceptual
 from pidistill.features import load_features
+from pidistill.precision import Autocast
 
 
 class Features(Perceptual):
     """sum over layers of mean over positions of |a - b|^2, a and b the unit-length feature vectors, (B, ...) twice -> (B,).
 
-    net: a bundled feature network, such as `digits_perceptual`. normalize: False compares the features as they are.
+    net: a bundled feature network, such as `digits_perceptual`; a TorchScript file (.ts, .pt) or torch.export file (.pt2),
+    or python:MODULE:FACTORY, each a function of images in [-1, 1] that gives (B, c, ...) or several of them. The last
+    imports the user's module, and TorchScript runs the program in the file: use your own.
+    normalize: False compares the features as they are. size, precision, channels_last: as in `lpips`.
     """
 
-    def __init__(self, *, net: str, normalize: bool = True):
-        super().__init__()
+    def __init__(self, *, net: str, normalize: bool = True, size: int | None = None, precision: Autocast = "fp32",
+                 channels_last: bool = False):
+        super().__init__(size, precision, channels_last)
         self.net, self.normalize = load_features(net), normalize
+        self.freeze()
 
     def layers(self, x: Tensor) -> list[Tensor]:
         return self.net.layers(x)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        self.net.check((shape[0], self.size, self.size) if self.size else shape)

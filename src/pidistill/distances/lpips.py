@@ -1,0 +1,93 @@
+"""LPIPS (Zhang et al., 2018): distance in the features of VGG16, with the published linear heads."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pidistill.distances import Perceptual
+from pidistill.downloads import check_hash, published
+from pidistill.errors import PidistillError
+from pidistill.files import load_weights, read_state_dict
+from pidistill.precision import Autocast
+
+VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, ImageNet-1k
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)          # of ImageNet, for images in [0, 1]
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))        # channels and convolutions between two poolings
+
+
+class LPIPS(Perceptual):
+    """Images (B, 1 or 3, H, W) in [-1, 1], twice -> (B,).
+
+    pool: `avg` as the reference implementation of PID, `max` as VGG16 was trained and LPIPS published.
+    size: images are resized to size x size, bilinearly; None leaves them (at least 16 pixels). The paper's text has 244,
+    its code 224.
+    weights: a file with VGG16's weights; by default torchvision's, from its cache or fetched there (528 MB).
+    precision: of the convolutions, whatever the run's is. channels_last: memory format of the convolutions.
+    """
+
+    def __init__(self, *, pool: Literal["avg", "max"] = "avg", size: int | None = 224, weights: str | None = None,
+                 precision: Autocast = "fp32", channels_last: bool = False):
+        super().__init__(size, precision, channels_last)
+        if size is not None and size < 16:
+            raise PidistillError(f"lpips: size must be at least 16, since VGG16 halves it four times, got {size}")
+        self.pool = F.avg_pool2d if pool == "avg" else F.max_pool2d
+        self.convs = nn.ModuleDict()  # named by the place in torchvision's `features`, which the weights are called after
+        place, channels = 0, 3
+        for width, depth in STAGES:
+            for _ in range(depth):
+                self.convs[str(place)] = nn.Conv2d(channels, width, 3, padding=1)
+                place, channels = place + 2, width  # after each convolution a ReLU
+            place += 1                              # after each stage a pooling
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1))
+        for k, (width, _) in enumerate(STAGES):
+            self.register_buffer(f"head{k}", torch.empty(width))
+        if self.mean.device.type != "meta":  # a dry run needs no weights
+            self.load(weights)
+        self.freeze()
+
+    mean: Tensor
+    std: Tensor
+
+    def load(self, weights: str | None) -> None:
+        path = Path(weights) if weights else published(VGG16, "VGG16", "objective.distance.weights=FILE")
+        check_hash(path)
+        state = {name.removeprefix("features."): value for name, value in read_state_dict(path).items()
+                 if not name.startswith("classifier.")}
+        load_weights(self.convs, state, path, "VGG16's features")
+        heads = read_state_dict(heads_file())
+        for k in range(len(STAGES)):
+            getattr(self, f"head{k}").copy_(heads[f"lin{k}.model.1.weight"].flatten())
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse a run on samples of shape (C, H, W) that are no images, before it begins."""
+        if len(shape) != 3 or shape[0] not in (1, 3) or (self.size is None and min(shape[1:]) < 16):
+            raise PidistillError(f"lpips compares grey or RGB images (of at least 16 pixels, or resized), got {shape}")
+
+    def heads(self) -> list[Tensor]:
+        return [getattr(self, f"head{k}") for k in range(len(STAGES))]
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
+        x = ((x.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std  # grey images: three equal channels
+        maps, convs = [], iter(self.convs.values())
+        for stage, (_, depth) in enumerate(STAGES):
+            x = self.pool(x, 2) if stage else x
+            for _ in range(depth):
+                x = F.relu(next(convs)(x))
+            maps.append(x)
+        return maps
+
+
+def heads_file() -> Path:
+    """The linear heads v0.1 for VGG, in the package lpips, which is not imported for it."""
+    spec = find_spec("lpips")
+    if spec is None or not spec.submodule_search_locations:
+        raise PidistillError("lpips: the package lpips, which carries the linear heads, is not installed: pip install lpips")
+    return Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / "vgg.pth"

@@ -1,0 +1,97 @@
+"""U-Net of Dhariwal & Nichol (2021), known as ADM, as configured by Karras et al. (2022) for ImageNet-64.
+
+Parameter and buffer names and shapes are those of NVIDIA's EDM checkpoints, so that their weights load by name.
+The code is our own; its parts, which `song_unet` shares, are in `pidistill.unet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pidistill.errors import PidistillError
+from pidistill.tensors import outside_autocast
+from pidistill.unet import ADM, Conv2d, Linear, PositionalEmbedding, UNetBlock, group_norm, image_size, normal, zeros
+
+
+class DhariwalUNet(nn.Module):
+    """F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C, H, W).
+
+    Under autocast the embedding and the last layers stay in float32, for the reason that `song_unet` gives.
+    shape is (C, H, W); H and W must be multiples of 2^(levels - 1), and H names the blocks and places attention.
+    The defaults are the ImageNet-64 network (Karras et al., 2022, Table 7), whose dropout is 0.1; a student has none.
+    """
+
+    def __init__(self, shape: Sequence[int], *, num_classes: int = 0, model_channels: int = 192,
+                 channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4, num_blocks: int = 3,
+                 attn_resolutions: Sequence[int] = (32, 16, 8), dropout: float = 0.1, augment_dim: int = 0,
+                 head_channels: int = ADM.head_channels):
+        super().__init__()
+        if model_channels < 2 or model_channels % 2:
+            raise PidistillError(f"dhariwal_unet: model_channels must be even and positive, got {model_channels}")
+        if head_channels < 1:
+            raise PidistillError(f"dhariwal_unet: head_channels must be 1 or more, got {head_channels}; ADM's is 64")
+        channels, height = image_size("dhariwal_unet", shape, 1 << (len(channel_mult) - 1))
+        self.num_classes, emb = num_classes, model_channels * channel_mult_emb
+        style = replace(ADM, head_channels=head_channels)
+        self.map_noise = PositionalEmbedding(model_channels, endpoint=False, cos_first=True)
+        self.map_augment = Linear(augment_dim, model_channels, bias=False, init=zeros) if augment_dim else None
+        self.map_layer0 = Linear(model_channels, emb, init=style.init)
+        self.map_layer1 = Linear(emb, emb, init=style.init)
+        self.map_label = Linear(num_classes, emb, bias=False, init=normal) if num_classes else None
+
+        def block(cin: int, cout: int, **kwargs) -> UNetBlock:
+            return UNetBlock(cin, cout, emb, dropout=dropout, style=style, **kwargs)
+
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        c, skips = model_channels * channel_mult[0], []
+        for level, mult in enumerate(channel_mult):
+            res = f"{height >> level}x{height >> level}"
+            if level == 0:
+                self.enc[f"{res}_conv"] = Conv2d(channels, c, 3, init=style.init)
+            else:
+                self.enc[f"{res}_down"] = block(c, c, down=True)
+            skips.append(c)
+            for i in range(num_blocks):
+                cin, c = c, model_channels * mult
+                self.enc[f"{res}_block{i}"] = block(cin, c, attention=(height >> level) in attn_resolutions)
+                skips.append(c)
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            res = f"{height >> level}x{height >> level}"
+            if level == len(channel_mult) - 1:
+                self.dec[f"{res}_in0"] = block(c, c, attention=True)
+                self.dec[f"{res}_in1"] = block(c, c)
+            else:
+                self.dec[f"{res}_up"] = block(c, c, up=True)
+            for i in range(num_blocks + 1):
+                cin, c = c + skips.pop(), model_channels * mult
+                self.dec[f"{res}_block{i}"] = block(cin, c, attention=(height >> level) in attn_resolutions)
+        self.out_norm = group_norm(c, style.eps)
+        self.out_conv = Conv2d(c, channels, 3, init=zeros)
+
+    def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Embedding (B, E) of noise level and class; the class enters after the second layer."""
+        emb = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
+        if self.map_label is not None and labels is not None:
+            emb = emb + self.map_label(F.one_hot(labels, self.num_classes).to(emb.dtype))
+        return F.silu(emb)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Last features -> image."""
+        return self.out_conv(F.silu(self.out_norm(x)))
+
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        emb = outside_autocast(self.embed, c_noise, labels)
+        skips: list[Tensor] = []
+        for module in self.enc.values():
+            x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
+            skips.append(x)
+        for name, module in self.dec.items():
+            if "block" in name:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = module(x, emb)
+        return outside_autocast(self.head, x)

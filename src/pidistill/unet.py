@@ -1,0 +1,227 @@
+"""Parts of EDM's U-Nets (Karras et al., 2022): linear maps, resampling convolutions, residual blocks, embeddings.
+
+Parameter and buffer names and shapes are those of NVIDIA's EDM checkpoints, so that their weights load by name.
+The code is our own. Where EDM resamples with grouped (transposed) convolutions, the 2x2 box filter is computed
+as what it is: average pooling and nearest-neighbour upsampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pidistill.errors import PidistillError
+from pidistill.tensors import outside_autocast
+
+# First weight and bias of a layer, from the weight's shape (out, in, ...), its fan-in and its fan-out.
+Init = Callable[[Sequence[int], int, int], tuple[Tensor, Tensor]]
+
+
+def xavier(gain: float = 1.0) -> Init:
+    """Uniform with variance 2 gain^2 / (fan_in + fan_out), bias zero: Song's networks."""
+    def init(shape: Sequence[int], fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:
+        return (torch.rand(*shape) * 2 - 1) * math.sqrt(6 / (fan_in + fan_out)) * gain, torch.zeros(shape[0])
+    return init
+
+
+def kaiming(gain: float = 1.0) -> Init:
+    """Uniform with variance gain^2 / fan_in, the bias too: Dhariwal's networks with gain sqrt(1/3)."""
+    def init(shape: Sequence[int], fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:
+        limit = gain * math.sqrt(3 / fan_in)
+        return (torch.rand(*shape) * 2 - 1) * limit, (torch.rand(shape[0]) * 2 - 1) * limit
+    return init
+
+
+def zeros(shape: Sequence[int], fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:
+    """Dhariwal's output layers."""
+    return torch.zeros(*shape), torch.zeros(shape[0])
+
+
+def normal(shape: Sequence[int], fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:
+    """Unit variance: what Kaiming's times sqrt(fan_in) comes to (Dhariwal's class embedding)."""
+    return torch.randn(*shape), torch.zeros(shape[0])
+
+
+XAVIER = xavier()
+
+
+class Linear(nn.Module):
+    """Affine map (B, in) -> (B, out) with EDM's initialisation."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, init: Init = XAVIER):
+        super().__init__()
+        self.in_features = in_features
+        weight, start = init((out_features, in_features), in_features, out_features)
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(start) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Module):
+    """Convolution with optional 2x resampling, (B, in, H, W) -> (B, out, H', W').
+
+    kernel 0 resamples only. `fused` filters after the convolution instead of before it when going down
+    (NCSN++'s residual input branch), which is another function, not merely another speed.
+    """
+
+    def __init__(self, cin: int, cout: int, kernel: int, *, up: bool = False, down: bool = False,
+                 resample_filter: Sequence[int] = (1, 1), fused: bool = False, init: Init = XAVIER):
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel = cin, cout, kernel
+        self.up, self.down, self.fused = up, down, fused
+        self.box = tuple(resample_filter) == (1, 1)
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if kernel:
+            weight, bias = init((cout, cin, kernel, kernel), cin * kernel**2, cout * kernel**2)
+            self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.resample_filter: Tensor
+        if up or down:
+            f = torch.tensor(resample_filter, dtype=torch.float32)
+            self.register_buffer("resample_filter", torch.outer(f, f)[None, None] / f.sum() ** 2)
+
+    def _resample(self, x: Tensor, pad: int) -> Tensor:
+        """Halve or double H and W with the separable filter; `pad` is the zero padding of the filter."""
+        if self.box:
+            return F.avg_pool2d(x, 2) if self.down else F.interpolate(x, scale_factor=2, mode="nearest")
+        c = x.shape[1]
+        f = self.resample_filter.to(x.dtype).expand(c, 1, -1, -1)
+        if self.down:
+            return F.conv2d(x, f, groups=c, stride=2, padding=pad)
+        return F.conv_transpose2d(x, f * 4, groups=c, stride=2, padding=pad)  # 4: each input feeds four outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        pad, f_pad = self.kernel // 2, 0
+        if self.up or self.down:
+            f_pad = (self.resample_filter.shape[-1] - 1) // 2
+        if self.down and self.fused and self.weight is not None:
+            return self._resample(F.conv2d(x, self.weight, self.bias, padding=pad + f_pad), 0)
+        if self.up or self.down:
+            x = self._resample(x, f_pad)
+        return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=pad)
+
+
+def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+    """At most 32 groups, of at least 4 channels each."""
+    groups = max(min(32, channels // 4), 1)
+    if channels % groups:
+        raise PidistillError(f"{channels} channels do not divide into {groups} groups; "
+                             "choose model_channels and channel_mult so that every sum of two widths is a multiple of 32")
+    return nn.GroupNorm(groups, channels, eps=eps)
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What sets the residual blocks of two networks apart."""
+
+    adaptive: bool          # the embedding scales and shifts the normalised channels, instead of being added before norm1
+    head_channels: int      # per attention head; 0: one head
+    skip_scale: float       # after a sum of two branches
+    eps: float              # of group normalisation
+    resample_proj: bool     # a skip connection that resamples has a 1x1 convolution, even for equal widths
+    init: Init
+    init_qkv: Init
+    init_out: Init          # the last layer of each branch
+
+
+# sqrt(0.5) keeps the variance of a sum of two unit-variance branches at 1.
+SONG = BlockStyle(adaptive=False, head_channels=0, skip_scale=math.sqrt(0.5), eps=1e-6, resample_proj=True,
+                  init=XAVIER, init_qkv=xavier(math.sqrt(0.2)), init_out=xavier(1e-5))
+ADM = BlockStyle(adaptive=True, head_channels=64, skip_scale=1.0, eps=1e-5, resample_proj=False,
+                 init=kaiming(math.sqrt(1 / 3)), init_qkv=kaiming(math.sqrt(1 / 3)), init_out=zeros)
+
+
+class UNetBlock(nn.Module):
+    """Residual block with noise conditioning and optional self-attention, (B, cin, H, W), (B, emb) -> (B, cout, H', W')."""
+
+    def __init__(self, cin: int, cout: int, emb: int, *, up: bool = False, down: bool = False, attention: bool = False,
+                 dropout: float = 0.0, resample_filter: Sequence[int] = (1, 1), style: BlockStyle = SONG):
+        super().__init__()
+        self.in_channels, self.out_channels, self.attention, self.dropout = cin, cout, attention, dropout
+        self.adaptive, self.skip_scale = style.adaptive, style.skip_scale
+        resample: dict[str, Any] = dict(up=up, down=down, resample_filter=resample_filter, init=style.init)
+        self.norm0 = group_norm(cin, style.eps)
+        self.conv0 = Conv2d(cin, cout, 3, **resample)
+        self.affine = Linear(emb, cout * (2 if style.adaptive else 1), init=style.init)
+        self.norm1 = group_norm(cout, style.eps)
+        self.conv1 = Conv2d(cout, cout, 3, init=style.init_out)
+        self.skip: Conv2d | None = None
+        if cin != cout or up or down:
+            self.skip = Conv2d(cin, cout, 1 if cin != cout or style.resample_proj else 0, **resample)
+        if attention:
+            self.heads = max(cout // style.head_channels, 1) if style.head_channels else 1
+            if cout % self.heads:
+                raise PidistillError(f"{cout} channels do not divide into {self.heads} attention heads of about "
+                                     f"{style.head_channels}; choose widths that are multiples of {style.head_channels}")
+            self.norm2 = group_norm(cout, style.eps)
+            self.qkv = Conv2d(cout, cout * 3, 1, init=style.init_qkv)
+            self.proj = Conv2d(cout, cout, 1, init=style.init_out)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        condition = outside_autocast(self.affine, emb)[:, :, None, None]
+        if self.adaptive:
+            scale, shift = condition.chunk(2, dim=1)
+            h = F.silu(shift + self.norm1(h) * (scale + 1))
+        else:
+            h = F.silu(self.norm1(h + condition))
+        h = self.conv1(F.dropout(h, self.dropout, self.training) if self.dropout else h)
+        x = ((x if self.skip is None else self.skip(x)) + h) * self.skip_scale
+        if self.attention:
+            b, c, height, width = x.shape
+            # EDM lays qkv out as (head, channel, which of q k v): channel c of a head's q is its output 3 c.
+            qkv = self.qkv(self.norm2(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
+            q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous()
+            a = F.scaled_dot_product_attention(q, k, v)
+            x = (self.proj(a.transpose(2, 3).reshape(b, c, height, width)) + x) * self.skip_scale
+        return x
+
+
+class PositionalEmbedding(nn.Module):
+    """Sinusoidal embedding (B,) -> (B, channels), frequencies from 1 to 1/max_positions, order (sin, cos): DDPM++.
+
+    ADM has the order (cos, sin) and, with `endpoint=False`, frequencies that end one step before 1/max_positions.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, max_positions: int = 10000, *, endpoint: bool = True, cos_first: bool = False):
+        super().__init__()
+        exponent = torch.arange(channels // 2, dtype=torch.float32) / (channels // 2 - endpoint)
+        self.register_buffer("freqs", (1 / max_positions) ** exponent, persistent=False)
+        self.cos_first = cos_first
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        phase = torch.outer(c_noise, self.freqs.to(c_noise.dtype))
+        return torch.cat([phase.cos(), phase.sin()] if self.cos_first else [phase.sin(), phase.cos()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features (B,) -> (B, channels) of NCSN++, order (sin, cos); the frequencies are in the checkpoint."""
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, scale: float = 16.0):
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        phase = torch.outer(c_noise, 2 * math.pi * self.freqs.to(c_noise.dtype))
+        return torch.cat([phase.sin(), phase.cos()], dim=1)
+
+
+def image_size(net: str, shape: Sequence[int], step: int) -> tuple[int, int]:
+    """Channels and height of images (C, H, W) whose H and W are multiples of `step`; else an error of `net`."""
+    if len(shape) != 3:
+        raise PidistillError(f"{net} needs images of shape (C, H, W), got {tuple(shape)}; use mlp")
+    if shape[1] % step or shape[2] % step:
+        raise PidistillError(f"{net}: height and width must be multiples of {step}, got {shape[1]}x{shape[2]}")
+    return shape[0], shape[1]
