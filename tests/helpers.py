@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +67,23 @@ def grid_of(teacher, points: int) -> Grid:
 def start(shape: tuple[int, ...], batch: int = 3, t_max: float = 80.0, dtype=torch.float64, seed: int = 1) -> Tensor:
     """z ~ N(0, T^2 I), (batch, *shape)."""
     return torch.randn(batch, *shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * t_max
+
+
+@functools.cache
+def vgg_weights() -> Path:
+    """A file with random weights for VGG16's convolutions under torchvision's names, scaled so that no layer dies."""
+    path = Path(tempfile.mkdtemp(prefix="pidistill-vgg-")) / "vgg16.pth"
+    generator, state, place, channels = torch.Generator().manual_seed(0), {}, 0, 3
+    for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(depth):
+            scale = (2 / (9 * channels)) ** 0.5
+            state[f"features.{place}.weight"] = torch.randn(width, channels, 3, 3, generator=generator) * scale
+            state[f"features.{place}.bias"] = torch.randn(width, generator=generator) * 0.1
+            place, channels = place + 2, width
+        place += 1
+    torch.save(state, path)
+    atexit.register(shutil.rmtree, path.parent, True)
+    return path
 
 
 def invert(x: Tensor, z: Tensor, t: Tensor, t_max: float) -> Tensor:

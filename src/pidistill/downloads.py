@@ -46,4 +46,5 @@ def check_hash(path: Path) -> None:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if not found.startswith(expected):
-            raise PidistillError(f"{path} is damaged: its SHA-256 starts with {found[:8]}, its name says {expected}; delete it")
+            raise PidistillError(f"{path} is damaged: its SHA-256 starts with {found[:8]}, its name says {expected}; "
+                                 "delete it")

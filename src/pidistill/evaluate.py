@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pidistill.denoiser import Denoiser
 from pidistill.errors import PidistillError
-from pidistill.features import FeatureNet, load_features, load_reference
+from pidistill.features import check_shape, load_features, load_reference
 from pidistill.files import read_tensors, write_tensors
 from pidistill.metrics.frechet import relative_frechet, statistics
 from pidistill.metrics.trajectory_rmse import trajectory_rmse
@@ -119,16 +119,18 @@ class Evaluator:
                 for key, value in self(student).items()}
 
 
-def check_features(features: str | None, shape: Sequence[int]) -> FeatureNet | None:
+def check_features(features: str | None, shape: Sequence[int]) -> Any:
     """The feature network, if one is named and images of this shape can go in."""
-    net = load_features(features) if features else None
-    if net and tuple(shape) != (1, 16, 16):
-        raise PidistillError(f"the features {features!r} are of 16x16 grey images, the model's have shape {tuple(shape)}")
+    if not features:
+        return None
+    net = load_features(features)
+    check_shape(net, shape, features)
+    load_reference(features)
     return net
 
 
 @torch.inference_mode()
-def image_features(net: FeatureNet, images: Tensor, batch: int = 500) -> Tensor:
+def image_features(net: Any, images: Tensor, batch: int = 500) -> Tensor:
     """Features (N, d) of images (N, C, H, W) in [-1, 1], quantised to uint8 first, as files would be."""
     bad = ~images.flatten(1).isfinite().all(dim=1)
     if bad.any():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
+import sys
 from difflib import get_close_matches
 from typing import Any
 
@@ -61,3 +63,20 @@ def _checked(where: str, key: str, value: Any, annotation: Any) -> Any:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         raise PidistillError(f"{where}: {key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
+
+
+def from_python(spec: str, what: str) -> Any:
+    """The object MODULE:FACTORY(), the module imported from the current folder too: this runs the user's code."""
+    module_name, _, factory = spec.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), factory)):
+        raise PidistillError(f"a python {what} is python:MODULE:FACTORY, got python:{spec}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise PidistillError(f"python:{spec}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, factory):
+        raise PidistillError(f"python:{spec}: the module {module_name} has no {factory}")
+    return getattr(module, factory)()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pidistill.distances import Perceptual
-from pidistill.features import load_features
+from pidistill.features import check_shape, load_features
 from pidistill.precision import Autocast
 
 
@@ -13,19 +13,19 @@ class Features(Perceptual):
     """sum over layers of mean over positions of |a - b|^2, a and b the unit-length feature vectors, (B, ...) twice -> (B,).
 
     net: a bundled feature network, such as `digits_perceptual`; a TorchScript file (.ts, .pt) or torch.export file (.pt2),
-    or python:MODULE:FACTORY, each a function of images in [-1, 1] that gives (B, c, ...) or several of them. The last
-    imports the user's module, and TorchScript runs the program in the file: use your own.
+    or python:MODULE:FACTORY, each a function of images in [-1, 1] that gives (B, c, ...) or several of them. These run
+    what they hold: name only what you made.
     normalize: False compares the features as they are. size, precision, channels_last: as in `lpips`.
     """
 
     def __init__(self, *, net: str, normalize: bool = True, size: int | None = None, precision: Autocast = "fp32",
                  channels_last: bool = False):
         super().__init__(size, precision, channels_last)
-        self.net, self.normalize = load_features(net), normalize
+        self.net, self.name, self.normalize = load_features(net), net, normalize
         self.freeze()
 
     def layers(self, x: Tensor) -> list[Tensor]:
         return self.net.layers(x)
 
     def check(self, shape: tuple[int, ...]) -> None:
-        self.net.check((shape[0], self.size, self.size) if self.size else shape)
+        check_shape(self.net, (shape[0], self.size, self.size) if self.size else shape, self.name)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 class DigitClassifier(nn.Module):
     """Digits (B, 1, 16, 16) in [-1, 1] -> logits (B, 10); `features` gives the (B, dim) before the last layer."""
 
+    shape = (1, 16, 16)
+
     def __init__(self, *, width: int = 24, dim: int = 32, pool: Literal["max", "avg"] = "max"):
         super().__init__()
         self.pool: nn.Module = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[pool](2)  # averages: smoother gradients
