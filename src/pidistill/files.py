@@ -1,13 +1,15 @@
-"""Folders of safetensors and JSON, written whole or not at all. No pickle is read or written."""
+"""Folders of safetensors and JSON, written whole or not at all. No pickle is written, none is executed."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,6 +51,45 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None
 
 
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Weights by name from .safetensors, or from what torch.save wrote (.pt, .pth, .ckpt).
+
+    The latter may hold them under the key `ema`, `state_dict` or `model`. Only tensors and plain containers are read.
+    """
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".ckpt"):
+        raise PidistillError(f"{path}: weights are read from .safetensors, .pt, .pth or .ckpt, got "
+                             f"{path.suffix or 'a name without an ending'}")
+    if not path.is_file():
+        raise PidistillError(f"{path} does not exist, or is no file")
+    if path.suffix == ".safetensors":
+        state: Any = read_tensors(path)
+    else:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of odd files, which end in an error anyway
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged or hostile file can end in almost any of them
+            raise PidistillError(f"cannot read {path}: damaged, or more than a state dictionary of tensors "
+                                 f"({type(error).__name__}); save state_dict() alone") from None
+        for key in ("ema", "state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+                break
+    if not isinstance(state, dict) or not state:
+        raise PidistillError(f"{path} holds no state dictionary of weights, but "
+                             f"{'nothing' if isinstance(state, dict) else f'a {type(state).__name__}'}")
+    for name, value in state.items():
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+        if not isinstance(name, str) or not name.isprintable() or not plain or not value.is_floating_point():
+            raise PidistillError(f"{path}: the entry {str(name)[:60]!r} is no weight "
+                                 f"({getattr(value, 'dtype', type(value).__name__)}); save state_dict() alone")
+    return state
+
+
+def cache_folder() -> Path:
+    """Where downloaded and converted weights lie: $PIDISTILL_CACHE, or ~/.cache/pidistill."""
+    return Path(os.path.expanduser(os.environ.get("PIDISTILL_CACHE") or "~/.cache/pidistill"))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -69,13 +110,13 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
         raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Strict loading: a missing, surplus or misshapen weight is one line of error."""
+def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net: str = "its config.json") -> None:
+    """Strict loading: a missing, surplus or misshapen weight is one line of error; `net` says whose network it is."""
     own = module.state_dict()
     missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or surplus:
         what = f"{len(missing)} missing" if missing else f"{len(surplus)} unknown"
-        raise PidistillError(f"{where} does not fit the network of its config.json: weights {what}, "
+        raise PidistillError(f"{where} does not fit the network of {net}: weights {what}, "
                              f"first {(missing or surplus)[0]}")
     for name, value in own.items():
         if value.shape != tensors[name].shape:
