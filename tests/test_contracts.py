@@ -30,6 +30,7 @@ NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
                "song_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}}
 TEACHER_SPECS = {
     "bundled": ["bundled:digits"],
+    "edm": ["edm:tiny,weights={tmp}/teacher/model.safetensors"],
     "folder": ["folder:{tmp}/teacher"],
     "gaussian": ["gaussian:2", "gaussian:1x8x8,mean=0.2,std=0.5", "gaussian:2,modes=4,std=0.1",
                  "gaussian:3,modes=3,classes"],
@@ -273,8 +274,10 @@ def test_objective_draws_depend_on_seed_step_and_number_alone(objective):
 @pytest.mark.parametrize("kind", names("teachers"))
 def test_teacher_keeps_the_protocol(kind, tmp_path, monkeypatch):
     from pidistill.files import write_folder
+    from pidistill.teachers.edm import PUBLISHED
 
     tiny = tiny_teacher()
+    monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": tiny.net_spec})
     write_folder(tmp_path / "teacher", {"model": tiny.state_dict()}, {"config": teacher_config(tiny)})
     (tmp_path / "pidistill_test_teacher.py").write_text(
         "from pidistill.teachers.gaussian import gaussian\n\ndef make():\n    return gaussian('2')\n")

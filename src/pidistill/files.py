@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         state: Any = read_tensors(path)
     else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of odd files, which end in an error anyway
+                state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged or hostile file can end in almost any of them
             raise PidistillError(f"cannot read {path}: damaged, or more than a state dictionary of tensors "
                                  f"({type(error).__name__}); save state_dict() alone") from None
@@ -88,7 +90,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                              f"{'nothing' if isinstance(state, dict) else f'a {type(state).__name__}'}")
     for name, value in state.items():
         plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-        if not isinstance(name, str) or not plain or not value.is_floating_point():
+        if not isinstance(name, str) or not name.isprintable() or not plain or not value.is_floating_point():
             raise PidistillError(f"{path}: the entry {str(name)[:60]!r} is no weight "
                                  f"({getattr(value, 'dtype', type(value).__name__)}); save state_dict() alone")
     return state
@@ -126,7 +128,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
     if missing or surplus:
         what = f"{len(missing)} missing" if missing else f"{len(surplus)} unknown"
         raise PidistillError(f"{where} does not fit the network of {net}: weights {what}, "
-                             f"first {(missing or surplus)[0]!r}")
+                             f"first {(missing or surplus)[0]}")
     for name, value in own.items():
         if value.shape != tensors[name].shape:
             raise PidistillError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, the network {tuple(value.shape)}")

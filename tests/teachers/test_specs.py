@@ -29,7 +29,7 @@ def test_a_folder_gives_the_same_denoiser(folder):
 
 
 @pytest.mark.parametrize("spec, words", [
-    ("gausian:2", "did you mean 'gaussian'"), ("nope:2", "choices: bundled, folder, gaussian"),
+    ("gausian:2", "did you mean 'gaussian'"), ("nope:2", "choices: bundled, edm, folder, gaussian"),
     ("nowhere", "kinds: bundled"),
     ("bundled:digit", "unknown bundled teacher"), ("folder:/nowhere", "holds no teacher"),
     ("python:math", "python:MODULE:FACTORY"), ("python::f", "python:MODULE:FACTORY"),
@@ -77,3 +77,19 @@ def test_missing_weights_are_one_line(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(PidistillError, match="does not exist"):
         load_teacher(str(folder))
+
+
+@pytest.mark.parametrize("spec", ["bundled:digits", "folder:{folder}", "{folder}"])
+def test_without_weights_nothing_but_the_configuration_is_read(spec, folder):
+    (folder / "model.safetensors").unlink()
+    teacher = load_teacher(spec.format(folder=folder), weights=False)
+    assert {tensor.device.type for tensor in (*teacher.parameters(), *teacher.buffers())} == {"meta"}
+    if "{" in spec:
+        full = tiny_teacher(t_max=40, sigma_data=0.4)
+        assert teacher.facts() == full.facts() and teacher.net_spec == full.net_spec
+        assert teacher.state_dict().keys() == full.state_dict().keys()
+
+
+def test_kinds_that_read_no_weights_are_built_as_ever():
+    teacher = load_teacher("gaussian:2", weights=False)
+    assert teacher(torch.ones(1, 2), 1.0).device.type == "cpu"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors
-from pidistill.plugins import build, choices, names
+from pidistill.plugins import build, choices, member, names
 
 
-def load_teacher(spec: str, **options: Any) -> Denoiser:
-    """The teacher that KIND:REST names (`bundled:digits`, `folder:PATH`, `python:MODULE:FACTORY`, `gaussian:...`).
+def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser:
+    """The teacher that KIND:REST names: `bundled:digits`, `folder:PATH`, `edm:NAME`, `python:MODULE:FACTORY`, `gaussian:2`.
 
-    A bare path is a teacher's folder. Raises PidistillError, in one line, for anything that cannot be loaded.
+    A bare path is a teacher's folder. weights=False builds the network of a kind that reads files from its configuration
+    alone, on the meta device, where nothing is computed and no file of weights is needed; other kinds are as ever.
+    Raises PidistillError, in one line, for anything that cannot be loaded.
     """
     kind, sign, rest = spec.partition(":")
     if kind == "object":  # what `distill` records of a teacher that was handed over in Python
@@ -26,24 +33,33 @@ def load_teacher(spec: str, **options: Any) -> Denoiser:
             raise choices("teacher kind", kind, names("teachers"))
         else:
             raise PidistillError(f"teacher {spec!r} is no folder and no KIND:REST (kinds: {', '.join(names('teachers'))})")
+    if not weights and "weights" in inspect.signature(member("teachers", kind)).parameters:
+        options["weights"] = False
     teacher: Denoiser = build("teachers", kind, rest, **options).eval().requires_grad_(False)
     teacher.spec = spec
     return teacher
 
 
-def read_teacher(folder: Path) -> Denoiser:
-    """A folder that `train-teacher` wrote: config.json and model.safetensors."""
+def edm_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
+                **facts: float) -> EDMDenoiser:
+    """A network {"name": ..., options} for images (C, H, W) in EDM's preconditioning; weights=False: on the meta device."""
+    with nullcontext() if weights else torch.device("meta"):
+        return EDMDenoiser(build_net(net, shape, num_classes), shape, num_classes, net_spec=net, **facts)
+
+
+def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
+    """A folder that `train-teacher` wrote: config.json and, unless on the meta device, model.safetensors."""
     config = read_json(folder / "config.json")
     try:
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
         facts = {name: config[name] for name in FACTS}
-        net = build_net(config["net"], facts["shape"], facts["num_classes"])
-        teacher = EDMDenoiser(net, net_spec=config["net"], **facts)
+        teacher = edm_teacher(config["net"], **facts, weights=weights)
     except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
-    path = folder / "model.safetensors"
-    load_weights(teacher, read_tensors(path), path)
+    if weights:
+        path = folder / "model.safetensors"
+        load_weights(teacher, read_tensors(path), path)
     teacher.source = folder
     return teacher
 

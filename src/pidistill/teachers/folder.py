@@ -9,10 +9,10 @@ from pidistill.errors import PidistillError
 from pidistill.teachers import read_teacher
 
 
-def folder(rest: str) -> Denoiser:
+def folder(rest: str, *, weights: bool = True) -> Denoiser:
     """rest: the folder's path."""
     path = Path(rest)
     for candidate in (path, path / "teacher"):
         if (candidate / "config.json").exists():
-            return read_teacher(candidate)
+            return read_teacher(candidate, weights=weights)
     raise PidistillError(f"{path} holds no teacher: config.json and model.safetensors were expected there")

@@ -1,0 +1,88 @@
+"""`edm:NAME`: the networks that Karras et al. (2022) published, with weights from a plain state dictionary."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pidistill.denoiser import Denoiser
+from pidistill.errors import PidistillError
+from pidistill.files import cache_folder, load_weights, read_state_dict
+from pidistill.nets.song_unet import DDPMPP, NCSNPP
+from pidistill.plugins import choices
+from pidistill.progress import console
+from pidistill.teachers import edm_teacher
+
+
+def _song(architecture: dict[str, Any], channel_mult: list[int], dropout: float) -> dict[str, Any]:
+    """A `song_unet` in JSON's types, 128 channels wide, four blocks a level, attention at 16x16."""
+    return {"name": "song_unet", "model_channels": 128, "channel_mult": channel_mult, "num_blocks": 4,
+            "attn_resolutions": [16], "dropout": dropout,
+            **architecture, "resample_filter": list(architecture["resample_filter"])}
+
+
+def _published() -> dict[str, dict[str, Any]]:
+    """shape, classes and network of every published checkpoint (Karras et al., 2022, Table 7 and Appendix F).
+
+    They were trained with non-leaking augmentation, whose input `map_augment` is zero when sampling: it is left out.
+    """
+    table: dict[str, dict[str, Any]] = {}
+    for end, architecture in (("vp", DDPMPP), ("ve", NCSNPP)):
+        for data, size, classes, mult, dropout in (
+                ("cifar10-32x32-uncond", 32, 0, [2, 2, 2], 0.13), ("cifar10-32x32-cond", 32, 10, [2, 2, 2], 0.13),
+                ("ffhq-64x64-uncond", 64, 0, [1, 2, 2, 2], 0.05), ("afhqv2-64x64-uncond", 64, 0, [1, 2, 2, 2], 0.25)):
+            table[f"{data}-{end}"] = {"shape": (3, size, size), "num_classes": classes,
+                                      "net": _song(architecture, mult, dropout)}
+    table["imagenet-64x64-cond-adm"] = {
+        "shape": (3, 64, 64), "num_classes": 1000,
+        "net": {"name": "dhariwal_unet", "model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3,
+                "attn_resolutions": [32, 16, 8], "dropout": 0.1}}
+    return table
+
+
+PUBLISHED = _published()
+
+
+def edm(rest: str, *, weights: bool = True) -> Denoiser:
+    """rest: `NAME[,weights=FILE]`, such as `cifar10-32x32-uncond-vp,weights=cifar.pt`.
+
+    FILE is a state dictionary of the network or of the module around it (names with `model.` before them). Without FILE
+    it is NAME.safetensors or NAME.pt in the cache folder. NVIDIA's `.pkl` itself is not read.
+    """
+    name, _, option = rest.partition(",")
+    if name not in PUBLISHED:
+        raise choices("edm network", name, list(PUBLISHED))
+    key, sign, given = option.partition("=")
+    if option and (key != "weights" or not sign or not given):
+        raise PidistillError(f"an edm teacher is edm:NAME[,weights=FILE], got edm:{rest}")
+    teacher = edm_teacher(**PUBLISHED[name], weights=weights)
+    if weights:
+        _load(teacher.model, Path(os.path.expanduser(given)) if given else _cached(name), name)
+    return teacher
+
+
+def _cached(name: str) -> Path:
+    """The cache folder's file for this network."""
+    for path in (cache_folder() / f"{name}.safetensors", cache_folder() / f"{name}.pt"):
+        if path.exists():
+            return path
+    raise PidistillError(f"edm:{name} needs weights: put the network's state_dict() as {name}.safetensors or {name}.pt "
+                         f"into {cache_folder()}, or say edm:{name},weights=FILE (NVIDIA's .pkl itself is not read by "
+                         "this version)")
+
+
+def _load(net: nn.Module, path: Path, name: str) -> None:
+    """Weights of the network F, strictly, but for the augmentation layer, which no sampler feeds."""
+    if path.suffix == ".pkl":
+        raise PidistillError(f"{path}: NVIDIA's .pkl is not read by this version; save the network's state_dict() as "
+                             ".safetensors or .pt")
+    state = read_state_dict(path)
+    if all(key.startswith("model.") for key in state):
+        state = {key.removeprefix("model."): value for key, value in state.items()}
+    kept = {key: value for key, value in state.items() if not key.startswith("map_augment.")}
+    load_weights(net, kept, path, f"edm:{name}")
+    if len(kept) < len(state):
+        console.print(f"{path.name}: map_augment is left out, since sampling never augments", soft_wrap=True)

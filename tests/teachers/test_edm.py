@@ -1,0 +1,159 @@
+"""`edm:NAME`: sizes of the published networks, the forms of a weights file, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pidistill.errors import PidistillError
+from pidistill.student import make_student
+from pidistill.teachers import load_teacher
+from pidistill.teachers.edm import PUBLISHED
+from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
+
+SIZES = {  # parameters without map_augment; with it CIFAR-10's have 55,733,891 and 56,397,827
+    "cifar10-32x32-uncond-vp": 55_732_739, "cifar10-32x32-cond-vp": 55_734_147,
+    "cifar10-32x32-uncond-ve": 56_395_523, "cifar10-32x32-cond-ve": 56_398_339,
+    "ffhq-64x64-uncond-vp": 61_804_419, "ffhq-64x64-uncond-ve": 62_758_787,
+    "afhqv2-64x64-uncond-vp": 61_804_419, "afhqv2-64x64-uncond-ve": 62_758_787,
+    "imagenet-64x64-cond-adm": 295_899_267,
+}
+DROPOUT = {"cifar10": 0.13, "ffhq": 0.05, "afhqv2": 0.25, "imagenet": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    """A published network small enough for tests, an empty cache folder, and weights for it."""
+    monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
+    monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    return tiny_teacher()
+
+
+def same(a, b) -> bool:
+    x, y = torch.randn(3, *SHAPE), torch.arange(3)
+    return torch.equal(a(x, 2.0, y), b(x, 2.0, y))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_networks_have_their_size_and_need_no_memory(name):
+    load_teacher("edm:tiny", weights=False)  # torch imports sympy with the first tensor on meta, which takes 2 s
+    began = time.process_time()
+    teacher = load_teacher(f"edm:{name}", weights=False)
+    assert time.process_time() - began < 2
+    assert {tensor.device.type for tensor in (*teacher.parameters(), *teacher.buffers())} == {"meta"}
+    assert sum(p.numel() for p in teacher.parameters()) == SIZES[name]
+    size = 32 if "32x32" in name else 64
+    assert teacher.shape == (3, size, size) and (teacher.num_classes > 0) == ("-cond-" in name)
+    assert (teacher.t_min, teacher.t_max, teacher.sigma_data, teacher.rho) == (0.002, 80, 0.5, 7)
+    assert teacher.net_spec["dropout"] == DROPOUT[name.split("-")[0]]
+    student = make_student(teacher)  # a dry run goes on to here
+    assert student.net_spec["dropout"] == 0 and {m.dropout for m in student.modules() if hasattr(m, "dropout")} == {0}
+
+
+def test_all_published_names_are_there():
+    assert SIZES.keys() == PUBLISHED.keys() - {"tiny"}
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt", "pth", "ckpt"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_weights_are_read_from_plain_state_dictionaries(tiny, tmp_path, ending, prefix):
+    path = tmp_path / f"a,b.{ending}"  # a comma in the name is no separator
+    state = {prefix + key: value for key, value in tiny.model.state_dict().items()}
+    save_file(state, path) if ending == "safetensors" else torch.save(state, path)
+    assert same(load_teacher(f"edm:tiny,weights={path}"), tiny)
+
+
+@pytest.mark.parametrize("key", ["ema", "model", "state_dict"])
+def test_weights_may_lie_under_a_key_beside_others(tiny, tmp_path, key):
+    torch.save({key: tiny.state_dict(), "step": 3, "args": {"lr": 0.1}}, tmp_path / "w.pt")
+    assert same(load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}"), tiny)
+
+
+def test_half_precision_weights_become_float32(tiny, tmp_path):
+    torch.save({key: value.half() for key, value in tiny.state_dict().items()}, tmp_path / "w.pt")
+    teacher = load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}")
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_the_augmentation_layer_is_left_out_and_said_so(tiny, tmp_path, capsys, prefix):
+    state = {prefix + key: value for key, value in tiny.model.state_dict().items()}
+    torch.save(state | {f"{prefix}map_augment.weight": torch.ones(8, 9)}, tmp_path / "w.pt")
+    assert same(load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}"), tiny)
+    assert capsys.readouterr().err == "w.pt: map_augment is left out, since sampling never augments\n"
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_the_cache_folder_is_searched(tiny, tmp_path, ending):
+    path = tmp_path / "cache" / f"tiny.{ending}"
+    save_file(tiny.state_dict(), path) if ending == "safetensors" else torch.save(tiny.state_dict(), path)
+    assert same(load_teacher("edm:tiny"), tiny)
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def damaged(kind: str, tiny, path, marker) -> None:
+    """Write one of the files that must be refused."""
+    state = dict(tiny.model.state_dict())
+    first = next(iter(state))
+    if kind == "zip with code":
+        torch.save(state | {"x": Evil(marker)}, path)
+    elif kind == "pickle with code":
+        path.write_bytes(pickle.dumps({"ema": Evil(marker)}))
+    elif kind == "module":
+        torch.save({"ema": tiny.model}, path)
+    elif kind == "cut":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:3000])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        bad = {"missing": {k: v for k, v in state.items() if k != first}, "surplus": state | {"a": torch.ones(1)},
+               "misshapen": state | {first: torch.ones(2)}, "integer": state | {first: state[first].long()},
+               "number": state | {first: 3}, "sparse": state | {first: torch.eye(3).to_sparse()},
+               "meta": state | {first: state[first].to("meta")}, "list": [1], "nothing": {},
+               "mixed": state | {"model.x": torch.ones(1)}, "keys": {1: torch.ones(1)},
+               "lines": state | {"a\nb": torch.ones(1)}}
+        torch.save(bad[kind], path)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind, words", [
+    ("zip with code", "more than a state dictionary"), ("pickle with code", "more than a state dictionary"),
+    ("module", "more than a state dictionary"), ("cut", "damaged"), ("empty", "damaged"),
+    ("missing", "fit the network of edm:tiny: weights 1 missing"), ("surplus", "1 unknown"), ("mixed", "1 unknown"),
+    ("misshapen", "shape"), ("integer", "int64"), ("number", "no weight .int"), ("sparse", "no weight"),
+    ("meta", "no weight"), ("list", "but a list"), ("nothing", "but nothing"), ("keys", "no weight"),
+    ("lines", "no weight")])
+def test_damaged_and_hostile_files_are_one_line_and_run_nothing(tiny, tmp_path, capsys, kind, words):
+    damaged(kind, tiny, tmp_path / "w.pt", tmp_path / "marker")
+    with pytest.raises(PidistillError, match=words) as caught:
+        load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}")
+    assert "\n" not in str(caught.value) and "w.pt" in str(caught.value)
+    assert not (tmp_path / "marker").exists() and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("spec, words", [
+    ("edm:cifar10-32x32-uncond", "did you mean 'cifar10-32x32-uncond-v[pe]'.*choices: .*imagenet-64x64-cond-adm"),
+    ("edm:", "unknown edm network"), ("edm:tiny,file=x.pt", "weights=FILE"), ("edm:tiny,weights=", "weights=FILE"),
+    ("edm:tiny,", "put the network's state_dict.. as tiny.safetensors or tiny.pt into .*cache.*pkl itself is not read"),
+    ("edm:tiny", "put the network's state_dict.. as tiny.safetensors or tiny.pt into .*cache.*pkl itself is not read"),
+    ("edm:tiny,weights=nowhere.pt", "nowhere.pt does not exist"), ("edm:tiny,weights=no.safetensors", "does not exist"),
+    ("edm:tiny,weights=edm-cifar.pkl", "NVIDIA's .pkl is not read"), ("edm:tiny,weights=x.bin", "got .bin"),
+    ("edm:tiny,weights=x", "without an ending")])
+def test_what_cannot_be_meant_is_one_line(spec, words):
+    with pytest.raises(PidistillError, match=words) as caught:
+        load_teacher(spec)
+    assert "\n" not in str(caught.value)
