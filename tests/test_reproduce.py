@@ -11,7 +11,7 @@ from pidistill.errors import PidistillError
 from pidistill.experiments import CURVES, EXPERIMENTS
 from pidistill.files import read_metrics
 
-SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20", "checkpoint.every=2",
+SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20", "checkpoint.every=2", "preview.seeds=0-1",
          "objective.distance=pseudo_huber"]
 
 

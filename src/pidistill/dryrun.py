@@ -29,6 +29,8 @@ from pidistill.teachers import load_teacher
 # TF32 cannot pass 19.5e12 there; 0.7 of that is an assumption, as is bf16 = fp16.
 SUSTAINED = {"fp32": 13.7e12, "tf32": 35e12, "bf16": 43e12, "fp16": 43e12}
 
+SAMPLES = 16  # traced at once; what does not grow with the batch weighs little
+
 
 def dry_run(config: DistillConfig, gpus: int = 1) -> dict[str, Any]:
     """Parameters, operations, memory of each of `gpus` GPUs, checkpoint size and time of the run, to print."""
@@ -89,8 +91,8 @@ def binary(size: float) -> str:
 def operations(objective: Objective) -> float:
     """FLOP of one sample, forward and backward."""
     with FlopCounterMode(display=False) as counter:
-        objective(batch_of(objective, 2, "meta")).sum().backward()
-    return counter.get_total_flops() / 2
+        objective(batch_of(objective, SAMPLES, "meta")).sum().backward()
+    return counter.get_total_flops() / SAMPLES
 
 
 def activations(objective: Objective, precision: Precision) -> float:
@@ -123,8 +125,8 @@ def kept_bytes(objective: Objective, device: str) -> float:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        objective(batch_of(objective, 2, device))
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2
+        objective(batch_of(objective, SAMPLES, device))
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / SAMPLES
 
 
 def batch_of(objective: Objective, batch: int, device: str) -> dict[str, Tensor]:
