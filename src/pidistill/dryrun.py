@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pidistill.config import DistillConfig
@@ -27,7 +29,7 @@ from pidistill.teachers import load_teacher
 # FLOP/s of one A100 that the paper's own timings imply with the operations counted here: tf32 from CIFAR-10, 0.713 s a
 # step of 512 on 8 GPUs (Table 4); fp16 from ImageNet, 600k steps of 2048 in 197 h on 64 GPUs (Table 5). Float32 without
 # TF32 cannot pass 19.5e12 there; 0.7 of that is an assumption, as is bf16 = fp16.
-SUSTAINED = {"fp32": 13.7e12, "tf32": 35e12, "bf16": 43e12, "fp16": 43e12}
+SUSTAINED = {"fp32": 13.7e12, "tf32": 35e12, "bf16": 44e12, "fp16": 44e12}
 
 SAMPLES = 16  # traced at once; what does not grow with the batch weighs little
 
@@ -88,9 +90,18 @@ def binary(size: float) -> str:
     return f"{size / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
+class FusedAttention(TorchFunctionMode):
+    """Attention without its matrix in memory, as on a GPU; left alone, the meta device is given the plain formula."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is scaled_dot_product_attention and torch.backends.cuda.mem_efficient_sdp_enabled():
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, True)[0]
+        return function(*args, **(kwargs or {}))
+
+
 def operations(objective: Objective) -> float:
     """FLOP of one sample, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, FusedAttention():
         objective(batch_of(objective, SAMPLES, "meta")).sum().backward()
     return counter.get_total_flops() / SAMPLES
 
@@ -124,7 +135,7 @@ def kept_bytes(objective: Objective, device: str) -> float:
             kept[storage._cdata] = tensor  # held, so that no other storage gets the same address
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saved_tensors_hooks(keep, lambda tensor: tensor), FusedAttention():
         objective(batch_of(objective, SAMPLES, device))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / SAMPLES
 
