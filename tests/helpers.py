@@ -104,6 +104,27 @@ class Table(nn.Module):
         return torch.where(F.isfinite(), F, torch.zeros_like(F))  # at T any F will do: Eq. (7) does not look at it
 
 
+def network(student: Student, z: Tensor, labels: Tensor | None = None):
+    """F(t, u, ...) -> outputs, as schemes take it."""
+    return lambda *times: tuple(student.F(z, t, labels) for t in times)
+
+
+def exact_network(teacher: Gaussian, z: Tensor):
+    """F(t, u, ...) of the single Gaussian's own trajectory: `invert` of `teacher.exact` without its 0/0 at T.
+
+    With r = sqrt((s^2 + t^2)/(s^2 + T^2)) and tau = t/T: F = mu (1 - b) + z b, b = (r - tau)/(1 - tau).
+    """
+    mu, s, T = teacher.means[0].to(z.dtype), float(teacher.scales), teacher.t_max
+
+    def F(t: Tensor) -> Tensor:
+        t = t.reshape(-1, *[1] * (z.ndim - 1))
+        r, tau, V = ((s**2 + t**2) / (s**2 + T**2)).sqrt(), t / T, s**2 + T**2
+        b = s**2 * (1 + r + (T**2 - t**2) / (V * (r + tau))) / (V * (1 + r))
+        return mu * (1 - b) + z * b
+
+    return lambda *times: tuple(F(t) for t in times)
+
+
 def exact_student(teacher: Gaussian) -> Student:
     """A student that is the Gaussian teacher's own trajectory, in float64."""
     return student_of(teacher, lambda z, t: teacher.exact(z, t))

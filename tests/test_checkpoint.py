@@ -13,26 +13,29 @@ from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
 from tests.helpers import MLP, grid_of
 
+RATES = (0.5, 0.9, 0.0)
+
 
 def make(seed: int, steps: int = 0):
     torch.manual_seed(seed)
     teacher = gaussian("2")
     objective = PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 5))
-    optimizer, ema = torch.optim.RAdam(objective.parameters(), lr=0.1), EMA(objective.networks, 0.5)
+    optimizer, ema = torch.optim.RAdam(objective.parameters(), lr=0.1), EMA(objective.networks, RATES)
     for step in range(steps):
         for p in objective.parameters():
             p.grad = torch.randn_like(p)
         optimizer.step()
         ema.update(step)
-    return objective, ema, optimizer
+    return objective, ema, optimizer, torch.amp.GradScaler("cpu", enabled=False)
 
 
 def test_everything_comes_back(tmp_path):
-    objective, ema, optimizer = make(0, steps=3)
-    save(tmp_path / "checkpoints", 3, 2, objective, ema, optimizer)
-    other, other_ema, other_optimizer = make(1)
-    assert restore(tmp_path, other, other_ema, other_optimizer) == 3
-    for a, b in ((objective.networks, other.networks), (ema.networks, other_ema.networks)):
+    objective, ema, optimizer, scaler = make(0, steps=3)
+    save(tmp_path / "checkpoints", 3, 2, objective, ema, optimizer, scaler)
+    other, other_ema, other_optimizer, other_scaler = make(1)
+    assert restore(tmp_path, other, other_ema, other_optimizer, other_scaler) == 3
+    averages = [(ema.networks[rate], other_ema.networks[rate]) for rate in RATES]
+    for a, b in ((objective.networks, other.networks), *averages):
         for key, value in a["student"].state_dict().items():
             assert torch.equal(value, b["student"].state_dict()[key])
     ours, theirs = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
@@ -66,7 +69,7 @@ def test_half_a_checkpoint_does_not_count(tmp_path):
     assert latest(tmp_path).name == "000005"
 
 
-@pytest.mark.parametrize("name", ["student", "student-ema", "optimizer"])
+@pytest.mark.parametrize("name", ["student", "student-ema-0.5", "student-ema-0.9", "optimizer"])
 def test_truncated_checkpoint_is_one_line(tmp_path, name):
     save(tmp_path / "checkpoints", 1, 2, *make(0, steps=1))
     path = tmp_path / "checkpoints" / "000001" / f"{name}.safetensors"

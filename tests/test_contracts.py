@@ -15,13 +15,28 @@ from pidistill.data import Images
 from pidistill.denoiser import Denoiser
 from pidistill.errors import PidistillError
 from pidistill.objectives import Objective
+from pidistill.objectives.pid import pid_residual
 from pidistill.plugins import FAMILIES, build, member, names
 from pidistill.seeds import stream
 from pidistill.student import make_student
 from pidistill.teachers import load_teacher, teacher_config
 from pidistill.trainer import draws
-from tests.helpers import CLASSES, SHAPE, exact_student, gaussian64, grid_of, invert, shake, start, tiny_teacher
+from tests.helpers import (
+    CLASSES,
+    SHAPE,
+    exact_network,
+    exact_student,
+    gaussian64,
+    grid_of,
+    invert,
+    network,
+    shake,
+    start,
+    tiny_teacher,
+)
 
+NETWORK_SAMPLES = {"upwind": 2, "midpoint": 2, "central": 3, "autodiff": 1}  # by scheme, per sample of the batch
+OFF_GRID = {"midpoint"}  # schemes that ask the teacher between two grid points
 SAMPLER_ORDERS = {"euler": 1, "heun": 2}
 FEATURE_NETS = {"digit_classifier": (1, 16, 16)}  # these map images to features, not to images
 NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
@@ -91,39 +106,87 @@ def scheme(request):
     return build("schemes", request.param)
 
 
-@pytest.mark.parametrize("points", [2, 3, 20])
-def test_scheme_state_comes_first_and_inside_the_range(scheme, gaussian, points):
-    t, i = grid_of(gaussian, points).t, torch.arange(points)
-    times = scheme.times(i, t)
-    assert all(u.dtype == torch.float64 and u.shape == i.shape for u in times)
-    assert bool((torch.stack(list(times)) >= gaussian.t_min).all() and (torch.stack(list(times)) <= gaussian.t_max).all())
-    if scheme.order == 1:  # schemes that look around t_i may average the ends instead
-        torch.testing.assert_close(times[0], t, rtol=0, atol=0)
+def name_of(scheme) -> str:
+    return type(scheme).__name__.lower()
 
 
-def test_scheme_gives_the_student_state_at_its_first_time(scheme):
-    teacher = tiny_teacher()
-    student = make_student(teacher).double()
-    t, i = grid_of(teacher, 12).t, torch.arange(12)
-    z = start(SHAPE, batch=12)
-    times = scheme.times(i, t)
+def tiny_student():
+    return make_student(tiny_teacher()).double().eval()
+
+
+@pytest.mark.parametrize("more", [0, 1, 17])
+def test_scheme_stays_inside_the_grid(scheme, more):
+    """At every point of the smallest grid that it takes, and of larger ones: nothing is asked outside eps ... T."""
+    student, points = tiny_student(), scheme.points + more
+    t, i, z = grid_of(student, points).t, torch.arange(points), start(SHAPE, points)
+
+    def F(*times):
+        for u in times:
+            assert u.dtype == torch.float64 and u.shape == i.shape
+            assert bool((u >= student.t_min).all() and (u <= student.t_max).all())
+        return network(student, z)(*times)
+
     with torch.no_grad():
-        compared = scheme.combine([student.F(z, u) for u in times], times, z, teacher.t_max)
-        torch.testing.assert_close(compared.x, student(z, times[0]), rtol=1e-12, atol=1e-12)
+        x, times, prediction = scheme(F, z, i, t, student.t_max)
+    assert times.dtype == torch.float64 and times.shape == i.shape
+    if name_of(scheme) not in OFF_GRID:
+        torch.testing.assert_close(times, t, rtol=0, atol=0)
+    assert x.shape == prediction.shape == z.shape and x.dtype == prediction.dtype == torch.float64
+    assert bool(x.isfinite().all() and prediction.isfinite().all())
 
 
-def test_scheme_order_on_the_exact_trajectory(scheme, gaussian):
-    """The error of t dx/dt = x - prediction falls as N^-order; the interior only, where every scheme has neighbours."""
+def test_scheme_gives_the_student_state_at_its_time(scheme):
+    """Eq. (7) at a grid point; between two of them, the mean of both ends."""
+    student, i = tiny_student(), torch.arange(12)
+    t, z, y = grid_of(student, 12).t, start(SHAPE, batch=12), torch.arange(12) % CLASSES
+    with torch.no_grad():
+        x, times, _ = scheme(network(student, z, y), z, i, t, student.t_max)
+        if name_of(scheme) in OFF_GRID:
+            u = torch.cat([t[1:], t[-2:-1]])
+            torch.testing.assert_close(x, (student(z, t, y) + student(z, u, y)) / 2, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(times, (t + u) / 2, rtol=1e-14, atol=0)
+        else:
+            torch.testing.assert_close(x, student(z, times, y), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("part, std", [("T", 40.0), ("inside", 0.5), ("eps", 0.002)])
+def test_scheme_order_on_the_exact_trajectory(scheme, part, std):
+    """The error of t dx/dt = x - prediction falls as N^-order, at the first and the last grid point too.
+
+    std: where the trajectory bends, so that there is an error to measure.
+    """
+    gaussian = gaussian64(std=std)
+
     def error(points: int) -> float:
-        t = grid_of(gaussian, points).t
-        i = torch.arange(points // 4, 3 * points // 4)
+        i = {"T": torch.tensor([0]), "inside": torch.arange(points // 4, 3 * points // 4),
+             "eps": torch.tensor([points - 1])}[part]
         z = start((2,), batch=1).expand(len(i), 2)
-        times = scheme.times(i, t)
-        F = [invert(gaussian.exact(z, u), z, u, gaussian.t_max) for u in times]
-        compared = scheme.combine(F, times, z, gaussian.t_max)
-        return (compared.prediction - gaussian(compared.x, times[0])).abs().mean().item()
+        x, t, prediction = scheme(exact_network(gaussian, z), z, i, grid_of(gaussian, points).t, gaussian.t_max)
+        return (prediction - gaussian(x, t)).abs().mean().item()
 
-    assert np.log2(error(400) / error(800)) == pytest.approx(scheme.order, abs=0.1)
+    if scheme.order == float("inf"):
+        assert max(error(scheme.points), error(40)) < 1e-11
+    else:
+        assert error(400) > 1e-9  # far above rounding
+        assert np.log2(error(400) / error(800)) == pytest.approx(scheme.order, abs=0.1)
+
+
+def test_scheme_asks_the_network_once(scheme):
+    """One call on so many samples: what a scheme costs."""
+    student, sizes, z = tiny_student(), [], start(SHAPE, 5)
+    student.net.register_forward_hook(lambda net, args, out: sizes.append(len(out)))
+    pid_residual(student, lambda x, t, y: x, z, torch.arange(5), grid_of(student, 5), scheme)
+    assert sizes == [5 * NETWORK_SAMPLES[name_of(scheme)]]
+
+
+def test_scheme_gradient_reaches_every_parameter(scheme):
+    student = make_student(tiny_teacher())
+    i, z, y = torch.arange(6), start(SHAPE, 6, dtype=torch.float32), torch.arange(6) % CLASSES
+    prediction, _ = pid_residual(student, lambda x, t, y: x, z, i, grid_of(student, 6), scheme, y)
+    assert prediction.dtype == torch.float32
+    prediction.square().mean().backward()
+    silent = [name for name, p in student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == [] and all(bool(p.grad.isfinite().all()) for p in student.parameters())
 
 
 # samplers ------------------------------------------------------------------------------------------------------------
@@ -325,3 +388,13 @@ def test_exact_student_is_the_trajectory():
     z, student = start((2,)), exact_student(gaussian)
     for t in (80.0, 40.0, 1.0, 0.002):
         torch.testing.assert_close(student(z, t), gaussian.exact(z, t), rtol=1e-12, atol=1e-12)
+
+
+def test_exact_network_is_the_trajectory():
+    """Its closed form is Eq. (7) solved for F, and finite and smooth at T, where that is 0/0."""
+    gaussian, z = gaussian64(), start((2,), 5)
+    t = torch.tensor([79.0, 40.0, 1.0, 0.05, 0.002], dtype=torch.float64)
+    F, = exact_network(gaussian, z)(t)
+    torch.testing.assert_close(F, invert(gaussian.exact(z, t), z, t, 80.0), rtol=1e-9, atol=1e-11)
+    ends = [exact_network(gaussian, z[:1])(torch.tensor([u], dtype=torch.float64))[0] for u in (80.0, 79.999)]
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)

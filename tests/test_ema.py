@@ -11,11 +11,11 @@ from pidistill.ema import EMA
 def follow(rate: float, values: list[float], first: int = 0) -> float:
     net = nn.Linear(1, 1, bias=False)
     nn.init.constant_(net.weight, values[0])
-    ema = EMA({"student": net}, rate)
+    ema = EMA({"student": net}, [rate])
     for step, value in enumerate(values[1:], first):
         nn.init.constant_(net.weight, value)
         ema.update(step)
-    return ema.networks["student"].weight.item()
+    return ema.networks[rate]["student"].weight.item()
 
 
 def test_constant_weights_stay():
@@ -40,7 +40,7 @@ def test_rate_zero_is_the_newest_weight():
 
 def test_the_average_is_a_copy_in_evaluation_mode():
     net = nn.Linear(2, 2).train()
-    average = EMA({"a": net}, 0.9).networks["a"]
+    average = EMA({"a": net}, [0.9]).networks[0.9]["a"]
     assert net.training and not average.training and not any(p.requires_grad for p in average.parameters())
     assert average.weight.data_ptr() != net.weight.data_ptr()
 
@@ -48,8 +48,8 @@ def test_the_average_is_a_copy_in_evaluation_mode():
 def test_weights_that_move_are_still_followed():
     """Wrapping for several processes, or a move to another device, gives a parameter new storage."""
     net = nn.Linear(1, 1, bias=False)
-    ema = EMA({"a": net}, 0.0)
+    ema = EMA({"a": net}, [0.0])
     net.weight.data = net.weight.data.clone()
     nn.init.constant_(net.weight, 7.0)
     ema.update(0)
-    assert ema.networks["a"].weight.item() == 7.0
+    assert ema.networks[0.0]["a"].weight.item() == 7.0

@@ -14,13 +14,13 @@ from pidistill.errors import PidistillError
 from pidistill.objectives.pid import PID
 from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
-from pidistill.trainer import draws, learning_rate, make_optimizer, train
+from pidistill.trainer import Watcher, draws, learning_rate, make_optimizer, train
 from tests.helpers import MLP, grid_of, tiny_teacher
 
 VOLATILE = ("seconds", "images_per_s")
 
 
-def start_run(folder, overrides=None, preview=None, images=False):
+def start_run(folder, overrides=None, watchers=(), images=False):
     """Train in `folder` from the same start; returns (weights, averages)."""
     folder.mkdir(exist_ok=True)
     values = {"train.steps": 6, "train.batch": 4, "log.every": 2, "checkpoint.every": 3, "optimizer.lr": 1e-2, "out": "x",
@@ -34,10 +34,10 @@ def start_run(folder, overrides=None, preview=None, images=False):
         teacher = gaussian("2,modes=4,std=0.2")
         student = make_student(teacher, "random", MLP)
     objective = PID(student, teacher, grid_of(teacher, 10))
-    networks, main = train(objective, config, folder, preview)
+    averages, main = train(objective, config, folder, watchers)
     assert main
     flat = lambda net: torch.cat([p.detach().flatten() for p in net.parameters()])
-    return flat(student), flat(networks["student"])
+    return flat(student), flat(averages[config.ema[0]]["student"])
 
 
 def metrics(folder) -> list[dict]:
@@ -176,12 +176,12 @@ def test_no_checkpoint_holds_a_loss_that_was_not_finite(tmp_path):
 def test_previews_and_files(tmp_path):
     seen = []
 
-    def preview(networks, path):
-        seen.append(path.name)
-        assert not networks["student"].training
+    def look(averages, step, folder):
+        seen.append((step, folder.name))
+        assert [*averages] == [0.9] and not averages[0.9]["student"].training
 
-    start_run(tmp_path / "a", {"preview.every": 4, "checkpoint.keep": 1}, preview)
-    assert seen == ["000004.png", "000006.png"]
+    start_run(tmp_path / "a", {"checkpoint.keep": 1}, [Watcher(4, look)])
+    assert seen == [(4, "a"), (6, "a")]
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["000006"]
     assert any((tmp_path / "a" / "tensorboard").iterdir())
     for record in metrics(tmp_path / "a"):

@@ -24,41 +24,51 @@ def states(F, z, times, t_max):
 
 @pytest.fixture(params=[35, 250, 1000])
 def case(request):
-    """(F, z, times, T) in float64 at every index of a grid, with outputs that differ a little from time to time."""
+    """(F, z, i, t, T) in float64 at every index of a grid, with outputs that differ a little from time to time."""
     n, teacher = request.param, gaussian64()
-    i = torch.arange(n)
-    z = start(SHAPE, batch=n)
-    times = Upwind().times(i, grid_of(teacher, n).t)
-    base = torch.randn(n, *SHAPE, dtype=torch.float64)
-    slope = torch.randn(n, *SHAPE, dtype=torch.float64)
-    F = [base + slope * (t.log() / 4).reshape(-1, 1, 1, 1) for t in times]
-    return F, z, times, teacher.t_max
+    base, slope = torch.randn(2, n, *SHAPE, dtype=torch.float64)
+
+    def F(*times):
+        return tuple(base + slope * (t.log() / 4).reshape(-1, 1, 1, 1) for t in times)
+
+    return F, start(SHAPE, batch=n), torch.arange(n), grid_of(teacher, n).t, teacher.t_max
+
+
+def pairs(i, t):
+    """t_i and its partner: the next point, and at the last one the point before."""
+    return t[i], t[torch.where(i < len(t) - 1, i + 1, i - 1)]
 
 
 def test_z_free_form_equals_the_direct_form(case):
-    F, z, times, t_max = case
-    compared = Upwind().combine(F, times, z, t_max)
-    x_i, x_u = states(F, z, times, t_max)
+    F, z, i, t, t_max = case
+    compared, times = Upwind()(F, z, i, t, t_max), pairs(i, t)
+    x_i, x_u = states(F(*times), z, times, t_max)
     torch.testing.assert_close(compared.x, x_i, rtol=1e-14, atol=1e-13)
     # float64 subtraction of states of magnitude 80 leaves about 1e-13 * N
     torch.testing.assert_close(compared.prediction, direct(x_i, x_u, *times), rtol=1e-10, atol=1e-10)
 
 
 def test_z_free_form_is_far_more_accurate_in_float32(case):
-    F, z, times, t_max = case
-    F, z = [f.float() for f in F], z.float()
-    reference = Upwind().combine([f.double() for f in F], times, z.double(), t_max).prediction
-    free = (Upwind().combine(F, times, z, t_max).prediction - reference).abs().mean()
-    x_i, x_u = states(F, z, times, t_max)
-    subtracted = (direct(x_i, x_u, *(t.float() for t in times)) - reference).abs().mean()
+    F, z, i, t, t_max = case
+    rounded = lambda *times: tuple(f.float() for f in F(*times))
+    widened = lambda *times: tuple(f.double() for f in rounded(*times))
+    reference = Upwind()(widened, z.float().double(), i, t, t_max).prediction
+    free = (Upwind()(rounded, z.float(), i, t, t_max).prediction - reference).abs().mean()
+    times = pairs(i, t)
+    x_i, x_u = states(rounded(*times), z.float(), times, t_max)
+    subtracted = (direct(x_i, x_u, *(u.float() for u in times)) - reference).abs().mean()
     assert free < 1e-5 and free < subtracted / 5
 
 
 def test_pairs_are_neighbours_and_the_last_point_looks_back():
-    t = torch.tensor([80.0, 9.0, 2.0, 0.5], dtype=torch.float64)
-    now, other = Upwind().times(torch.tensor([0, 1, 2, 3, 3]), t)
-    assert now.tolist() == [80, 9, 2, 0.5, 0.5]
-    assert other.tolist() == [9, 2, 0.5, 2, 2]
+    t, asked = torch.tensor([80.0, 9.0, 2.0, 0.5], dtype=torch.float64), []
+
+    def F(*times):
+        asked.extend(u.tolist() for u in times)
+        return tuple(torch.zeros(5, 2) for _ in times)
+
+    compared = Upwind()(F, torch.zeros(5, 2), torch.tensor([0, 1, 2, 3, 3]), t, 80.0)
+    assert asked == [[80, 9, 2, 0.5, 0.5], [9, 2, 0.5, 2, 2]] and compared.t.tolist() == asked[0]
 
 
 def test_residual_on_the_exact_trajectory_halves_when_n_doubles():
@@ -84,12 +94,12 @@ def test_zero_residual_is_the_euler_solution():
         xs = torch.stack([z, *(x for _, x in euler(teacher, z, grid.t, torch.tensor([0, 2])))])
         for i in range(n - 1):
             index = torch.full((2,), i)
-            times = Upwind().times(index, grid.t)
             # At T the output is multiplied by 0; any finite value will do.
-            F = [torch.zeros_like(z) if float(t[0]) == teacher.t_max else invert(xs[k], z, t, teacher.t_max)
-                 for k, t in zip((i, i + 1), times)]
-            compared = Upwind().combine(F, times, z, teacher.t_max)
-            residual = compared.prediction - teacher(compared.x, times[0], torch.tensor([0, 2]))
+            F = lambda *times, i=i: tuple(
+                torch.zeros_like(z) if float(t[0]) == teacher.t_max else invert(xs[k], z, t, teacher.t_max)
+                for k, t in zip((i, i + 1), times, strict=True))
+            compared = Upwind()(F, z, index, grid.t, teacher.t_max)
+            residual = compared.prediction - teacher(compared.x, compared.t, torch.tensor([0, 2]))
             assert residual.abs().max() < 1e-9, i
 
 
