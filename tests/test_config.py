@@ -88,7 +88,7 @@ def test_bad_files_are_one_line(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("source, words", [("digit", "did you mean 'digits'.*default"), ("/nowhere/a.yaml", "No such file"),
-                                           ("a.json", "choices: default")])
+                                           ("a.json", "choices: cifar10, default")])
 def test_unknown_sources_are_one_line(source, words):
     with pytest.raises(PidistillError, match=words):
         load_config(DistillConfig, source)

@@ -33,6 +33,7 @@ from tests.helpers import (
     shake,
     start,
     tiny_teacher,
+    vgg_weights,
 )
 
 NETWORK_SAMPLES = {"upwind": 2, "midpoint": 2, "central": 3, "autodiff": 1}  # by scheme, per sample of the batch
@@ -43,6 +44,7 @@ NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
                "dhariwal_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
                                  "head_channels": 8},
                "song_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}}
+DISTANCE_OPTIONS = {"features": {"net": "digits_perceptual"}, "lpips": {"size": 32}}
 TEACHER_SPECS = {
     "bundled": ["bundled:digits"],
     "edm": ["edm:tiny,weights={tmp}/teacher/model.safetensors"],
@@ -65,15 +67,21 @@ def test_family_has_members_and_each_is_named_like_its_file(family: str):
 
 @pytest.fixture(params=names("distances"))
 def distance(request):
-    return build("distances", request.param)
+    options = {"weights": str(vgg_weights())} if request.param == "lpips" else {}
+    return build("distances", request.param, **DISTANCE_OPTIONS.get(request.param, {}), **options)
 
 
-def images(seed: int, batch: int = 4) -> torch.Tensor:
-    return torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def images(seed: int, batch: int = 4, shape: tuple[int, ...] = (3, 8, 8)) -> torch.Tensor:
+    return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def digits(seed: int) -> torch.Tensor:
+    """What every distance takes."""
+    return images(seed, shape=(1, 16, 16))
 
 
 def test_distance_is_zero_only_where_equal(distance):
-    a, b = images(0), images(1)
+    a, b = digits(0), digits(1)
     b[2] = a[2]
     d = distance(a, b)
     assert d.shape == (4,) and d[2] == 0
@@ -81,7 +89,7 @@ def test_distance_is_zero_only_where_equal(distance):
 
 
 def test_distance_treats_samples_independently(distance):
-    a, b = images(0), images(1)
+    a, b = digits(0), digits(1)
     d, order = distance(a, b), torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(distance(a[order], b[order]), d[order])
     torch.testing.assert_close(distance(a[:1], b[:1]), d[:1])
@@ -92,8 +100,8 @@ def test_distance_treats_samples_independently(distance):
 
 @pytest.mark.parametrize("gap", [0.0, 1e-6, 1.0])
 def test_distance_has_a_finite_gradient(distance, gap):
-    a = images(0).requires_grad_()
-    distance(a, images(0) + gap).sum().backward()
+    a = digits(0).requires_grad_()
+    distance(a, digits(0) + gap).sum().backward()
     assert bool(a.grad.isfinite().all())
     assert gap < 1 or bool((a.grad.flatten(1).abs().sum(1) > 0).all())
 

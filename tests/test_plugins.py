@@ -23,7 +23,7 @@ def test_a_member_is_the_object_named_like_the_file():
 
 
 def test_unknown_member_lists_the_choices():
-    with pytest.raises(PidistillError, match=r"unknown distance 'l22'; did you mean 'l2'\? \(choices: l1, l2"):
+    with pytest.raises(PidistillError, match=r"unknown distance 'l22'; did you mean 'l2'\? \(choices: features, l1, l2"):
         member("distances", "l22")
 
 

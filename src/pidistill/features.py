@@ -46,7 +46,8 @@ def load_features(spec: str) -> Any:
     known = sorted(path.parent.name for path in ASSETS.glob("*/features"))
     path = Path(spec)
     if spec.startswith("python:"):
-        net = FeatureFunction(from_python(spec.removeprefix("python:"), "feature network"))
+        made = from_python(spec.removeprefix("python:"), "feature network")
+        net = FeatureFunction(made.eval() if isinstance(made, nn.Module) else made)
     elif path.suffix in (".ts", ".pt", ".pth", ".pt2"):
         net = FeatureFunction(read_program(path))
     elif spec not in known:

@@ -111,7 +111,7 @@ def test_distance_and_scheme_are_options():
 
 @pytest.mark.parametrize("options, words", [
     ({"balance": 1.5}, "objective.balance"), ({"balance": -1}, "objective.balance"), ({"floor": 0}, "objective.floor"),
-    ({"distance": "l3"}, "choices: l1, l2"), ({"scheme": "downwind"}, "upwind"), ({"distance": {"c": 1}}, "name"),
+    ({"distance": "l3"}, "choices: features, l1, l2"), ({"scheme": "downwind"}, "upwind"), ({"distance": {"c": 1}}, "name"),
     ({"distance": {"name": "l2", "c": 1}}, "option")])
 def test_bad_options_are_refused(options, words):
     teacher, student, _ = setting()

@@ -46,11 +46,12 @@ class Perceptual(nn.Module):
         """To be called once the networks are there."""
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
-        self.eval().requires_grad_(False)
+        self.train().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Perceptual:
-        """Stays in evaluation mode: batch statistics would make samples depend on each other."""
-        return super().train(False)
+        """Stays in evaluation mode, as its networks are: batch statistics would make samples depend on each other."""
+        self.training = False
+        return self
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
