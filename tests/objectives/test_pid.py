@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from pidistill.denoiser import FunctionDenoiser
 from pidistill.distances.l2 import L2
 from pidistill.errors import PidistillError
 from pidistill.objectives.pid import PID, build_part, pid_residual
+from pidistill.plugins import names
+from pidistill.precision import autocast
 from pidistill.schemes.upwind import Upwind
 from pidistill.seeds import stream
 from pidistill.student import make_student
-from tests.helpers import SHAPE, grid_of, start, tiny_teacher
+from pidistill.teachers import load_teacher
+from tests.helpers import MLP, SHAPE, grid_of, shake, start, tiny_teacher
 
 POINTS = 30
 
@@ -30,7 +34,7 @@ def setting(dtype=torch.float64):
     return teacher.to(dtype), student.to(dtype), batch
 
 
-def algorithm_1(student, teacher, batch, grid):
+def algorithm_1(student, teacher, batch, grid, stop_gradient=True):
     """Lines 5 to 7 as the paper writes them: one pass a time, states subtracted."""
     i, z, y = batch["i"], batch["z"], batch["labels"]
     j = torch.where(i < len(grid.t) - 1, i + 1, i - 1)
@@ -38,8 +42,8 @@ def algorithm_1(student, teacher, batch, grid):
     x, x_u = student(z, t, y), student(z, u, y)
     wide = lambda v: v[:, None, None, None]
     dxdt = (x - x_u) / wide(t - u)
-    with torch.no_grad():
-        x_teacher = teacher(x, t, y)
+    x_teacher = teacher(x, t, y)
+    x_teacher = x_teacher.detach() if stop_gradient else x_teacher
     return (x - wide(t) * dxdt - x_teacher).square().flatten(1).mean(1)
 
 
@@ -60,12 +64,110 @@ def test_loss_and_gradient_are_those_of_algorithm_1(dtype, rtol):
     assert (g - h).norm() < rtol * h.norm() and h.norm() > 0
 
 
+def digits_setting():
+    """The bundled digits teacher, and a student some way from it."""
+    teacher = load_teacher("bundled:digits")
+    return teacher, shake(make_student(teacher), scale=0.02), 250
+
+
+@pytest.mark.parametrize("make", [lambda: (*setting(torch.float32)[:2], POINTS), digits_setting], ids=["tiny", "digits-250"])
+def test_float32_loss_and_gradient_against_algorithm_1_in_float64(make):
+    """Within 1e-4: every sample's loss, and the gradient. Digits, N = 250: 1.7e-5 and 2.7e-5."""
+    teacher, student, points = make()
+    i, y = torch.linspace(0, points - 1, 16).long(), torch.arange(16) % 3
+    z = start(student.shape, 16, dtype=torch.float32)
+    ours, g = loss_and_gradient(student, lambda: PID(student, teacher, grid_of(teacher, points))(dict(z=z, i=i, labels=y)))
+    assert ours.dtype == g.dtype == torch.float32
+    teacher, student = copy.deepcopy(teacher).double(), copy.deepcopy(student).double()
+    batch = {"z": z.double(), "i": i, "labels": y}
+    plain, h = loss_and_gradient(student, lambda: algorithm_1(student, teacher, batch, grid_of(teacher, points)))
+    torch.testing.assert_close(ours.double(), plain, rtol=1e-4, atol=0)
+    assert (g - h).norm() < 1e-4 * h.norm()
+
+
+@pytest.mark.parametrize("points", [2, 3, 35, 1000])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_any_number_of_grid_points(points, classes):
+    """With and without classes, at both ends: Algorithm 1 again, and draws inside the grid."""
+    teacher = tiny_teacher(classes=classes).double()
+    student = shake(make_student(teacher)).double()
+    objective = PID(student, teacher, grid_of(teacher, points))
+    rows = [objective.draw(stream(1, 0, k)) for k in range(20)]
+    assert all(0 <= row["i"] < points and ("labels" in row) == bool(classes) for row in rows)
+    batch = {"z": start(SHAPE, 3), "i": torch.tensor([0, points // 2, points - 1]),
+             **({"labels": torch.tensor([0, 1, 2])} if classes else {})}
+    plain = algorithm_1(student, teacher, {"labels": None, **batch}, grid_of(teacher, points))
+    torch.testing.assert_close(objective(batch), plain, rtol=1e-7, atol=1e-9)
+
+
+# the teacher's side --------------------------------------------------------------------------------------------------
+
+
 def test_no_gradient_flows_through_the_teacher():
     """The target is a constant: sg(.) of Eq. (11)."""
     teacher, student, batch = setting()
     prediction, target = pid_residual(student, teacher.requires_grad_(True), batch["z"], batch["i"],
                                       grid_of(teacher, POINTS), Upwind(), batch["labels"])
     assert prediction.requires_grad and not target.requires_grad
+
+
+def test_stop_gradient_changes_the_gradient_and_no_value():
+    """Section 6.4: without sg(.) it is the gradient of the whole expression, and the teacher is still not trained."""
+    teacher, student, batch = setting()
+    grid = grid_of(teacher, POINTS)
+    losses, gradients = {}, {}
+    for stop in (True, False):
+        objective = PID(student, teacher, grid, stop_gradient=stop)
+        losses[stop], gradients[stop] = loss_and_gradient(student, lambda o=objective: o(batch))
+        assert all(p.grad is None for p in teacher.parameters())
+    assert torch.equal(losses[True], losses[False])
+    assert (gradients[True] - gradients[False]).norm() > 1e-3 * gradients[True].norm()
+    _, plain = loss_and_gradient(student, lambda: algorithm_1(student, teacher, batch, grid, stop_gradient=False))
+    assert (gradients[False] - plain).norm() < 1e-8 * plain.norm()
+
+
+def test_a_teacher_without_gradient_can_only_be_stopped():
+    """Black boxes, such as one in numpy."""
+    teacher = FunctionDenoiser(lambda x, t, y: torch.from_numpy(x.detach().numpy() / 2), (2,))
+    student = make_student(teacher, "random", MLP)
+    batch = {"z": start((2,), 4, dtype=torch.float32), "i": torch.arange(4)}
+    PID(student, teacher, grid_of(teacher, 4))(batch).mean().backward()
+    assert all(p.grad.isfinite().all() for p in student.parameters())
+    objective = PID(student, teacher, grid_of(teacher, 4), stop_gradient=False)
+    with pytest.raises(PidistillError, match=r"objective.stop_gradient=false needs a teacher that can be diff") as caught:
+        objective(batch)
+    assert "\n" not in str(caught.value)
+    with torch.no_grad():  # nothing to differentiate, nothing to refuse
+        assert objective(batch).shape == (4,)
+
+
+def sides(objective, batch):
+    """(prediction, target) as the distance gets them."""
+    seen, plain = [], objective.distance
+    object.__setattr__(objective, "distance", lambda *both: seen.append(both) or plain(*both))
+    with torch.no_grad():
+        objective(batch)
+    return seen[0]
+
+
+@pytest.mark.parametrize("precision, least, most", [("bf16", 1e-4, 5e-2), ("fp16", 1e-5, 5e-3), ("fp32", 0, 0)])
+def test_teacher_precision_changes_the_target_alone(precision, least, most):
+    teacher, student, batch = setting(torch.float32)
+    grid = grid_of(teacher, POINTS)
+    prediction, target = sides(PID(student, teacher, grid), batch)
+    same, other = sides(PID(student, teacher, grid, teacher_precision=precision), batch)
+    assert torch.equal(prediction, same) and other.dtype == torch.float32
+    assert least <= (other - target).abs().max() <= most
+
+
+def test_teacher_precision_holds_under_the_students():
+    """`fp32` keeps the teacher out of the run's autocast; without the option it is in."""
+    teacher, student, batch = setting(torch.float32)
+    x, t, y, grid = batch["z"] / 80, torch.ones(6), batch["labels"], grid_of(teacher, POINTS)
+    plain = teacher(x, t, y)
+    with autocast("bf16", x.device):
+        assert torch.equal(PID(student, teacher, grid, teacher_precision="fp32").ask(x, t, y), plain)
+        assert not torch.equal(PID(student, teacher, grid).ask(x, t, y), plain)
 
 
 def test_labels_reach_student_and_teacher():
@@ -117,3 +219,22 @@ def test_bad_options_are_refused(options, words):
     teacher, student, _ = setting()
     with pytest.raises(PidistillError, match=words):
         PID(student, teacher, grid_of(teacher, 5), **options)
+
+
+@pytest.mark.parametrize("scheme", names("schemes"))
+def test_grids_that_are_too_small_for_the_scheme_are_refused(scheme):
+    teacher, student, _ = setting()
+    least = build_part("schemes", scheme).points
+    PID(student, teacher, grid_of(teacher, least), scheme=scheme)
+    if least > 2:  # with one point there is no grid at all
+        words = f"the scheme {scheme} needs at least {least} grid points, got grid.points=2"
+        with pytest.raises(PidistillError, match=words):
+            PID(student, teacher, grid_of(teacher, 2), scheme=scheme)
+
+
+def test_the_schemes_are_different_losses():
+    teacher, student, batch = setting()
+    losses = [PID(student, teacher, grid_of(teacher, POINTS), scheme=scheme)(batch).detach() for scheme in names("schemes")]
+    assert len(losses) >= 4
+    for n, a in enumerate(losses):
+        assert bool(a.isfinite().all()) and not any(torch.allclose(a, b, rtol=1e-6) for b in losses[:n])

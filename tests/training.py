@@ -1,0 +1,50 @@
+"""Tiny training runs, interrupted and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import torch
+
+from pidistill.config import DistillConfig, load_config
+from pidistill.objectives.pid import PID
+from pidistill.student import make_student
+from pidistill.teachers.gaussian import gaussian
+from pidistill.trainer import train
+from tests.helpers import MLP, grid_of, tiny_teacher
+
+VOLATILE = ("seconds", "images_per_s")
+
+
+def start_run(folder, overrides=None, watchers=(), images=False):
+    """Train in `folder` from the same start; returns (weights, averages)."""
+    folder.mkdir(exist_ok=True)
+    values = {"train.steps": 6, "train.batch": 4, "log.every": 2, "checkpoint.every": 3, "optimizer.lr": 1e-2, "out": "x",
+              "optimizer.clip": None, "ema": 0.9} | (overrides or {})
+    config = load_config(DistillConfig, "default", values)
+    torch.manual_seed(0)
+    if images:
+        teacher = tiny_teacher()
+        student = make_student(teacher)
+    else:
+        teacher = gaussian("2,modes=4,std=0.2")
+        student = make_student(teacher, "random", MLP)
+    objective = PID(student, teacher, grid_of(teacher, 10))
+    averages, main = train(objective, config, folder, watchers)
+    assert main
+    flat = lambda net: torch.cat([p.detach().flatten() for p in net.parameters()])
+    return flat(student), flat(averages[config.ema[0]]["student"])
+
+
+def metrics(folder) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in VOLATILE} for record in records]
+
+
+def cut(source, target, step: int):
+    """The folder as an interruption after checkpoint `step` leaves it: later lines are there, later checkpoints not."""
+    shutil.copytree(source, target)
+    for path in (target / "checkpoints").iterdir():
+        if int(path.name) > step:
+            shutil.rmtree(path)
