@@ -69,7 +69,8 @@ def test_training_learns(tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"train.seed": 1}, {"optimizer.name": "adam"}, {"optimizer.lr": 2e-2}, {"optimizer.betas": [0.5, 0.9]},
-    {"optimizer.warmup": 3}, {"optimizer.decay": "cosine"}, {"optimizer.clip": 1e-3}, {"train.batch": 5}])
+    {"optimizer.warmup": 3}, {"optimizer.decay": "cosine"}, {"optimizer.clip": 1e-3}, {"train.batch": 5},
+    {"optimizer.weight_decay": 0.1}, {"precision": "bf16"}, {"precision": "fp16"}])
 def test_every_training_option_changes_the_weights(tmp_path, change):
     base = {"optimizer.name": "radam"}
     ours, other = start_run(tmp_path / "a", base), start_run(tmp_path / "b", base | change)
@@ -80,6 +81,27 @@ def test_ema_changes_the_average_alone(tmp_path):
     a, b = start_run(tmp_path / "a", {"ema": 0.0}), start_run(tmp_path / "b", {"ema": 0.9})
     assert torch.equal(a[0], b[0]) and not torch.equal(a[1], b[1])
     assert torch.allclose(a[0], a[1])
+
+
+def test_several_averages_are_those_of_several_runs(tmp_path):
+    """At once as one by one; rate 0 is the weights themselves, and no rate moves what is trained."""
+    weights, *averages = start_run(tmp_path / "all", {"ema": [0.9, 0.0, 0.3]})
+    for rate, average in zip((0.9, 0.0, 0.3), averages, strict=True):
+        alone = start_run(tmp_path / str(rate), {"ema": rate})
+        assert torch.equal(alone[0], weights) and torch.equal(alone[1], average)
+    assert torch.equal(averages[1], weights) and not torch.allclose(averages[0], averages[2], rtol=0, atol=1e-5)
+
+
+def test_a_resumed_run_has_the_same_averages_at_every_rate(tmp_path):
+    options = {"ema": [0.9, 0.0, 0.3], "checkpoint.keep": 9}
+    whole = start_run(tmp_path / "a", options)
+    cut(tmp_path / "a", tmp_path / "b", 3)
+    names = {path.name for path in (tmp_path / "b" / "checkpoints" / "000003").iterdir()}
+    assert {f"student-ema-{rate}.safetensors" for rate in (0.9, 0.0, 0.3)} < names
+    resumed = start_run(tmp_path / "b", options)
+    assert len(whole) == 4
+    for a, b in zip(whole, resumed, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_clipping_shortens_the_step_and_logs_the_norm_before_it(tmp_path):
@@ -108,6 +130,8 @@ def test_optimizers():
     assert isinstance(made, torch.optim.RAdam) and made.defaults["betas"] == (0.5, 0.6)
     assert made.defaults["weight_decay"] == 0
     assert isinstance(make_optimizer(OptimizerConfig(name="adam"), iter(p)), torch.optim.Adam)
+    for name in ("radam", "adam"):
+        assert make_optimizer(OptimizerConfig(name=name, weight_decay=0.2), iter(p)).defaults["weight_decay"] == 0.2
 
 
 def test_draws_do_not_depend_on_the_split():
@@ -135,6 +159,45 @@ def test_no_checkpoint_holds_a_loss_that_was_not_finite(tmp_path):
         start_run(tmp_path / "a", {"optimizer.lr": 1e30, "train.steps": 50, "log.every": 25, "checkpoint.every": 5})
     for path in (tmp_path / "a").glob("checkpoints/*/student.safetensors"):
         assert all(bool(v.isfinite().all()) for v in read_tensors(path).values()), path
+
+
+def test_weight_decay_pulls_towards_zero(tmp_path):
+    """Where nothing else moves the weights: their gradient is clipped away, and the decay is not."""
+    options = {"optimizer.name": "adam", "train.steps": 1, "optimizer.clip": 1e-12}
+    still, decayed = (start_run(tmp_path / str(value), options | {"optimizer.weight_decay": value})[0] for value in (0.0, 0.1))
+    large = still.abs() > 0.02  # a step of Adam is at most its rate, 0.01
+    assert large.sum() > 100 and bool((decayed.abs() < still.abs() - 0.005)[large].all())
+
+
+@pytest.mark.parametrize("every, steps, resumed", [(3, [3, 6], [6]), (4, [4, 6], [4, 6]), (2, [2, 4, 6], [4, 6]),
+                                                   (1, [1, 2, 3, 4, 5, 6], [4, 5, 6]), (50, [6], [6])])
+def test_watchers_are_called_at_their_steps_and_once_at_the_end(tmp_path, every, steps, resumed):
+    """And after an interruption at step 3 only for what is done again; their numbers are in the log once each."""
+    def watchers(seen):
+        return [Watcher(every, lambda averages, step, folder: seen.append(step) or {"seen": float(step)}),
+                Watcher(5, lambda averages, step, folder: None)]
+
+    first, second, options = [], [], {"checkpoint.keep": 9, "log.every": 1}
+    whole = start_run(tmp_path / "a", options, watchers(first))
+    assert first == steps
+    cut(tmp_path / "a", tmp_path / "b", 3)
+    again = start_run(tmp_path / "b", options, watchers(second))
+    assert second == resumed and torch.equal(whole[0], again[0])
+    for name in "ab":
+        assert [record["seen"] for record in metrics(tmp_path / name) if "seen" in record] == steps
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    start_run(tmp_path / "a", options, watchers(first))
+    assert first == steps  # the run was finished: nothing is done
+
+
+def test_watching_changes_nothing(tmp_path):
+    def look(averages, step, folder):
+        torch.randn(3)
+        return {"norm": sum(p.square().sum().item() for p in averages[0.9]["student"].parameters())}
+
+    a, b = start_run(tmp_path / "a"), start_run(tmp_path / "b", watchers=[Watcher(1, look)])
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert [r for r in metrics(tmp_path / "b") if "loss" in r] == metrics(tmp_path / "a")
 
 
 def test_previews_and_files(tmp_path):

@@ -18,7 +18,7 @@ VOLATILE = ("seconds", "images_per_s")
 
 
 def start_run(folder, overrides=None, watchers=(), images=False):
-    """Train in `folder` from the same start; returns (weights, averages)."""
+    """Train in `folder` from the same start; returns (weights, average at each EMA rate ...), flat."""
     folder.mkdir(exist_ok=True)
     values = {"train.steps": 6, "train.batch": 4, "log.every": 2, "checkpoint.every": 3, "optimizer.lr": 1e-2, "out": "x",
               "optimizer.clip": None, "ema": 0.9} | (overrides or {})
@@ -34,7 +34,7 @@ def start_run(folder, overrides=None, watchers=(), images=False):
     averages, main = train(objective, config, folder, watchers)
     assert main
     flat = lambda net: torch.cat([p.detach().flatten() for p in net.parameters()])
-    return flat(student), flat(averages[config.ema[0]]["student"])
+    return flat(student), *(flat(averages[rate]["student"]) for rate in config.ema)
 
 
 def metrics(folder) -> list[dict]:
