@@ -164,7 +164,8 @@ def test_no_checkpoint_holds_a_loss_that_was_not_finite(tmp_path):
 def test_weight_decay_pulls_towards_zero(tmp_path):
     """Where nothing else moves the weights: their gradient is clipped away, and the decay is not."""
     options = {"optimizer.name": "adam", "train.steps": 1, "optimizer.clip": 1e-12}
-    still, decayed = (start_run(tmp_path / str(value), options | {"optimizer.weight_decay": value})[0] for value in (0.0, 0.1))
+    still, decayed = (start_run(tmp_path / str(value), options | {"optimizer.weight_decay": value})[0]
+                      for value in (0.0, 0.1))
     large = still.abs() > 0.02  # a step of Adam is at most its rate, 0.01
     assert large.sum() > 100 and bool((decayed.abs() < still.abs() - 0.005)[large].all())
 

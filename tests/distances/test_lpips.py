@@ -120,6 +120,16 @@ def test_pooling_and_precision_change_the_value_and_channels_last_does_not(make)
     assert last.maps(a)[0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 65536.0])
+def test_half_precision_keeps_small_and_large_gradients(make, scale):
+    """float16 holds 6e-8 to 65504; the gradient of a mean over images is around its lower end."""
+    a, b = pair()
+    expected, = torch.autograd.grad(scale * make()(a, b).mean(), a)
+    for precision, error in (("fp16", 0.01), ("bf16", 0.05)):
+        gradient, = torch.autograd.grad(scale * make(precision=precision)(a, b).mean(), a)
+        assert 0 < (gradient - expected).norm() < error * expected.norm()
+
+
 def test_precision_is_the_option_s_and_not_the_run_s(make):
     a, b = pair()
     full, half = make(), make(precision="bf16")
