@@ -23,7 +23,8 @@ LAYERS = {
     5: "checkpoint",
     6: "trainer sample evaluate trajectory describe runs",
     7: "distillation train_teacher",
-    7.1: "reproduce dryrun",
+    7.1: "dryrun",
+    7.2: "reproduce",
     8: "cli",
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names.split()}

@@ -128,7 +128,10 @@ def evaluate(model: Model, teacher: Teacher = None,
              batch: Batch = 250,
              ema: Annotated[str | None, typer.Option(help="EMA rates of the student, such as 0.999,0.9999; one row each. "
                                                      "Default: the first of its run.")] = None,
-             features: Annotated[str, typer.Option(help="Feature network for FD; auto, none or digits.")] = "auto",
+             features: Annotated[str, typer.Option(help="Feature network for FD: auto, none, digits, or inception for FID; "
+                                                        "a file or python:MODULE:FACTORY with --reference.")] = "auto",
+             reference: Annotated[str | None, typer.Option(help="Statistics of the data: FILE.npz with mu and sigma, or one "
+                                                                "that EDM published, such as cifar10-32x32.")] = None,
              steps: Steps = 18, out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
              force: Force = False) -> None:
     """Measure a student against its teacher (or a teacher alone): FD, r.m.s. distance to its solutions, images/s."""
@@ -148,7 +151,8 @@ def evaluate(model: Model, teacher: Teacher = None,
     else:
         denoiser = subject
     chosen = pick_features(features, model, teacher)
-    results = evaluate(denoiser, students, num=num, batch=batch, first_seed=first_seed, features=chosen, steps=steps)
+    results = evaluate(denoiser, students, num=num, batch=batch, first_seed=first_seed, features=chosen, reference=reference,
+                       steps=steps)
     print_table(results)
     if out:
         write_json(out, results)

@@ -94,6 +94,7 @@ class EvaluateConfig(Strict):
     num: int = Field(default=5000, ge=2)
     batch: int = Field(default=250, ge=1)
     features: str | None = None
+    reference: str | None = None
 
 
 class RunConfig(Strict):

@@ -13,7 +13,7 @@ from pidistill import runs
 from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser, as_denoiser
 from pidistill.errors import PidistillError
-from pidistill.evaluate import Evaluator, check_features, evaluate
+from pidistill.evaluate import Evaluator, Frechet, evaluate
 from pidistill.files import write_json
 from pidistill.grid import Grid, karras_times
 from pidistill.objectives import Objective
@@ -59,7 +59,7 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     `evaluate.every` steps; made here if none is given.
     """
     objective = build_objective(config, teacher)
-    check_features(config.evaluate.features, teacher.shape)
+    Frechet.of(config.evaluate.features, config.evaluate.reference, teacher.shape)  # missing files are found now
     seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
     folder = claim()  # only now: a mistake above must not leave, or replace, a run
 
@@ -68,7 +68,7 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
         watchers.append(Watcher(config.preview.every, Preview(teacher, seeds)))
     if config.evaluate.every and runs.is_main_process():
         measure = evaluator or Evaluator(teacher, num=config.evaluate.num, batch=config.evaluate.batch,
-                                         features=config.evaluate.features)
+                                         features=config.evaluate.features, reference=config.evaluate.reference)
         watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.each(students_of(averages))))
     averages, main = train(objective, config, folder, watchers)
     if not main:
@@ -109,7 +109,7 @@ def run(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     console.print(f"evaluating {config.evaluate.num} images of teacher and student")
     named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
     results = evaluate(teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
-                       features=config.evaluate.features)
+                       features=config.evaluate.features, reference=config.evaluate.reference)
     results |= {"seconds": round(time.perf_counter() - began, 1), "seeds": f"0-{config.evaluate.num - 1}",
                 "ema": list(students), "train_seed": config.train.seed, "steps": config.train.steps,
                 "batch": config.train.batch, "threads": torch.get_num_threads(), "commit": commit(),

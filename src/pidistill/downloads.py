@@ -13,13 +13,13 @@ from pidistill.errors import PidistillError
 from pidistill.progress import console
 
 
-def published(url: str, what: str, key: str) -> Path:
-    """The file behind `url` in the cache, downloaded if it is not there.
+def published(url: str, what: str, key: str, folder: Path | None = None) -> Path:
+    """The file behind `url` in a folder, torch.hub's cache by default, downloaded if it is not there.
 
-    The file's name carries the start of its SHA-256, `NAME-HASH.EXT`, as those of torchvision and torch-fidelity do.
-    Offline, the error says which file goes where; key: the configuration key that names another place.
+    Checked where the file's name carries the start of its SHA-256, `NAME-HASH.EXT`, as those of torchvision and
+    torch-fidelity do. Offline, the error says which file goes where; key: the configuration key that names another place.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    path = (folder or Path(torch.hub.get_dir()) / "checkpoints") / url.rsplit("/", 1)[1]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # several processes of a run download once

@@ -70,6 +70,13 @@ def dry_run(config: DistillConfig, gpus: int = 1) -> dict[str, Any]:
     }
 
 
+def gpu_hours(config: DistillConfig) -> float:
+    """Hours of one A100 that the run's steps take."""
+    teacher = load_teacher(config.teacher, weights=False).to("meta")
+    flops = operations(build_objective(config, teacher, "meta"))
+    return flops * config.train.batch * config.train.steps / SUSTAINED[config.precision] / 3600
+
+
 def engineering(value: float) -> str:
     """1.2e9 -> `1.2 G`."""
     power = max(-3, min(6, math.floor(math.log10(value) / 3)))

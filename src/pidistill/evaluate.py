@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pidistill.denoiser import Denoiser
+from pidistill.denoiser import Denoiser, device_of
 from pidistill.errors import PidistillError
-from pidistill.features import check_shape, load_features, load_reference
+from pidistill.features import Inception, check_shape, load_features, load_reference
 from pidistill.files import read_tensors, write_tensors
-from pidistill.metrics.frechet import relative_frechet, statistics
+from pidistill.metrics.frechet import frechet, relative_frechet, statistics
 from pidistill.metrics.trajectory_rmse import trajectory_rmse
 from pidistill.models import teacher_spec_of
 from pidistill.progress import track
@@ -46,15 +46,17 @@ class Meter:
 
 
 def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | None, *, num: int = 5000, batch: int = 250,
-             first_seed: int = 0, features: str | None = None, steps: int = STEPS) -> dict[str, Any]:
+             first_seed: int = 0, features: str | None = None, reference: str | None = None,
+             steps: int = STEPS) -> dict[str, Any]:
     """Evaluate on seeds first_seed ... first_seed + num - 1, labels from the seeds; teacher, students by name, or both.
 
-    Gives nfe and images_per_s of each, `fd` where a feature network is named, and each student's `trajectory_rmse`
-    where the teacher is there too. All take turns batch by batch, so that a noisy machine slows them alike.
+    Gives nfe and images_per_s of each, `fd` or `fid` where a feature network is named (see `Frechet`), and each student's
+    `trajectory_rmse` where the teacher is there too. All take turns batch by batch, so that a noisy machine slows them
+    alike.
     """
     named = {"student": students} if isinstance(students, Student) else students or {}
     models: list[Any] = [model for model in (teacher, *named.values()) if model is not None]
-    net = check_features(features, models[0].shape)
+    measure = Frechet.of(features, reference, models[0].shape, device_of(models[0]))
     meters: dict[str, Meter] = {}
     if teacher is not None:
         meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
@@ -70,8 +72,7 @@ def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | 
     images = {name: torch.cat(meter.images) for name, meter in meters.items()}
     for name, meter in meters.items():
         results[name] = meter.result()
-        if net and features:
-            results[name]["fd"] = relative_frechet(statistics(image_features(net, images[name])), load_reference(features))
+        results[name] |= measure(images[name]) if measure else {}
     for name in named if teacher is not None else ():
         results[name]["trajectory_rmse"] = trajectory_rmse(images[name], images["teacher"])
     if "teacher" in images and "student" in images:
@@ -86,8 +87,8 @@ class Evaluator:
     """
 
     def __init__(self, teacher: Denoiser, *, num: int = 5000, batch: int = 250, features: str | None = None,
-                 cache: Path | None = None):
-        self.net, self.features = check_features(features, teacher.shape), features
+                 reference: str | None = None, cache: Path | None = None):
+        self.frechet = Frechet.of(features, reference, teacher.shape, device_of(teacher))
         self.batch, self.seeds = batch, range(num)
         self.labels = labels_of(self.seeds, teacher.num_classes)
         if cache and cache.exists():
@@ -100,17 +101,13 @@ class Evaluator:
                 write_tensors(cache, {"images": self.solutions})
         if self.solutions.shape != (num, *teacher.shape):
             raise PidistillError(f"{cache} holds {tuple(self.solutions.shape)}, not {num} images of this teacher; delete it")
-        self.teacher = {"fd": self.fd(self.solutions)} if self.net else {}
-
-    def fd(self, images: Tensor) -> float:
-        assert self.net and self.features
-        return relative_frechet(statistics(image_features(self.net, images)), load_reference(self.features))
+        self.teacher = self.frechet(self.solutions) if self.frechet else {}
 
     def __call__(self, student: Student) -> dict[str, float]:
-        """`trajectory_rmse`, and `fd` where a feature network is named."""
+        """`trajectory_rmse`, and `fd` or `fid` where a feature network is named."""
         images = student.sample(self.seeds, self.labels, batch_size=self.batch, clip=False)
         measured = {"trajectory_rmse": trajectory_rmse(images, self.solutions)}
-        return measured | ({"fd": self.fd(images)} if self.net else {})
+        return measured | (self.frechet(images) if self.frechet else {})
 
     def each(self, students: dict[float, Student]) -> dict[str, float]:
         """The first student's numbers, and those of the others as `KEY@RATE`: for the log of a run."""
@@ -119,14 +116,31 @@ class Evaluator:
                 for key, value in self(student).items()}
 
 
-def check_features(features: str | None, shape: Sequence[int]) -> Any:
-    """The feature network, if one is named and images of this shape can go in."""
-    if not features:
-        return None
-    net = load_features(features)
-    check_shape(net, shape, features)
-    load_reference(features)
-    return net
+class Frechet:
+    """Images (N, C, H, W) -> their Frechet distance to the data, by name.
+
+    `fid` for Inception's features; else `fd`, in per cent of the reference's variance. reference: see `load_reference`.
+    """
+
+    def __init__(self, features: str, reference: str | None, shape: Sequence[int], device: torch.device | str = "cpu"):
+        self.net = load_features(features).to(device)
+        check_shape(self.net, shape, features)
+        self.reference = load_reference(features, reference)
+        self.name = "fid" if isinstance(self.net, Inception) else "fd"
+
+    @classmethod
+    def of(cls, features: str | None, reference: str | None, shape: Sequence[int],
+           device: torch.device | str = "cpu") -> Frechet | None:
+        """None where no feature network is named."""
+        return cls(features, reference, shape, device) if features else None
+
+    def __call__(self, images: Tensor) -> dict[str, float]:
+        features = image_features(self.net, images)
+        if features.shape[1] != len(self.reference[0]):
+            raise PidistillError(f"the reference is of {len(self.reference[0])} features, the network gives "
+                                 f"{features.shape[1]}: it is that of another network")
+        distance = frechet if self.name == "fid" else relative_frechet
+        return {self.name: distance(statistics(features), self.reference)}
 
 
 @torch.inference_mode()
@@ -135,7 +149,8 @@ def image_features(net: Any, images: Tensor, batch: int = 500) -> Tensor:
     bad = ~images.flatten(1).isfinite().all(dim=1)
     if bad.any():
         raise PidistillError(f"{int(bad.sum())} images are not finite; the first is number {int(bad.nonzero()[0])}")
-    return torch.cat([net.features(dequantise(quantise(part))) for part in images.split(batch)])
+    device = device_of(net)
+    return torch.cat([net.features(dequantise(quantise(part.to(device)))).cpu() for part in images.split(batch)])
 
 
 def pick_features(name: str, *specs: str | None) -> str | None:
@@ -147,10 +162,11 @@ def pick_features(name: str, *specs: str | None) -> str | None:
 
 def table(results: dict[str, Any]) -> list[list[str]]:
     """Rows for people: a head, then one row a model."""
-    rows = [["", "evaluations", "FD %", "rms to teacher", "images/s"]]
+    distance = "fid" if any(isinstance(row, dict) and "fid" in row for row in results.values()) else "fd"
+    rows = [["", "evaluations", "FID" if distance == "fid" else "FD %", "rms to teacher", "images/s"]]
     for name, row in results.items():
         if isinstance(row, dict) and "nfe" in row:
-            keys = {"nfe": "d", "fd": ".2f", "trajectory_rmse": ".3f", "images_per_s": ".0f"}
+            keys = {"nfe": "d", distance: ".2f", "trajectory_rmse": ".3f", "images_per_s": ".0f"}
             rows.append([name, *(format(row[key], form) if key in row else "-" for key, form in keys.items())])
     if "speedup" in results:
         rows.append(["ratio", f"{results['teacher']['nfe'] / results['student']['nfe']:.0f}x fewer", "", "",

@@ -90,7 +90,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                              f"{'nothing' if isinstance(state, dict) else f'a {type(state).__name__}'}")
     for name, value in state.items():
         plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-        if not isinstance(name, str) or not name.isprintable() or not plain or not value.is_floating_point():
+        counter = str(name).endswith(".num_batches_tracked")  # of batch normalisation
+        if not isinstance(name, str) or not name.isprintable() or not plain or not (value.is_floating_point() or counter):
             raise PidistillError(f"{path}: the entry {str(name)[:60]!r} is no weight "
                                  f"({getattr(value, 'dtype', type(value).__name__)}); save state_dict() alone")
     return state

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pidistill import runs
+from pidistill import dryrun, runs
 from pidistill.config import DistillConfig, load_config, read_yaml
 from pidistill.denoiser import Denoiser
 from pidistill.distillation import fit
@@ -37,9 +37,14 @@ class Scale:
     unit: str         # its name in tables
     seeds: int        # training seeds of every curve
     paper_steps: bool  # train as long as the paper, instead of as long as the preset says
+    settings: tuple[str, ...] = ()  # beside the preset's
 
 
-SCALES = {"bundled": Scale("digits_paper", "fd", "FD %", 2, False), "paper": Scale("cifar10", "fd", "FID", 1, True)}
+SCALES = {
+    "bundled": Scale("digits_paper", "fd", "FD %", 2, False),
+    "paper": Scale("cifar10", "fid", "FID", 1, True, (
+        "evaluate.every=10000", "evaluate.features=inception", "evaluate.reference=cifar10-32x32")),
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def plan(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = No
             if scale.paper_steps:
                 values["train.steps"] = CURVES[curve].paper_steps
             given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-            planned.append(Run(curve, seed, load_config(DistillConfig, scale.preset, [*overrides, *given])))
+            planned.append(Run(curve, seed, load_config(DistillConfig, scale.preset, [*scale.settings, *overrides, *given])))
     return planned
 
 
@@ -109,7 +114,7 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
     def evaluator() -> Evaluator:  # made when the first run needs it: the teacher's images take a while
         if not made:
             made.append(Evaluator(teacher, num=options.num, batch=options.batch, features=options.features,
-                                  cache=out / "teacher-images.safetensors"))
+                                  reference=options.reference, cache=out / "teacher-images.safetensors"))
         return made[0]
 
     for run in planned:
@@ -132,7 +137,13 @@ def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = N
     lines = [f"{'to do' if run in missing else 'done':<6} {run.config.train.steps:>7} steps of {run.config.train.batch:<5} "
              f"seed {run.seed}  {CURVES[run.curve].label}" for run in planned.values()]
     steps = sum(run.config.train.steps for run in missing)
-    return [*lines, f"{len(missing)} of {len(planned)} runs to train, {steps:,} steps; results in {out}"]
+    lines.append(f"{len(missing)} of {len(planned)} runs to train, {steps:,} steps; results in {out}")
+    if missing and SCALES[scale_name].paper_steps:
+        hours = sum(dryrun.gpu_hours(run.config) for run in missing)
+        lines.append(f"about {hours:,.0f} hours of one A100, or {dryrun.duration(hours * 3600 / 8)} on 8 GPUs, without the "
+                     f"evaluations (accelerate launch --multi_gpu --num_processes 8 -m pidistill.cli reproduce ...); "
+                     f"{torch.cuda.device_count()} GPUs are here")
+    return lines
 
 
 def find(name: str, scale_name: str) -> tuple[Experiment, Scale]:
@@ -202,8 +213,8 @@ def markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, 
              f"{record['versions']['torch']}. The paper: {experiment.says}.", "",
              f"| run | parameters | steps | paper, FID | {scale.unit}, each seed | mean | r.m.s. to teacher | s |",
              "|---|---|---|---|---|---|---|---|"]
-    if "fd" in record["teacher"]:
-        lines.append(f"| teacher | | | {PAPER_TEACHER} | {record['teacher']['fd']:.2f} | | 0 | |")
+    if scale.metric in record["teacher"]:
+        lines.append(f"| teacher | | | {PAPER_TEACHER} | {record['teacher'][scale.metric]:.2f} | | 0 | |")
     for curve in record["curves"].values():
         lines.append(row(curve, scale.metric))
     if experiment.kind != "table":

@@ -1,0 +1,107 @@
+"""FID's features and references, with random Inception weights, so that nothing is downloaded."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+from pidistill.distillation import distill
+from pidistill.errors import PidistillError
+from pidistill.evaluate import Frechet, evaluate, table
+from pidistill.features import load_features, load_reference
+from pidistill.metrics.frechet import frechet, statistics
+from pidistill.teachers.gaussian import gaussian
+from pidistill.tensors import quantise
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    """torch-fidelity's own network with random weights, made without its download."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        return inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+
+
+@pytest.fixture(scope="module")
+def spec(extractor, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(extractor.state_dict(), path)
+    return f"inception:{path}"
+
+
+@pytest.fixture
+def reference(tmp_path) -> str:
+    generator = np.random.default_rng(0)
+    rows = generator.normal(size=(100, 2048))
+    np.savez(tmp_path / "ref.npz", mu=rows.mean(0), sigma=np.cov(rows.T))
+    return str(tmp_path / "ref.npz")
+
+
+def test_features_are_torch_fidelity_s(extractor, spec):
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    net = load_features(spec)
+    assert torch.equal(net.features(images), extractor(quantise(images))[0]) and net.features(images).shape == (2, 2048)
+    assert torch.equal(net.features(images[:, :1]), net.features(images[:, :1].expand(-1, 3, -1, -1)))
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_fid_is_the_frechet_distance_to_the_reference(extractor, spec, reference):
+    measure = Frechet(spec, reference, (3, 16, 16))
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = frechet(statistics(extractor(quantise(images))[0]), load_reference(spec, reference))
+    assert measure(images) == {"fid": pytest.approx(expected, rel=1e-6)} and math.isfinite(expected)
+
+
+def test_evaluate_shows_it(spec, reference):
+    results = evaluate(gaussian("3x8x8"), None, num=3, batch=3, features=spec, reference=reference, steps=2)
+    assert results["teacher"]["fid"] > 0 and "fd" not in results["teacher"] and table(results)[0][2] == "FID"
+
+
+def test_a_reference_of_another_network_is_refused(reference):
+    with pytest.raises(PidistillError, match="2048 features, the network gives"):
+        evaluate(gaussian("1x16x16"), None, num=3, features="digits", reference=reference, steps=2)
+
+
+def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
+    """And says it before a run begins."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(PidistillError, match=r"cannot download Inception v3 .*6726825d\.pth to .*inception:FILE"):
+        distill(gaussian("3x8x8"), out=tmp_path / "run", overrides={
+            "student.init": "random", "student.net": "mlp", "evaluate.features": "inception", "train.steps": 1})
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(PidistillError, match=r"cifar10-32x32\.npz to .*fid-refs.*evaluate\.reference"):
+        load_reference("inception", "cifar10-32x32")
+
+
+@pytest.mark.parametrize("content", [{"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.zeros((2, 2))},
+                                     {"mu": np.full(2, np.nan), "sigma": np.zeros((2, 2))},
+                                     {"mu": np.array([None]), "sigma": np.zeros((1, 1))}])
+def test_bad_references_are_one_line(tmp_path, content):
+    np.savez(tmp_path / "ref.npz", **content)
+    with pytest.raises(PidistillError, match="mu and sigma") as error:
+        load_reference("inception", str(tmp_path / "ref.npz"))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_are_one_line(tmp_path):
+    with pytest.raises(PidistillError, match="does not exist"):
+        load_reference("inception", str(tmp_path / "no.npz"))
+    with pytest.raises(PidistillError, match=r"evaluate\.reference"):
+        load_reference("inception")
+    with pytest.raises(PidistillError, match="does not exist"):
+        load_features(f"inception:{tmp_path / 'no.pth'}")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "few.pth")
+    with pytest.raises(PidistillError, match="does not fit Inception v3"):
+        load_features(f"inception:{tmp_path / 'few.pth'}")
