@@ -75,11 +75,11 @@ def plan(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = No
     for curve in sorted(experiment.paper, key=lambda name: name != "base"):
         for seed in range(seeds or scale.seeds):
             folder = out / "curves" / f"{curve}-seed{seed}"
+            steps = [f"train.steps={CURVES[curve].paper_steps}"] if scale.paper_steps else []
             values = {**CURVES[curve].overrides, "train.seed": seed, "out": str(folder)}
-            if scale.paper_steps:
-                values["train.steps"] = CURVES[curve].paper_steps
             given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-            planned.append(Run(curve, seed, load_config(DistillConfig, scale.preset, [*scale.settings, *overrides, *given])))
+            planned.append(Run(curve, seed, load_config(DistillConfig, scale.preset,
+                                                        [*scale.settings, *steps, *overrides, *given])))
     return planned
 
 
