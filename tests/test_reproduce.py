@@ -94,6 +94,12 @@ def test_runs_of_other_settings_are_not_mixed_in(tmp_path):
         reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=[*SMALL, "optimizer.lr=1e-3"])
 
 
+def test_results_may_be_moved(tmp_path):
+    reproduce.reproduce("figure8", "bundled", tmp_path / "a", seeds=1, overrides=SMALL)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert reproduce.reproduce("figure8", "bundled", tmp_path / "b", seeds=1, overrides=SMALL)
+
+
 def test_plan_says_what_is_there_and_what_it_costs(tmp_path):
     lines = reproduce.cost(["table3", "figure8"], "bundled", tmp_path, seeds=1, overrides=SMALL)
     assert lines[-1].startswith("3 of 3 runs to train, 12 steps")

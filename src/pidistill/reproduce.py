@@ -87,8 +87,8 @@ def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator])
     """Train one curve, or continue it; a finished one is left alone. Other settings in its folder are refused."""
     kept = run.folder / "config.yaml"
     if kept.exists():
-        old, new = (flat(read_yaml_text) for read_yaml_text in (read_yaml(kept), run.config.model_dump(mode="json")))
-        differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        old, new = (flat(values) for values in (read_yaml(kept), run.config.model_dump(mode="json")))
+        differing = sorted(key for key in (old.keys() | new.keys()) - {"out"} if old.get(key) != new.get(key))
         if differing:
             raise PidistillError(f"{run.folder} was made with other settings ({', '.join(differing)}); delete it, or choose "
                                  "another folder with --out")
