@@ -208,8 +208,9 @@ def draw_samples(path: Path, curves: dict[str, list[Run]], teacher: Denoiser, co
 
 def markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, Any]) -> str:
     """The report's text: every number beside the paper's."""
+    trained = sorted({run["commit"][:12] for curve in record["curves"].values() for run in curve["runs"]})
     lines = [f"## {experiment.title} ({experiment.section})", "",
-             f"`{record['command']}`, preset `{record['preset']}`, commit {record['commit'][:12]}, torch "
+             f"`{record['command']}`, preset `{record['preset']}`, trained at commit {', '.join(trained)}, torch "
              f"{record['versions']['torch']}. The paper: {experiment.says}.", "",
              f"| run | parameters | steps | paper, FID | {scale.unit}, each seed | mean | r.m.s. to teacher | s |",
              "|---|---|---|---|---|---|---|---|"]
