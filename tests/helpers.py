@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pidistill.denoiser import EDMDenoiser, build_net
+from pidistill.denoiser import Preconditioned, build_net
 from pidistill.grid import Grid, karras_times
 from pidistill.student import Student
 from pidistill.teachers.gaussian import Gaussian
@@ -47,11 +47,11 @@ def shake(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
     return module
 
 
-def tiny_teacher(net: dict | None = None, shape: tuple[int, ...] = SHAPE, classes: int = CLASSES, **facts) -> EDMDenoiser:
+def tiny_teacher(net: dict | None = None, shape: tuple[int, ...] = SHAPE, classes: int = CLASSES, **facts) -> Preconditioned:
     """A random network in EDM's preconditioning: no denoiser, but every formula can be checked on it."""
     spec = net or NET
     torch.manual_seed(0)
-    teacher = EDMDenoiser(shake(build_net(spec, shape, classes)), shape, classes, net_spec=spec, **facts)
+    teacher = Preconditioned(shake(build_net(spec, shape, classes)), shape, classes, net_spec=spec, **facts)
     return teacher.eval().requires_grad_(False)
 
 

@@ -151,7 +151,7 @@ def test_trajectory_picture(cli, runs, tmp_path):
 def test_inspect_says_what_things_are(cli, runs):
     for what, words in ((runs / "student", ["student: 1 evaluation", "steps done", "song_unet", "1x8x8", "0.002 to 80"]),
                         (runs / "student" / "student", ["student: 1 evaluation", "versions"]),
-                        (runs / "teacher", ["teacher (EDMDenoiser)", "final_loss"]), ("gaussian:2", ["unconditional"])):
+                        (runs / "teacher", ["teacher (Preconditioned)", "final_loss"]), ("gaussian:2", ["unconditional"])):
         done = cli("inspect", what)
         assert done.code == 0, done.err
         assert [word for word in words if word not in done.out] == []

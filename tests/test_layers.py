@@ -16,7 +16,7 @@ LAYERS = {
     0.15: "downloads",
     0.2: "config",
     0.3: "features unet",
-    1: "grid schemes distances nets",
+    1: "grid schemes distances nets preconditioning",
     2: "denoiser",
     3: "teachers student samplers data",
     4: "objectives metrics models pictures ema",

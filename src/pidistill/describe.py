@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pidistill.checkpoint import latest
-from pidistill.denoiser import EDMDenoiser
+from pidistill.denoiser import Preconditioned
 from pidistill.files import read_json, read_metrics
 from pidistill.models import load_model, student_folder
 from pidistill.student import Student
@@ -29,7 +29,7 @@ def describe(spec: str) -> dict[str, Any]:
         if student_folder(path) is None and not (path / "teacher").is_dir():
             return facts | {"state": f"unfinished; continue with `pidistill resume {spec}`"}
     model = load_model(spec)
-    spec_of_net = model.net_spec if isinstance(model, (Student, EDMDenoiser)) else None
+    spec_of_net = model.net_spec if isinstance(model, (Student, Preconditioned)) else None
     net = model.net if isinstance(model, Student) else model
     kind = "student: 1 evaluation an image" if isinstance(model, Student) else f"teacher ({type(model).__name__})"
     facts |= {"kind": kind,

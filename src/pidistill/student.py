@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net, c_in, c_noise, choose_labels, device_of
+from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors, write_folder
 from pidistill.plugins import member
+from pidistill.preconditioning import Preconditioning, c_in
 from pidistill.seeds import noise
 from pidistill.tensors import clip_images, like, per_sample
 
@@ -22,23 +23,29 @@ from pidistill.tensors import clip_images, like, per_sample
 class Student(nn.Module):
     """x_theta(z, t) = (t/T) z + (1 - t/T) F_theta(c_in(T) z, ln(t)/4): the teacher's trajectory from every noise z.
 
-    x(z, T) = z holds for all weights. facts: what the teacher says of itself (`Denoiser.facts`).
+    x(z, T) = z holds for all weights. facts: what the teacher says of itself (`Denoiser.facts`). preconditioning: what the
+    network predicts, if it is not one of EDM's; F_theta is then made of it by `Preconditioning.for_student`.
     """
 
-    def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any]):
+    def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any],
+                 preconditioning: str | dict[str, Any] = "edm"):
         super().__init__()
         self.net, self.net_spec = net, net_spec
         self.shape: tuple[int, ...] = tuple(facts["shape"])
         self.num_classes: int = facts["num_classes"]
         self.t_min, self.t_max, self.sigma_data, self.rho = (float(facts[k]) for k in FACTS[2:])
+        self.preconditioning = Preconditioning(preconditioning, self.sigma_data)
 
     def facts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FACTS}
 
     def F(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Raw output of the network. z: (B, C, H, W) at T, t: (B,) -> (B, C, H, W)."""
-        scale = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item()
-        return self.net(scale * z, c_noise(t).to(z.dtype), labels).to(z.dtype)
+        u = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item() * z
+        skip, out, scale, c_noise = self.preconditioning.for_student(t)
+        if self.preconditioning.name == "edm":  # 0, 1 and 1
+            return self.net(u, c_noise.to(z.dtype), labels).to(z.dtype)
+        return like(skip, z) * u + like(out, z) * self.net(like(scale, z) * u, c_noise.to(z.dtype), labels).to(z.dtype)
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
@@ -75,7 +82,8 @@ class Student(nn.Module):
         averages: the student at each EMA rate of its run, this one first; the others go to ema-RATE.safetensors.
         """
         rates = list(averages or {})
-        config = {"format": "pidistill-student", "net": self.net_spec, **self.facts(), **({"ema": rates} if rates else {})}
+        config = {"format": "pidistill-student", "preconditioning": self.preconditioning.spec, "net": self.net_spec,
+                  **self.facts(), **({"ema": rates} if rates else {})}
         others = {f"ema-{rate}": student.net.state_dict() for rate, student in list((averages or {}).items())[1:]}
         write_folder(Path(path), {"model": self.net.state_dict(), **others},
                      {"config": config, "provenance": provenance or {}})
@@ -88,8 +96,11 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3; `net`: any other
     network. Both start at random. Dropout is off (Table 6). A teacher without a network of its own (a black box) needs
     init="random" and `net`.
+
+    At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
+    F (`Preconditioning.for_student`), which only a network that knows its noise can afford.
     """
-    own = teacher.net_spec if isinstance(teacher, EDMDenoiser) else None
+    own = teacher.net_spec if isinstance(teacher, Preconditioned) else None
     if init == "teacher" and width != 1:
         raise PidistillError(f"student.width={width} gives a new network, which cannot start from the teacher; "
                              "set student.init=random")
@@ -102,15 +113,18 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
         raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
     spec: dict[str, Any] = scaled(dict(net or own or {}), width)
     if init == "teacher":
-        assert isinstance(teacher, EDMDenoiser)
+        assert isinstance(teacher, Preconditioned)
         network = copy.deepcopy(teacher.model)
     else:
         network = build_net(spec, teacher.shape, teacher.num_classes)
     for module in network.modules():
         if hasattr(module, "dropout"):
             setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
+    preconditioning = teacher.preconditioning.spec if isinstance(teacher, Preconditioned) and net is None else "edm"
+    if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
+        preconditioning = preconditioning | {"name": "v_prediction"}
     return Student(network.train().requires_grad_(True), {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
-                   teacher.facts())
+                   teacher.facts(), preconditioning)
 
 
 def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
@@ -140,7 +154,8 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
         facts = {name: config[name] for name in FACTS}
-        student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts)
+        student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts,
+                          config.get("preconditioning", "edm"))
     except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     rates = config.get("ema", [])

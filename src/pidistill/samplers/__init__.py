@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pidistill.denoiser import Denoiser, device_of
-from pidistill.grid import karras_times
 from pidistill.plugins import member
 from pidistill.seeds import noise
 
@@ -16,8 +15,8 @@ STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images
 
 
 def sampler_times(teacher: Denoiser, steps: int) -> Tensor:
-    """(steps + 1,) float64: the Karras grid and a last 0."""
-    return torch.cat([karras_times(steps, teacher.t_min, teacher.t_max, teacher.rho), torch.zeros(1, dtype=torch.float64)])
+    """(steps + 1,) float64: the teacher's Karras grid and a last 0."""
+    return torch.cat([teacher.grid_times(steps), torch.zeros(1, dtype=torch.float64)])
 
 
 @torch.inference_mode()

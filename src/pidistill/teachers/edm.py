@@ -14,7 +14,7 @@ from pidistill.files import cache_folder, load_weights, read_state_dict
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
 from pidistill.plugins import choices
 from pidistill.progress import console
-from pidistill.teachers import edm_teacher
+from pidistill.teachers import network_teacher
 
 
 def _song(architecture: dict[str, Any], channel_mult: list[int], dropout: float) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
     key, sign, given = option.partition("=")
     if option and (key != "weights" or not sign or not given):
         raise PidistillError(f"an edm teacher is edm:NAME[,weights=FILE], got edm:{rest}")
-    teacher = edm_teacher(**PUBLISHED[name], weights=weights)
+    teacher = network_teacher(**PUBLISHED[name], weights=weights)
     if weights:
         _load(teacher.model, Path(os.path.expanduser(given)) if given else _cached(name), name)
     return teacher
