@@ -43,6 +43,8 @@ FEATURE_NETS = {"digit_classifier": (1, 16, 16)}  # these map images to features
 NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
                "dhariwal_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
                                  "head_channels": 8},
+               "edm2_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
+                             "head_channels": 8},
                "song_unet": {"model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}}
 DISTANCE_OPTIONS = {"features": {"net": "digits_perceptual"}, "lpips": {"size": 32}}
 TEACHER_SPECS = {

@@ -1,4 +1,4 @@
-"""`edm:NAME`: the networks that Karras et al. (2022) published, with weights from a plain state dictionary."""
+"""`edm:NAME`: the networks that Karras et al. (2022, 2024) published, with weights from a plain state dictionary."""
 
 from __future__ import annotations
 
@@ -43,14 +43,31 @@ def _published() -> dict[str, dict[str, Any]]:
     return table
 
 
-PUBLISHED = _published()
+def _published_edm2() -> dict[str, dict[str, Any]]:
+    """The same for EDM2, config G (Karras et al., 2024): ImageNet at 64x64, and latents of it at 512x512.
+
+    The sizes differ in width, and from M on in dropout.
+    """
+    widths = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+    table: dict[str, dict[str, Any]] = {}
+    for data, channels, sizes in (("img64", 3, ("s", "m", "l", "xl")), ("img512", 4, tuple(widths))):
+        for size in sizes:
+            net = {"name": "edm2_unet", "model_channels": widths[size], "channel_mult": [1, 2, 3, 4], "num_blocks": 3,
+                   "attn_resolutions": [16, 8], "dropout": 0.0 if size in ("xs", "s") else 0.1}
+            table[f"edm2-{data}-{size}"] = {"shape": (channels, 64, 64), "num_classes": 1000, "net": net}
+    return table
+
+
+EDM2 = _published_edm2()
+# Those on latents are left out: their students would need the VAE's decoder, and must not be clipped to [-1, 1].
+PUBLISHED = _published() | {name: facts for name, facts in EDM2.items() if facts["shape"][0] == 3}
 
 
 def edm(rest: str, *, weights: bool = True) -> Denoiser:
     """rest: `NAME[,weights=FILE]`, such as `cifar10-32x32-uncond-vp,weights=cifar.pt`.
 
-    FILE is a state dictionary of the network or of the module around it (names with `model.` before them). Without FILE
-    it is NAME.safetensors or NAME.pt in the cache folder. NVIDIA's `.pkl` itself is not read.
+    FILE is a state dictionary of the network or of the module around it (names with `model.` before them, or `unet.` in
+    EDM2). Without FILE it is NAME.safetensors or NAME.pt in the cache folder. NVIDIA's `.pkl` itself is not read.
     """
     name, _, option = rest.partition(",")
     if name not in PUBLISHED:
@@ -75,14 +92,19 @@ def _cached(name: str) -> Path:
 
 
 def _load(net: nn.Module, path: Path, name: str) -> None:
-    """Weights of the network F, strictly, but for the augmentation layer, which no sampler feeds."""
+    """Weights of the network F, strictly, but for the layers of training alone: augmentation, and EDM2's loss weights."""
     if path.suffix == ".pkl":
         raise PidistillError(f"{path}: NVIDIA's .pkl is not read by this version; save the network's state_dict() as "
                              ".safetensors or .pt")
     state = read_state_dict(path)
-    if all(key.startswith("model.") for key in state):
-        state = {key.removeprefix("model."): value for key, value in state.items()}
-    kept = {key: value for key, value in state.items() if not key.startswith("map_augment.")}
+    kept = {key: value for key, value in state.items() if not key.startswith(("logvar_fourier.", "logvar_linear."))}
+    left_out = ["logvar is left out, since it weighs the training loss alone"] if len(kept) < len(state) else []
+    for prefix in ("model.", "unet."):
+        if kept and all(key.startswith(prefix) for key in kept):
+            kept = {key.removeprefix(prefix): value for key, value in kept.items()}
+    if any(key.startswith("map_augment.") for key in kept):
+        kept = {key: value for key, value in kept.items() if not key.startswith("map_augment.")}
+        left_out.append("map_augment is left out, since sampling never augments")
     load_weights(net, kept, path, f"edm:{name}")
-    if len(kept) < len(state):
-        console.print(f"{path.name}: map_augment is left out, since sampling never augments", soft_wrap=True)
+    for what in left_out:
+        console.print(f"{path.name}: {what}", soft_wrap=True)
