@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pidistill.denoiser import EDMDenoiser, build_net
+from pidistill.denoiser import Preconditioned, build_net
+from pidistill.preconditioning import iddpm_times
 from tests.originals import (
     CASES,
     CLASSES,
@@ -59,14 +60,26 @@ def test_training_mode_of_edm2_is_the_originals(recorded):
     assert relative_error(F, recorded["nets/edm2/cond"]) > 10 * LIMIT  # the first of two normalisations shows
 
 
+NAMES = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_edm_preconditioning_is_the_originals(recorded, case):
+@pytest.mark.parametrize("original", PRECONDS)
+def test_preconditioning_is_the_originals(recorded, original, case):
     x, sigma = precond_input()
     classes = 0 if case == "uncond" else CLASSES
-    denoiser = EDMDenoiser(fill(build_net(PRECOND_NET, PRECOND_SHAPE, classes)), PRECOND_SHAPE, classes)
+    spec = PRECOND_NET | ({"out_channels": 2} if original == "iDDPMPrecond" else {})
+    denoiser = Preconditioned(fill(build_net(spec, PRECOND_SHAPE, classes)), PRECOND_SHAPE, classes,
+                              preconditioning=NAMES[original])
     with torch.no_grad():
         D = denoiser(x, sigma, labels_for(case, len(x)))
-    assert relative_error(D, recorded[f"preconds/EDMPrecond/{case}"]) < LIMIT
+    assert relative_error(D, recorded[f"preconds/{original}/{case}"]) < LIMIT
+    ours = denoiser.preconditioning(sigma.double()).c_noise.float()
+    torch.testing.assert_close(ours, recorded[f"preconds/{original}/c_noise"], rtol=1e-6, atol=1e-6)
+
+
+def test_iddpm_s_table_is_the_originals(recorded):
+    torch.testing.assert_close(iddpm_times().float(), recorded["preconds/iDDPMPrecond/u"], rtol=1e-6, atol=0)
 
 
 def test_record_is_complete_and_names_its_sources(recorded):

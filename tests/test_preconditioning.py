@@ -78,7 +78,7 @@ def test_a_perfect_network_is_the_perfect_denoiser(kind):
     teacher = teacher_of(kind)
     t = teacher.grid_times(12)
     x = start(SHAPE, len(t)) / 80 * like((S**2 + t**2).sqrt(), torch.zeros(12, *SHAPE, dtype=torch.float64))
-    torch.testing.assert_close(teacher(x, t), clean(x, like(t, x)), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(teacher(x, t), clean(x, like(t, x)), rtol=1e-6, atol=1e-6 if kind == "vp" else 1e-9)
     assert len(t) == 12 and teacher.model.calls == 1
 
 
@@ -115,9 +115,9 @@ def test_derivative_in_time_is_the_difference_quotient(kind):
     z, t = start(SHAPE, 3, student.t_max), torch.tensor([0.3, 2.1, 20.0], dtype=torch.float64)
     F = lambda t: student.F(z, t)
     _, slope = torch.func.jvp(F, (t,), (torch.ones_like(t),))
-    h = 1e-6 * t
+    h = (1e-3 if kind == "vp" else 1e-6) * t  # vp's clock is float32
     expected = (F(t + h) - F(t - h)) / like(2 * h, z)
-    torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-6 * student.t_max)
+    torch.testing.assert_close(slope, expected, rtol=1e-3 if kind == "vp" else 1e-4, atol=1e-6 * student.t_max)
 
 
 def test_an_admissible_time_is_exactly_its_step_after_float32():

@@ -86,11 +86,12 @@ class Preconditioned(Denoiser):
         return like(c_skip, x) * x + like(c_out, x) * self.guided(like(c_in, x) * x, c_noise.to(x.dtype), labels).to(x.dtype)
 
     def guided(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's output, without what follows the image's channels: a variance that some networks learn too."""
         if self.guidance == 1 or labels is None:
-            return self.model(u, c_noise, labels)
+            return self.model(u, c_noise, labels)[:, :self.shape[0]]
         null = torch.full_like(labels, self.null_label or 0)
         both = self.model(u.repeat(2, *[1] * (u.ndim - 1)), c_noise.repeat(2), torch.cat([labels, null]))
-        with_label, without = both.chunk(2)
+        with_label, without = both[:, :self.shape[0]].chunk(2)
         return without + self.guidance * (with_label - without)
 
 

@@ -43,9 +43,10 @@ class Student(nn.Module):
         """Raw output of the network. z: (B, C, H, W) at T, t: (B,) -> (B, C, H, W)."""
         u = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item() * z
         skip, out, scale, c_noise = self.preconditioning.for_student(t)
-        if self.preconditioning.name == "edm":  # 0, 1 and 1
-            return self.net(u, c_noise.to(z.dtype), labels).to(z.dtype)
-        return like(skip, z) * u + like(out, z) * self.net(like(scale, z) * u, c_noise.to(z.dtype), labels).to(z.dtype)
+        edm = self.preconditioning.name == "edm"  # skip, out and scale are 0, 1 and 1
+        output = self.net(u if edm else like(scale, z) * u, c_noise.to(z.dtype), labels)
+        output = output[:, :self.shape[0]].to(z.dtype)  # a learned variance may follow
+        return output if edm else like(skip, z) * u + like(out, z) * output
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
