@@ -117,7 +117,7 @@ def test_derivative_in_time_is_the_difference_quotient(kind):
     _, slope = torch.func.jvp(F, (t,), (torch.ones_like(t),))
     h = (1e-3 if kind == "vp" else 1e-6) * t  # vp's clock is float32
     expected = (F(t + h) - F(t - h)) / like(2 * h, z)
-    torch.testing.assert_close(slope, expected, rtol=1e-3 if kind == "vp" else 1e-4, atol=1e-6 * student.t_max)
+    torch.testing.assert_close(slope, expected, rtol=5e-3 if kind == "vp" else 1e-4, atol=1e-6 * student.t_max)
 
 
 def test_an_admissible_time_is_exactly_its_step_after_float32():
