@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
+from pidistill.decoder import Decoder
 from pidistill.errors import PidistillError
 from pidistill.grid import karras_times
 from pidistill.plugins import build
@@ -27,11 +28,15 @@ class Denoiser(nn.Module):
     Subclasses define `denoise(x, t, labels=None)`: x (B, C, H, W), t (B,) in units of the data's scale, labels (B,)
     int64 or None -> (B, C, H, W). No gradient is ever asked for. Everything that depends on the teacher's noise
     range or data scale reads it here. `times`, if it is not None, are the only noise levels that the teacher knows,
-    ascending, (K,) float64: grids snap to them. `source` is the folder that it was read from and `spec` what
-    `load_teacher` was asked for, if any.
+    ascending, (K,) float64: grids snap to them. `source` is the folder that it was read from, `origin` what is known of the
+    file (its name, SHA-256, licence, what was left out) and `spec` what `load_teacher` was asked for, if any. `decoder`
+    turns latents into images, for those who draw or measure: x and D are latents then.
     """
 
+    decoder: Decoder | None = None
+
     times: Tensor | None = None
+    origin: dict[str, Any] | None = None
     source: Path | None = None
     spec: str | None = None
 

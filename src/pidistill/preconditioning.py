@@ -48,6 +48,12 @@ def edm(t: Tensor, *, sigma_data: float = SIGMA_DATA) -> Coefficients:
     return Coefficients(sigma_data**2 / total, t * sigma_data / total.sqrt(), c_in(t, sigma_data), c_noise(t))
 
 
+def edm_v(t: Tensor, *, sigma_data: float = SIGMA_DATA) -> Coefficients:
+    """EDM's with the sign of v, as diffusers' EDM schedulers with prediction_type v_prediction."""
+    c_skip, c_out, c_in, c_noise = edm(t, sigma_data=sigma_data)
+    return Coefficients(c_skip, -c_out, c_in, c_noise)
+
+
 def vp(t: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000) -> Coefficients:
     """Variance preserving SDE of Song et al. (2021): predicts the noise; its clock is (M - 1) sigma^-1(t)."""
     u = t.float()  # as the networks were trained: at 0.002, log(1 + t^2) is 2 % of its own away from the exact one
@@ -58,6 +64,14 @@ def vp(t: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000)
 def ve(t: Tensor) -> Coefficients:
     """Variance exploding SDE of Song et al. (2021), in EDM's form: the network predicts -noise, of unscaled input."""
     return Coefficients(torch.ones_like(t), t, torch.ones_like(t), (t / 2).log())
+
+
+def score(t: Tensor, *, scale: float = 2.0) -> Coefficients:
+    """Score of a variance exploding model (Song et al., 2021) whose data is 1/scale of ours, as diffusers' in [0, 1].
+
+    There D = x + sigma^2 score, t = scale sigma; the network centres its input, so that it sees ours as it is.
+    """
+    return Coefficients(torch.ones_like(t), t**2 / scale, torch.ones_like(t), t / scale)
 
 
 def iddpm(t: Tensor, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Coefficients:
@@ -92,7 +106,7 @@ def flow(t: Tensor, *, scale: float = 1000.0) -> Coefficients:
 
 
 FORMULAS: dict[str, Callable[..., Coefficients]] = {
-    f.__name__: f for f in (edm, vp, ve, iddpm, epsilon, v_prediction, sample, flow)}
+    f.__name__: f for f in (edm, edm_v, vp, ve, score, iddpm, epsilon, v_prediction, sample, flow)}
 
 
 def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Tensor:
@@ -131,7 +145,7 @@ class Preconditioning:
             raise choices("preconditioning", self.name, list(FORMULAS))
         self.formula, self.sigma_data = FORMULAS[self.name], sigma_data
         self.spec: str | dict[str, Any] = {"name": self.name, **constants} if constants else self.name
-        if self.name == "edm":
+        if self.name in ("edm", "edm_v"):
             constants["sigma_data"] = sigma_data
         known = inspect.signature(self.formula).parameters
         for key in constants:

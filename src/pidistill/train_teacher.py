@@ -17,7 +17,7 @@ from pidistill.plugins import build
 from pidistill.provenance import commit, versions
 from pidistill.samplers import sample_teacher
 from pidistill.seeds import labels_of, parse_integers
-from pidistill.teachers import teacher_config
+from pidistill.teachers import teacher_config, teacher_tensors
 from pidistill.trainer import Averages, Watcher, train
 
 
@@ -55,6 +55,6 @@ def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str
                   "seconds": round(time.perf_counter() - began)}
     teacher = averages[config.ema[0]]["teacher"]
     assert isinstance(teacher, Preconditioned)
-    write_folder(folder / "teacher", {"model": teacher.state_dict()},
+    write_folder(folder / "teacher", teacher_tensors(teacher),
                  {"config": teacher_config(teacher), "provenance": provenance})
     return folder / "teacher"

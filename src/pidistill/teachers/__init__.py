@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from pidistill.decoder import read_decoder
 from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors
@@ -64,6 +66,7 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
     if weights:
         path = folder / "model.safetensors"
         load_weights(teacher, read_tensors(path), path)
+        teacher.decoder = read_decoder(config, folder)
     teacher.source = folder
     return teacher
 
@@ -71,5 +74,12 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
 def teacher_config(teacher: Preconditioned) -> dict[str, Any]:
     """What read_teacher needs beside the weights."""
     guidance = {} if teacher.guidance == 1 else {"guidance": teacher.guidance, "null_label": teacher.null_label}
+    decoder = {"decoder": teacher.decoder.spec} if teacher.decoder else {}
     return {"format": "pidistill-teacher", "preconditioning": teacher.preconditioning.spec, "net": teacher.net_spec,
-            **guidance, **teacher.facts()}
+            **guidance, **decoder, **teacher.facts()}
+
+
+def teacher_tensors(teacher: Preconditioned) -> dict[str, dict[str, Tensor]]:
+    """Its weights by file name: the network's, and the decoder's beside them."""
+    files = {"model": {f"model.{key}": value for key, value in teacher.model.state_dict().items()}}
+    return files | ({"decoder": teacher.decoder.state_dict()} if teacher.decoder else {})
