@@ -65,7 +65,7 @@ def test_mistakes_are_named(mistake):
     assert name in checks and checks[name].verdict != "ok", {k: v.says for k, v in checks.items()}
     assert "\n" not in checks[name].says and len(checks[name].says) > 20
     if mistake == "gives the noise":
-        assert "D = x - t eps" in checks[name].says
+        assert "needs D = x - t eps" in checks[name].says
 
 
 def test_verb(command, tmp_path, monkeypatch):
@@ -73,7 +73,8 @@ def test_verb(command, tmp_path, monkeypatch):
     assert done.code == 0 and "small t" in done.out and "wrong" not in done.out
     (tmp_path / "bad_teacher.py").write_text(
         "import pidistill\n\nclass Bad(pidistill.Denoiser):\n"
-        "    def __init__(self):\n        super().__init__((1, 4, 4))\n\n    def denoise(self, x, t, labels=None):\n        return x * 0 + 3 * x\n")
+        "    def __init__(self):\n        super().__init__((1, 4, 4))\n\n"
+        "    def denoise(self, x, t, labels=None):\n        return 3 * x\n")
     monkeypatch.chdir(tmp_path)
     done = command("inspect", "python:bad_teacher:Bad", "--check")
     assert done.code == 1 and "wrong" in done.out

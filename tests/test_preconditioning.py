@@ -22,9 +22,10 @@ BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # DDPM's
 ABAR = (1 - BETAS).cumprod(0)
 SIGMAS = ((1 - ABAR) / ABAR).sqrt()
 SPECS = {name: {"name": name, "sigmas": SIGMAS.tolist()} for name in ("epsilon", "v_prediction", "sample")} | {
-    name: name for name in ("edm", "vp", "ve", "iddpm", "flow")}
+    name: name for name in ("edm", "edm_v", "vp", "ve", "score", "iddpm", "flow")}
 RANGE = {"epsilon": (SIGMAS[0], SIGMAS[-1]), "v_prediction": (SIGMAS[0], SIGMAS[-1]), "sample": (SIGMAS[0], SIGMAS[-1]),
-         "flow": (0.002, 80), "edm": (0.002, 80), "vp": (0.002, 150), "ve": (0.02, 100), "iddpm": (0.009, 1000)}
+         "flow": (0.002, 80), "edm": (0.002, 80), "edm_v": (0.002, 80), "score": (0.02, 100),
+         "vp": (0.002, 150), "ve": (0.02, 100), "iddpm": (0.009, 1000)}
 FACTS = {name: {"t_min": float(low), "t_max": float(high), "sigma_data": S} for name, (low, high) in RANGE.items()}
 
 
@@ -41,8 +42,10 @@ class Ideal(nn.Module):
         self.kind, self.scale, self.calls = kind, nn.Parameter(torch.ones((), dtype=torch.float64)), 0
 
     def time(self, c_noise):
-        if self.kind == "edm":
+        if self.kind in ("edm", "edm_v"):
             return (4 * c_noise).exp()
+        if self.kind == "score":
+            return 2 * c_noise
         if self.kind == "ve":
             return 2 * c_noise.exp()
         if self.kind == "vp":  # sigma(t) = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)
@@ -58,11 +61,13 @@ class Ideal(nn.Module):
     def forward(self, u, c_noise, labels=None):
         self.calls += 1
         t = like(self.time(c_noise.double()), u)
-        x = {"edm": lambda: u * (t**2 + S**2).sqrt(), "ve": lambda: u,
+        edm = lambda: u * (t**2 + S**2).sqrt()
+        x = {"edm": edm, "edm_v": edm, "ve": lambda: u, "score": lambda: u,
              "flow": lambda: u * (1 + t)}.get(self.kind, lambda: u * (1 + t**2).sqrt())()
         x_0 = clean(x, t)
         eps, alpha = (x - x_0) / t, 1 / (1 + t**2).sqrt()
-        out = {"edm": lambda: (x_0 - x * S**2 / (S**2 + t**2)) * (t**2 + S**2).sqrt() / (t * S), "ve": lambda: -eps,
+        raw = lambda: (x_0 - x * S**2 / (S**2 + t**2)) * (t**2 + S**2).sqrt() / (t * S)
+        out = {"edm": raw, "edm_v": lambda: -raw(), "ve": lambda: -eps, "score": lambda: -2 * eps / t,
                "v_prediction": lambda: alpha * eps - t * alpha * x_0, "sample": lambda: x_0,
                "flow": lambda: eps - x_0}.get(self.kind, lambda: eps)()
         return out * self.scale
@@ -109,7 +114,7 @@ def test_the_start_is_of_the_size_of_data_at_every_time(kind):
 @pytest.mark.parametrize("kind", FORMULAS)
 def test_derivative_in_time_is_the_difference_quotient(kind):
     """What the autodiff scheme needs of every clock."""
-    if kind == "iddpm":
+    if kind in ("iddpm",):
         pytest.skip("its clock is a step function")
     student = make_student(teacher_of(kind))
     z, t = start(SHAPE, 3, student.t_max), torch.tensor([0.3, 2.1, 20.0], dtype=torch.float64)

@@ -55,6 +55,7 @@ def check_teacher(teacher: Denoiser, batch: int = 16) -> list[Check]:
                f"{tuple(teacher.shape)}, as x"):
         return checks
     say("type", mean.dtype != z.dtype, f"D gives {mean.dtype} for x in {z.dtype}; convert it", str(mean.dtype), "warning")
+    mean = mean.to(z.dtype)
     say("input", not torch.equal(z, before), "D changes its input x in place; work on a copy", "not changed")
     levels = torch.tensor([(T ** (1 / 7) + k / 7 * (eps ** (1 / 7) - T ** (1 / 7))) ** 7 for k in range(8)]).clamp(eps, T)
     outputs = [teacher(mean + n * float(t), float(t), y) for t in levels]
@@ -69,8 +70,8 @@ def check_teacher(teacher: Denoiser, batch: int = 16) -> list[Check]:
     x = image + eps * n
     D = teacher(x, eps, y)
     off, allowed = rms(D - x), max(5 * eps, 0.02 * teacher.sigma_data)
-    close_to_noise = rms(D - n) < 0.5 * rms(n) or rms(D + n) < 0.5 * rms(n)
-    what = "; it looks like the noise: an eps-network needs D = x - t eps" if close_to_noise else \
+    is_noise = rms(mean - n) < 0.3 * rms(n)  # at T the noise is all there is to see
+    what = "; what it gives is the noise: such a network needs D = x - t eps" if is_noise else \
         "; is it the clean image that it gives, and is t the noise level in data units (not its logarithm or a step)?"
     say("small t", off > allowed,
         f"D(x, {eps:g}) must be about x, it is {off:.3g} away (allowed: {allowed:.2g}){what}",

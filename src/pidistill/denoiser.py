@@ -33,7 +33,6 @@ class Denoiser(nn.Module):
     turns latents into images, for those who draw or measure: x and D are latents then.
     """
 
-    decoder: Decoder | None = None
 
     times: Tensor | None = None
     origin: dict[str, Any] | None = None
@@ -43,6 +42,7 @@ class Denoiser(nn.Module):
     def __init__(self, shape: Sequence[int], num_classes: int = 0, *, t_min: float = T_MIN, t_max: float = T_MAX,
                  sigma_data: float = SIGMA_DATA, rho: float = RHO):
         super().__init__()
+        self.decoder: Decoder | None = None
         if not 0 < t_min < t_max:
             raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
         self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)

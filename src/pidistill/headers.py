@@ -33,7 +33,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def describe_weights(path: Path) -> dict[str, Any]:
-    """Parameters, types and size of a safetensors file."""
+    """Parameters (with buffers, which the file does not tell apart), types and size of a safetensors file."""
     entries = {name: entry for name, entry in read_header(path).items() if name != "__metadata__"}
     types = Counter(entry["dtype"] for entry in entries.values())
     return {"parameters": sum(prod(entry["shape"]) for entry in entries.values()),

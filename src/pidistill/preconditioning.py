@@ -111,10 +111,10 @@ FORMULAS: dict[str, Callable[..., Coefficients]] = {
 
 def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Tensor:
     """u_0 > ... > u_M = 0 (Karras et al., 2022, Table 1): u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1}/abar_j, C_1) - 1)."""
-    j = torch.arange(M + 1, dtype=torch.float32)  # float32 as in the published files: float64 ends 5e-4 away
+    j = torch.arange(M + 1, dtype=torch.float32, device="cpu")  # float32 as in the published files: float64 ends 5e-4 away
     abar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
     ratio = (abar[:-1] / abar[1:]).clamp(min=C_1)
-    u = torch.zeros(M + 1)
+    u = torch.zeros(M + 1, device="cpu")
     for k in range(M, 0, -1):
         u[k - 1] = ((u[k] ** 2 + 1) / ratio[k - 1] - 1).sqrt()
     return u.double()
@@ -157,7 +157,8 @@ class Preconditioning:
         elif "sigmas" in known:
             if "sigmas" not in constants:
                 raise PidistillError(f"the preconditioning {self.name} needs `sigmas`, its training steps' noise levels")
-            self.times = constants["sigmas"] = torch.as_tensor(constants["sigmas"], dtype=torch.float64)
+            # On the CPU also where a network is built on the meta device.
+            self.times = constants["sigmas"] = torch.tensor(constants["sigmas"], dtype=torch.float64, device="cpu")
             if self.times.ndim != 1 or len(self.times) < 2 or not (self.times[1:] > self.times[:-1]).all() \
                     or not self.times[0] > 0 or not self.times[-1].isfinite():
                 raise PidistillError(f"the preconditioning {self.name}: sigmas must be positive, finite and ascending")

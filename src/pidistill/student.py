@@ -146,7 +146,7 @@ def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preco
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
+        elif isinstance(vars(module).get("dropout"), float):
             setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
     return Student(network.train().requires_grad_(True), {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
                    teacher.facts(), preconditioning, teacher.decoder)

@@ -17,7 +17,7 @@ from pidistill.samplers.euler import euler
 from pidistill.samplers.heun import heun
 from pidistill.student import load_student, make_student
 from pidistill.teachers import load_teacher
-from tests.helpers import shake
+from tests.helpers import loss_of, shake
 
 diffusers = pytest.importorskip("diffusers")
 SIZE = 8
@@ -189,26 +189,42 @@ def test_latents_are_decoded_where_images_are_wanted(tmp_path):
     assert not any(name.startswith("decoder") for name, _ in student.named_parameters())
 
 
-CASES = {"epsilon": lambda: (ddim(), unet()), "v": lambda: (ddim(prediction_type="v_prediction"), unet(classes=3)),
+def learnt(network, scheduler, steps=200):
+    """The network, trained a little to predict noise: what a random one gives is no noise, and D = x - t eps no image."""
+    rng, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(steps):
+        noise = torch.randn(16, network.config.in_channels, SIZE, SIZE, generator=rng)
+        x_0 = 0.3 + 0.5 * torch.randn(noise.shape, generator=rng).mean((2, 3), keepdim=True).expand(noise.shape)
+        k = torch.randint(1000, (16,), generator=rng)
+        y = {"class_labels": k % 5} if hasattr(network, "patch_size") else {}
+        eps = network(scheduler.add_noise(x_0, noise, k), k, **y).sample[:, :noise.shape[1]]
+        (eps - noise).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return network.eval()
+
+
+LATENT = SCHEDULES[1]
+CASES = {"epsilon": lambda: (ddim(**LATENT), learnt(unet(), ddim(**LATENT))), "v": lambda: (ddim(prediction_type="v_prediction"), unet(classes=3)),
          "flow": lambda: (diffusers.FlowMatchEulerDiscreteScheduler(), unet()),
-         "dit": lambda: (ddim(), dit(), vae(), "DiTPipeline")}
+         "dit": lambda: (ddim(**LATENT), learnt(dit(), ddim(**LATENT)), vae(), "DiTPipeline")}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_distillation_lowers_the_loss(tmp_path, case):
     spec = save(tmp_path / "p", *CASES[case]()) + (",guidance=2" if case == "dit" else "")
     student = distill(spec, out=tmp_path / "run", overrides={
-        "train.steps": 40, "train.batch": 8, "optimizer.lr": 2e-3, "ema": 0.5, "log.every": 1, "grid.points": 40,
+        "train.steps": 100, "train.batch": 16, "optimizer.lr": 1e-3, "optimizer.clip": 1.0, "ema": 0.5, "grid.points": 40,
         "evaluate.num": 4, "preview.every": 100})
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    teacher = load_teacher(spec)
+    assert loss_of(student, teacher) < 0.9 * loss_of(make_student(teacher), teacher)
     assert student.sample(range(2)).shape == ((2, 3, 16, 16) if case == "dit" else (2, 1, SIZE, SIZE))
     assert load_student(tmp_path / "run").preconditioning.name in ("epsilon", "v_prediction", "flow")
 
 
 def test_schedules_with_a_step_of_pure_noise_lose_it_and_say_so(tmp_path, capsys):
     teacher = load_teacher(save(tmp_path / "p", ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction")))
-    assert len(teacher.times) == 999 and teacher.t_max < 1e4 and "zero terminal SNR" in capsys.readouterr().err
+    assert 990 < len(teacher.times) < 1000 and 1000 < teacher.t_max < 3200 and "zero terminal SNR" in capsys.readouterr().err
 
 
 def test_half_precision_files_become_float32_and_the_file_is_named(tmp_path):

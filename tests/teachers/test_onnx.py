@@ -25,8 +25,8 @@ def graph(path, batch="B", classes=0, shape=(1, 4, 4), metadata=None, inputs=("x
     node = helper.make_node
     constants = {"s2": np.float32(STD**2), "m": np.float32(MEAN), "shape": np.array([-1, *ones]), "tenth": np.float32(0.1)}
     nodes = [node("Constant", [], [k], value=onnx.numpy_helper.from_array(np.asarray(v))) for k, v in constants.items()]
-    nodes += [node("Reshape", [inputs[1], "shape"], ["u"]), node("Mul", ["u", "u"], ["u2"]), node("Add", ["u2", "s2"], ["sum"]),
-              node("Div", ["s2", "sum"], ["keep"])]
+    nodes += [node("Reshape", [inputs[1], "shape"], ["u"]), node("Mul", ["u", "u"], ["u2"]),
+              node("Add", ["u2", "s2"], ["sum"]), node("Div", ["s2", "sum"], ["keep"])]
     if classes:
         nodes += [node("Cast", [inputs[2]], ["y"], to=T.FLOAT), node("Reshape", ["y", "shape"], ["y1"]),
                   node("Mul", ["y1", "tenth"], ["y2"]), node("Add", ["y2", "m"], ["mean"])]
@@ -76,8 +76,9 @@ def test_distillation_lowers_the_loss(tmp_path):
 def test_what_is_no_denoiser_is_one_line(tmp_path):
     spec = graph(tmp_path / "a.onnx")
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
-    for given, words in ((f"onnx:{tmp_path / 'no.onnx'}", "does not exist"), (f"onnx:{tmp_path / 'bad.onnx'}", "cannot read"),
-                         (spec + ",t_mx=3", "keys t_min"), (spec + ",t_max=big", "keys t_min"), (spec + ",classes=3", "labels"),
+    for given, words in ((f"onnx:{tmp_path / 'no.onnx'}", "does not exist"),
+                         (f"onnx:{tmp_path / 'bad.onnx'}", "cannot read"), (spec + ",t_mx=3", "keys t_min"),
+                         (spec + ",t_max=big", "keys t_min"), (spec + ",classes=3", "labels"),
                          (graph(tmp_path / "b.onnx", classes=2), "say classes=N"),
                          (graph(tmp_path / "c.onnx", shape=("C", 4, 4)), "must be fixed"),
                          (graph(tmp_path / "d.onnx", metadata="{"), "keys t_min"), (spec + ",t_max=0.001", "t_min < t_max")):
