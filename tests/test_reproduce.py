@@ -33,6 +33,21 @@ def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tm
         assert all(any(key.startswith(e) for key in differing) for e in expected), run.curve
 
 
+def test_what_the_user_sets_comes_before_the_paper_s_steps(tmp_path):
+    steps = {run.config.train.steps for overrides in ([], ["train.steps=7"]) for run in reproduce.plan(
+        EXPERIMENTS["figure4"], reproduce.SCALES["paper"], tmp_path, overrides=overrides)}
+    assert steps == {800_000, 200_000, 7}
+
+
+def test_paper_scale_measures_fid_and_says_its_cost(tmp_path):
+    planned = reproduce.plan(EXPERIMENTS["figure8"], reproduce.SCALES["paper"], tmp_path)
+    assert [(run.config.evaluate.features, run.config.evaluate.reference, run.config.evaluate.num) for run in planned] == [
+        ("inception", "cifar10-32x32", 50_000)]
+    *_, cost = reproduce.cost(["figure8"], "paper", tmp_path)
+    hours = 389.1e9 * 512 * 800_000 / 35e12 / 3600  # operations a sample by the dry run, at its rate
+    assert cost.startswith(f"about {hours:,.0f}"[:9]) and "8 GPUs" in cost
+
+
 def test_a_report_has_table_numbers_and_plot(tmp_path):
     files = reproduce.reproduce("figure7", "bundled", tmp_path, seeds=2, overrides=SMALL[:-1])
     assert [path.name for path in files] == ["figure7.md", "figure7.json", "figure7.png"]
@@ -77,6 +92,12 @@ def test_runs_of_other_settings_are_not_mixed_in(tmp_path):
     reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=SMALL)
     with pytest.raises(PidistillError, match=r"optimizer\.lr"):
         reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=[*SMALL, "optimizer.lr=1e-3"])
+
+
+def test_results_may_be_moved(tmp_path):
+    reproduce.reproduce("figure8", "bundled", tmp_path / "a", seeds=1, overrides=SMALL)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert reproduce.reproduce("figure8", "bundled", tmp_path / "b", seeds=1, overrides=SMALL)
 
 
 def test_plan_says_what_is_there_and_what_it_costs(tmp_path):

@@ -31,7 +31,7 @@ class Experiment:
 PAPER_TEACHER = "2.04"  # EDM on CIFAR-10, Tables 1 and 7
 
 CURVES = {
-    "base": Curve("PID as in the paper", paper_steps=800_000),  # 1st order, N = 250, teacher's weights, perceptual
+    "base": Curve("PID as in the paper (N = 250)", paper_steps=800_000),  # 1st order, N = 250, teacher's weights, perceptual
     "midpoint": Curve("2nd order, two evaluations", {"objective.scheme": "midpoint"}, 800_000),
     "central": Curve("2nd order, three evaluations", {"objective.scheme": "central"}, 800_000),
     "small": Curve("half the channels, random start", {"student.init": "random", "student.width": 0.5}, 800_000),

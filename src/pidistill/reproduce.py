@@ -75,11 +75,11 @@ def plan(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = No
     for curve in sorted(experiment.paper, key=lambda name: name != "base"):
         for seed in range(seeds or scale.seeds):
             folder = out / "curves" / f"{curve}-seed{seed}"
+            steps = [f"train.steps={CURVES[curve].paper_steps}"] if scale.paper_steps else []
             values = {**CURVES[curve].overrides, "train.seed": seed, "out": str(folder)}
-            if scale.paper_steps:
-                values["train.steps"] = CURVES[curve].paper_steps
             given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-            planned.append(Run(curve, seed, load_config(DistillConfig, scale.preset, [*scale.settings, *overrides, *given])))
+            planned.append(Run(curve, seed, load_config(DistillConfig, scale.preset,
+                                                        [*scale.settings, *steps, *overrides, *given])))
     return planned
 
 
@@ -87,8 +87,8 @@ def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator])
     """Train one curve, or continue it; a finished one is left alone. Other settings in its folder are refused."""
     kept = run.folder / "config.yaml"
     if kept.exists():
-        old, new = (flat(read_yaml_text) for read_yaml_text in (read_yaml(kept), run.config.model_dump(mode="json")))
-        differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        old, new = (flat(values) for values in (read_yaml(kept), run.config.model_dump(mode="json")))
+        differing = sorted(key for key in (old.keys() | new.keys()) - {"out"} if old.get(key) != new.get(key))
         if differing:
             raise PidistillError(f"{run.folder} was made with other settings ({', '.join(differing)}); delete it, or choose "
                                  "another folder with --out")
@@ -208,8 +208,9 @@ def draw_samples(path: Path, curves: dict[str, list[Run]], teacher: Denoiser, co
 
 def markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, Any]) -> str:
     """The report's text: every number beside the paper's."""
+    trained = sorted({run["commit"][:12] for curve in record["curves"].values() for run in curve["runs"]})
     lines = [f"## {experiment.title} ({experiment.section})", "",
-             f"`{record['command']}`, preset `{record['preset']}`, commit {record['commit'][:12]}, torch "
+             f"`{record['command']}`, preset `{record['preset']}`, trained at commit {', '.join(trained)}, torch "
              f"{record['versions']['torch']}. The paper: {experiment.says}.", "",
              f"| run | parameters | steps | paper, FID | {scale.unit}, each seed | mean | r.m.s. to teacher | s |",
              "|---|---|---|---|---|---|---|---|"]
