@@ -21,7 +21,9 @@ def describe(spec: str) -> dict[str, Any]:
     if path.suffix == ".pkl" and path.is_file():
         return describe_pickle(path)
     path = Path(spec)
-    if path.is_file():
+    if path.is_file() and path.suffix == ".onnx":
+        return describe(f"onnx:{spec}") | {"model": spec}
+    if path.is_file() and path.suffix in (".pt", ".pth", ".ckpt"):
         return describe_state(path)
     facts: dict[str, Any] = {"model": spec}
     run = (path / "config.yaml").exists()

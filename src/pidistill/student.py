@@ -116,9 +116,7 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     """
     own = teacher.net_spec if isinstance(teacher, Preconditioned) else None
     if init not in ("teacher", "random"):
-        if net is not None or width != 1:
-            raise PidistillError("student.init names a folder with a network; leave student.net and student.width out")
-        return start_from(Path(init), teacher)
+        return start_from(Path(init), teacher, net is not None or width != 1)
     if init == "teacher" and width != 1:
         raise PidistillError(f"student.width={width} gives a new network, which cannot start from the teacher; "
                              "set student.init=random")
@@ -152,11 +150,13 @@ def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preco
                    teacher.facts(), preconditioning, teacher.decoder)
 
 
-def start_from(path: Path, teacher: Denoiser) -> Student:
-    """A student of the teacher that begins as the student or the teacher in a folder."""
+def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
+    """A student of the teacher that begins as the student or the teacher in a folder. other: another network was named too."""
     folder = next((each for each in (path, path / "student", path / "teacher") if (each / "config.json").is_file()), None)
     if folder is None:
         raise PidistillError(f"student.init must be teacher, random or a folder with a student or a teacher, got {path}")
+    if other:
+        raise PidistillError("student.init names a folder with a network; leave student.net and student.width out")
     config = read_json(folder / "config.json")
     if config.get("format") not in ("pidistill-student", "pidistill-teacher"):
         raise PidistillError(f"student.init: {folder} holds no student and no teacher")

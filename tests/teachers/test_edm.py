@@ -1,9 +1,10 @@
-"""`edm:NAME`: sizes of the published networks, the forms of a weights file, and what is refused."""
+"""`edm:`: sizes of the published networks, the forms of a weights file, and what is refused."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import time
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from pidistill.denoiser import build_net
+from pidistill.downloads import sha256
 from pidistill.errors import PidistillError
 from pidistill.student import make_student
 from pidistill.teachers import load_teacher
-from pidistill.teachers.edm import EDM2, PUBLISHED
+from pidistill.teachers.edm import ADDRESS, EDM2, PUBLISHED
+from tests.edm_pickles import write
 from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
 
 SIZES = {  # parameters without map_augment; with it CIFAR-10's have 55,733,891 and 56,397,827
@@ -32,11 +35,16 @@ LATENT_SIZES = {  # published: 125, 280, 498, 778, 1119 and 1523 million
 DROPOUT = {"cifar10": 0.13, "ffhq": 0.05, "afhqv2": 0.25, "imagenet": 0.1, "edm2": 0.1}
 
 
+def offline(*_, **__):
+    raise OSError("no network")
+
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tmp_path):
     """A published network small enough for tests, an empty cache folder, and weights for it."""
     monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
     monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     (tmp_path / "cache").mkdir()
     return tiny_teacher()
 
@@ -178,12 +186,54 @@ def test_damaged_and_hostile_files_are_one_line_and_run_nothing(tiny, tmp_path, 
 @pytest.mark.parametrize("spec, words", [
     ("edm:cifar10-32x32-uncond", "did you mean 'cifar10-32x32-uncond-v[pe]'.*choices: .*imagenet-64x64-cond-adm"),
     ("edm:", "unknown edm network"), ("edm:tiny,file=x.pt", "weights=FILE"), ("edm:tiny,weights=", "weights=FILE"),
-    ("edm:tiny,", "put the network's state_dict.. as tiny.safetensors or tiny.pt into .*cache.*pkl itself is not read"),
-    ("edm:tiny", "put the network's state_dict.. as tiny.safetensors or tiny.pt into .*cache.*pkl itself is not read"),
+    ("edm:tiny,", r"download edm:tiny .no network.; put the file from https://.*edm-tiny\.pkl to .*cache/edm-tiny\.pkl"),
+    ("edm:tiny", "or name it with edm:tiny,weights=FILE or edm:FILE.pkl"), ("edm:nowhere.pkl", "nowhere.pkl does not exist"),
+    ("edm:edm2-img64-s", "or name NVIDIA's pickle"),
     ("edm:tiny,weights=nowhere.pt", "nowhere.pt does not exist"), ("edm:tiny,weights=no.safetensors", "does not exist"),
-    ("edm:tiny,weights=edm-cifar.pkl", "NVIDIA's .pkl is not read"), ("edm:tiny,weights=x.bin", "got .bin"),
+    ("edm:tiny,weights=edm-cifar.pkl", "edm-cifar.pkl does not exist"), ("edm:tiny,weights=x.bin", "got .bin"),
     ("edm:tiny,weights=x", "without an ending")])
 def test_what_cannot_be_meant_is_one_line(spec, words):
     with pytest.raises(PidistillError, match=words) as caught:
         load_teacher(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_the_published_pickle_is_downloaded_once_and_remembered(tiny, tmp_path, monkeypatch):
+    """Into the cache folder, said on the terminal; what it was lies in the teacher's origin."""
+    kwargs = {key: NET[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")}
+    source = write(tmp_path / "source.pkl", tiny.model, kwargs=kwargs, img_resolution=8, img_channels=1, label_dim=CLASSES,
+                   sigma_data=0.5)
+    calls = []
+
+    def download(url, path, **_):
+        calls.append(url)
+        shutil.copy(source, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        teacher = load_teacher("edm:tiny")
+        assert same(teacher, tiny) and "NVIDIA" in teacher.origin["licence"]
+    assert calls == [ADDRESS.format("tiny")]
+    assert teacher.origin["sha256"] == sha256(source) and (tmp_path / "cache" / "edm-tiny.pkl").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"class_name": "MyPrecond"}, "unknown preconditioning 'MyPrecond'"),
+    ({"network_class": "MyNet"}, "unknown network 'MyNet'"),
+    ({"img_resolution": 10**9}, "image size is impossible"), ({"img_resolution": "8"}, "image size is impossible"),
+    ({"label_dim": None}, "image size is impossible"), ({"kwargs": {"model_channels": 16}}, "does not fit|has shape"),
+    ({"kwargs": {"model_chanels": 8}}, "cannot build the network"),
+    ({"kwargs": {"model_channels": -1}}, "cannot build|cannot be")])
+def test_pickles_of_other_networks_are_one_line(tiny, tmp_path, change, words):
+    facts = {"img_resolution": 8, "img_channels": 1, "label_dim": CLASSES, "sigma_data": 0.5,
+             "kwargs": {key: NET[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")}}
+    path = write(tmp_path / "a.pkl", tiny.model, **(facts | change))
+    with pytest.raises(PidistillError, match=words) as caught:
+        load_teacher(f"edm:{path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_that_does_not_say_its_size_is_refused(tiny, tmp_path):
+    path = write(tmp_path / "a.pkl", tiny.model, img_resolution=8, label_dim=0)
+    with pytest.raises(PidistillError, match="does not say its img_channels"):
+        load_teacher(f"edm:{path}")
