@@ -151,7 +151,7 @@ def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preco
 
 
 def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
-    """A student of the teacher that begins as the student or the teacher in a folder. other: another network was named too."""
+    """A student of the teacher that begins as what is in a folder. other: another network was named too."""
     folder = next((each for each in (path, path / "student", path / "teacher") if (each / "config.json").is_file()), None)
     if folder is None:
         raise PidistillError(f"student.init must be teacher, random or a folder with a student or a teacher, got {path}")
