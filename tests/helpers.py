@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pidistill.denoiser import EDMDenoiser, build_net
+from pidistill.denoiser import Preconditioned, build_net
 from pidistill.grid import Grid, karras_times
+from pidistill.objectives.pid import PID
 from pidistill.student import Student
 from pidistill.teachers.gaussian import Gaussian
 
@@ -47,11 +48,11 @@ def shake(module: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
     return module
 
 
-def tiny_teacher(net: dict | None = None, shape: tuple[int, ...] = SHAPE, classes: int = CLASSES, **facts) -> EDMDenoiser:
+def tiny_teacher(net: dict | None = None, shape: tuple[int, ...] = SHAPE, classes: int = CLASSES, **facts) -> Preconditioned:
     """A random network in EDM's preconditioning: no denoiser, but every formula can be checked on it."""
     spec = net or NET
     torch.manual_seed(0)
-    teacher = EDMDenoiser(shake(build_net(spec, shape, classes)), shape, classes, net_spec=spec, **facts)
+    teacher = Preconditioned(shake(build_net(spec, shape, classes)), shape, classes, net_spec=spec, **facts)
     return teacher.eval().requires_grad_(False)
 
 
@@ -61,7 +62,7 @@ def gaussian64(shape: tuple[int, ...] = (2,), mean: float = 0.3, std: float = 0.
 
 
 def grid_of(teacher, points: int) -> Grid:
-    return Grid(karras_times(points, teacher.t_min, teacher.t_max, teacher.rho))
+    return Grid(karras_times(points, teacher.t_min, teacher.t_max, teacher.rho, getattr(teacher, "times", None)))
 
 
 def start(shape: tuple[int, ...], batch: int = 3, t_max: float = 80.0, dtype=torch.float64, seed: int = 1) -> Tensor:
@@ -135,3 +136,13 @@ def student_of(teacher, state) -> Student:
     student = Student(table, {"name": "table"}, teacher.facts())
     student.F = lambda z, t, labels=None: table.F(z, t, teacher.t_max)
     return student
+
+
+@torch.no_grad()
+def loss_of(student: Student, teacher, points: int = 40, batch: int = 64) -> float:
+    """PID's loss, with L2, on a fixed batch: what a distillation must lower."""
+    grid = grid_of(teacher, points)
+    rng = torch.Generator().manual_seed(9)
+    labels = {"labels": torch.arange(batch) % teacher.num_classes} if teacher.num_classes else {}
+    z = torch.randn(batch, *teacher.shape, generator=rng) * teacher.t_max
+    return PID(student, teacher, grid)({"z": z, "i": torch.arange(batch) % grid.points, **labels}).mean().item()

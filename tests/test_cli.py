@@ -151,7 +151,7 @@ def test_trajectory_picture(cli, runs, tmp_path):
 def test_inspect_says_what_things_are(cli, runs):
     for what, words in ((runs / "student", ["student: 1 evaluation", "steps done", "song_unet", "1x8x8", "0.002 to 80"]),
                         (runs / "student" / "student", ["student: 1 evaluation", "versions"]),
-                        (runs / "teacher", ["teacher (EDMDenoiser)", "final_loss"]), ("gaussian:2", ["unconditional"])):
+                        (runs / "teacher", ["teacher (Preconditioned)", "final_loss"]), ("gaussian:2", ["unconditional"])):
         done = cli("inspect", what)
         assert done.code == 0, done.err
         assert [word for word in words if word not in done.out] == []
@@ -209,7 +209,7 @@ def test_no_arguments_show_the_help(cli):
 
 def test_the_verbs_are_frozen(cli):
     out = cli("--help").out
-    for verb in ("distill", "resume", "sample", "trajectory", "evaluate", "train-teacher", "inspect"):
+    for verb in ("distill", "resume", "sample", "trajectory", "evaluate", "train-teacher", "inspect", "convert"):
         assert verb in out
 
 
@@ -221,7 +221,7 @@ def test_the_verbs_are_frozen(cli):
     (["--teacher", "gausian:2"], "did you mean 'gaussian'"), (["--teacher", "nowhere"], "no folder and no KIND:REST"),
     (["--teacher", "gaussian:two"], "gaussian: takes SHAPE"), (["--teacher", "folder:/nowhere"], "holds no teacher"),
     ([*QUICK, "--set", "objective.distance=l22"], "did you mean 'l2'"),
-    ([*QUICK, "--set", "objective.scheme=down"], "upwind"),
+    ([*QUICK, "--set", "objective.scheme=down"], "upwind"), ([*QUICK, "--set", "student.init=zero"], "random or a folder"),
     ([*QUICK, "--set", "objective=pdi"], "did you mean 'pid'"), ([*QUICK, "--set", "objective.balnce=1"], "'balance'"),
     ([*QUICK, "--set", "objective.balance=3"], "objective.balance"),
     ([*QUICK, "--set", "objective.balance=much"], "balance"),

@@ -58,7 +58,7 @@ def test_a_name_replaces_a_member_and_its_options_follow():
     ("optimizer.lr=.inf", "optimizer.lr"), ("optimizer.name=sgd", "'radam' or 'adam'"), ("optimizer.decay=step", "cosine"),
     ("optimizer.clip=0", "optimizer.clip"), ("optimizer.betas=[0.9]", "optimizer.betas"),
     ("optimizer.betas=[1.5, 0.9]", "optimizer.betas"), ("optimizer.betas=[0.9, 1]", "optimizer.betas"),
-    ("student.init=zero", "student.init"), ("student.net=3", "student.net"),
+    ("student.net=3", "student.net"),
     ("objective={distance: l1}", "objective must be a name"),
     ("train=3", "train"), ("train.batch=", "train.batch"), ("train.seed=-1", "train.seed"), ("log.every=0", "log.every"),
     ("train.seed=99999999999999999999999", "train.seed"), ("checkpoint.keep=0", "checkpoint.keep"), ("preview=3", "preview"),

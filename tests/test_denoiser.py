@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.denoiser import Denoiser, EDMDenoiser, FunctionDenoiser, as_denoiser, build_net, choose_labels, device_of
+from pidistill.denoiser import Denoiser, FunctionDenoiser, Preconditioned, as_denoiser, build_net, choose_labels, device_of
 from pidistill.errors import PidistillError
 from pidistill.seeds import labels_of
 from tests.helpers import MLP, SHAPE, tiny_teacher
@@ -22,7 +22,7 @@ class Recorder(nn.Module):
 
 def test_preconditioning_is_table_1():
     net, sd = Recorder(), 0.4
-    teacher = EDMDenoiser(net, (1, 2, 2), 5, sigma_data=sd)
+    teacher = Preconditioned(net, (1, 2, 2), 5, sigma_data=sd)
     x, t, y = torch.randn(3, 1, 2, 2), torch.tensor([0.01, 1.0, 70.0]), torch.tensor([1, 2, 4])
     D, u = teacher(x, t, y), t[:, None, None, None]
     expected = sd**2 / (u**2 + sd**2) * x + u * sd / (sd**2 + u**2).sqrt() * 3.0

@@ -7,8 +7,9 @@ import json
 import pytest
 import torch
 
-from pidistill.denoiser import FunctionDenoiser, c_in
+from pidistill.denoiser import FunctionDenoiser
 from pidistill.errors import PidistillError
+from pidistill.preconditioning import c_in
 from pidistill.seeds import labels_of, noise
 from pidistill.student import load_student, make_student
 from tests.helpers import MLP, SHAPE, gaussian64, start, tiny_teacher

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pidistill.check import check_teacher
     from pidistill.denoiser import Denoiser
     from pidistill.distillation import distill
     from pidistill.student import Student, load_student
     from pidistill.teachers import load_teacher
 
-_HOMES = {"Denoiser": "denoiser", "Student": "student", "distill": "distillation", "load_student": "student",
-          "load_teacher": "teachers", "PidistillError": "errors"}
-__all__ = ["Denoiser", "PidistillError", "Student", "distill", "load_student", "load_teacher"]
+_HOMES = {"Denoiser": "denoiser", "Student": "student", "check_teacher": "check", "distill": "distillation",
+          "load_student": "student", "load_teacher": "teachers", "PidistillError": "errors"}
+__all__ = ["Denoiser", "PidistillError", "Student", "check_teacher", "distill", "load_student",
+           "load_teacher"]
 
 
 def __getattr__(name: str) -> Any:

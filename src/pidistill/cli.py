@@ -195,11 +195,39 @@ def said(folder: Path | None) -> None:
 
 
 @app.command()
-def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder of a teacher, student or run.")]) -> None:
-    """Say what a teacher, a student or a run is."""
-    from pidistill.describe import describe
+def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder or file of a teacher, student or run.")],
+            check: Annotated[bool, typer.Option("--check", help="Ask a teacher whether it denoises, and say what is "
+                                                                "wrong; exit code 1 if something is.")] = False) -> None:
+    """Say what a teacher, a student or a run is; with --check, whether a teacher can teach."""
+    from pidistill.headers import describe_stored
 
-    print_facts(describe(model))
+    if check:
+        from pidistill.check import check_teacher
+        from pidistill.teachers import load_teacher
+
+        checks = check_teacher(load_teacher(model))
+        for each in checks:
+            print(f"{each.verdict:<8} {each.name:<12} {each.says}")
+        raise typer.Exit(1 if any(each.verdict == "wrong" for each in checks) else 0)
+    facts = describe_stored(Path(model))
+    if facts is None:
+        from pidistill.describe import describe
+
+        facts = describe(model)
+    print_facts(facts)
+
+
+@app.command()
+def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST, or a folder.")],
+            out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+            dtype: Annotated[str, typer.Option(help="Of the weights in the file: fp32, fp16 or bf16.")] = "fp32",
+            force: Force = False) -> None:
+    """Write a teacher as config.json and safetensors, with the source's SHA-256; the folder is a teacher spec then."""
+    from pidistill import runs
+    from pidistill.convert import convert
+
+    runs.check_free(out, force)
+    print(f"teacher in {convert(teacher, out, dtype=dtype, command=command_line())}")  # type: ignore[arg-type]
 
 
 def finish(results: dict[str, Any] | None, folder: Path) -> None:

@@ -53,7 +53,7 @@ class GridConfig(Strict):
 
 
 class StudentConfig(Strict):
-    init: Literal["teacher", "random"] = "teacher"
+    init: str = "teacher"  # or `random`, or the folder of a student or a teacher
     net: Part | None = None
     width: float = Field(1.0, gt=0)
 

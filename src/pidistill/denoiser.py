@@ -1,7 +1,8 @@
-"""The denoiser protocol and EDM's preconditioning (Karras et al., 2022, Table 1)."""
+"""The denoiser protocol, and denoisers made of a raw network or a function."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
+from pidistill.decoder import Decoder
 from pidistill.errors import PidistillError
+from pidistill.grid import karras_times
 from pidistill.plugins import build
+from pidistill.preconditioning import Preconditioning
 from pidistill.seeds import labels_of
 from pidistill.tensors import like, per_sample
 
@@ -23,16 +27,22 @@ class Denoiser(nn.Module):
 
     Subclasses define `denoise(x, t, labels=None)`: x (B, C, H, W), t (B,) in units of the data's scale, labels (B,)
     int64 or None -> (B, C, H, W). No gradient is ever asked for. Everything that depends on the teacher's noise
-    range or data scale reads it here. `source` is the folder that it was read from and `spec` what `load_teacher` was
-    asked for, if any.
+    range or data scale reads it here. `times`, if it is not None, are the only noise levels that the teacher knows,
+    ascending, (K,) float64: grids snap to them. `source` is the folder that it was read from, `origin` what is known of the
+    file (its name, SHA-256, licence, what was left out) and `spec` what `load_teacher` was asked for, if any. `decoder`
+    turns latents into images, for those who draw or measure: x and D are latents then.
     """
 
+
+    times: Tensor | None = None
+    origin: dict[str, Any] | None = None
     source: Path | None = None
     spec: str | None = None
 
     def __init__(self, shape: Sequence[int], num_classes: int = 0, *, t_min: float = T_MIN, t_max: float = T_MAX,
                  sigma_data: float = SIGMA_DATA, rho: float = RHO):
         super().__init__()
+        self.decoder: Decoder | None = None
         if not 0 < t_min < t_max:
             raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
         self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)
@@ -44,35 +54,50 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoise(x, per_sample(t, x), labels)
 
+    def grid_times(self, points: int) -> Tensor:
+        """The Karras grid of this teacher, (points,) float64 descending; fewer where several snap to one of `times`."""
+        return karras_times(points, self.t_min, self.t_max, self.rho, self.times)
+
     def facts(self) -> dict[str, Any]:
         """What a student inherits: shape, classes, noise range, data scale, spacing of the grid."""
         return {name: getattr(self, name) for name in FACTS}
 
 
-class EDMDenoiser(Denoiser):
-    """D = c_skip x + c_out F(c_in x, c_noise) around a raw network F (Karras et al., 2022, Eq. 7)."""
+class Preconditioned(Denoiser):
+    """D = c_skip x + c_out net(c_in x, c_noise) around a raw network (Karras et al., 2022, Eq. 7).
+
+    preconditioning: what the network was trained to predict, see `pidistill.preconditioning`. net_spec: how to build the
+    network again, for a student of the same form. guidance: with w != 1 the network's output is u + w (c - u), of its output
+    c with the label and u with `null_label` (Ho & Salimans, 2022): two calls in one.
+    """
 
     def __init__(self, net: nn.Module, shape: Sequence[int], num_classes: int = 0, *,
-                 net_spec: dict[str, Any] | None = None, **facts: float):
+                 preconditioning: str | dict[str, Any] = "edm", net_spec: dict[str, Any] | None = None,
+                 guidance: float = 1.0, null_label: int | None = None, **facts: float):
         super().__init__(shape, num_classes, **facts)
         self.model = net  # EDM's name for it, so that its state dictionaries load as they are
-        self.net_spec = net_spec  # how to build `model` again, for a student of the same form
+        self.net_spec = net_spec
+        self.preconditioning = Preconditioning(preconditioning, self.sigma_data)
+        self.times = self.preconditioning.times
+        if self.times is not None:  # T and eps are noise levels that the network knows
+            self.t_min, self.t_max = (float(self.times[(self.times.log() - math.log(t)).abs().argmin()])
+                                      for t in (self.t_min, self.t_max))
+        self.guidance, self.null_label = guidance, null_label
+        if guidance != 1 and null_label is None:
+            raise PidistillError(f"guidance={guidance} needs a network that knows images without a class; this one does not")
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        t, sd2 = like(t, x), self.sigma_data**2
-        c_skip = sd2 / (t**2 + sd2)
-        c_out = t * self.sigma_data / (t**2 + sd2).sqrt()
-        return c_skip * x + c_out * self.model(c_in(t, self.sigma_data) * x, c_noise(t.flatten()), labels).to(x.dtype)
+        c_skip, c_out, c_in, c_noise = self.preconditioning(t)
+        return like(c_skip, x) * x + like(c_out, x) * self.guided(like(c_in, x) * x, c_noise.to(x.dtype), labels).to(x.dtype)
 
-
-def c_in(t: Tensor, sigma_data: float) -> Tensor:
-    """Input scaling of Table 1 and of the student's Eq. (7)."""
-    return 1 / (t**2 + sigma_data**2).sqrt()
-
-
-def c_noise(t: Tensor) -> Tensor:
-    """Noise conditioning of Table 1 and of the student's Eq. (7)."""
-    return t.log() / 4
+    def guided(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """The network's output, without what follows the image's channels: a variance that some networks learn too."""
+        if self.guidance == 1 or labels is None:
+            return self.model(u, c_noise, labels)[:, :self.shape[0]]
+        null = torch.full_like(labels, self.null_label or 0)
+        both = self.model(u.repeat(2, *[1] * (u.ndim - 1)), c_noise.repeat(2), torch.cat([labels, null]))
+        with_label, without = both[:, :self.shape[0]].chunk(2)
+        return without + self.guidance * (with_label - without)
 
 
 class FunctionDenoiser(Denoiser):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from pidistill.checkpoint import latest
-from pidistill.denoiser import EDMDenoiser
-from pidistill.files import read_json, read_metrics
+from pidistill.denoiser import Denoiser, Preconditioned
+from pidistill.downloads import sha256
+from pidistill.edm_pickle import read_edm_pickle
+from pidistill.files import read_json, read_metrics, read_state_dict
 from pidistill.models import load_model, student_folder
 from pidistill.student import Student
 
 
 def describe(spec: str) -> dict[str, Any]:
     """Facts in the order to print them: kind, network, parameters, shape, classes, noise range, provenance, progress."""
+    path = Path(spec.removeprefix("edm:"))
+    if path.suffix == ".pkl" and path.is_file():
+        return describe_pickle(path)
     path = Path(spec)
+    if path.is_file() and path.suffix == ".onnx":
+        return describe(f"onnx:{spec}") | {"model": spec}
+    if path.is_file() and path.suffix in (".pt", ".pth", ".ckpt"):
+        return describe_state(path)
     facts: dict[str, Any] = {"model": spec}
     run = (path / "config.yaml").exists()
     if run:
@@ -29,7 +39,7 @@ def describe(spec: str) -> dict[str, Any]:
         if student_folder(path) is None and not (path / "teacher").is_dir():
             return facts | {"state": f"unfinished; continue with `pidistill resume {spec}`"}
     model = load_model(spec)
-    spec_of_net = model.net_spec if isinstance(model, (Student, EDMDenoiser)) else None
+    spec_of_net = model.net_spec if isinstance(model, (Student, Preconditioned)) else None
     net = model.net if isinstance(model, Student) else model
     kind = "student: 1 evaluation an image" if isinstance(model, Student) else f"teacher ({type(model).__name__})"
     facts |= {"kind": kind,
@@ -41,4 +51,24 @@ def describe(spec: str) -> dict[str, Any]:
     folder = student_folder(path) if isinstance(model, Student) else model.source
     if folder and (folder / "provenance.json").exists():
         facts["provenance"] = read_json(folder / "provenance.json")
+    if isinstance(model, Denoiser) and model.origin:
+        facts["source"] = model.origin
     return facts
+
+
+def describe_pickle(path: Path) -> dict[str, Any]:
+    """NVIDIA's pickle, without building its network."""
+    file = read_edm_pickle(path)
+    return {"model": str(path), "kind": f"EDM pickle ({file.class_name})", **file.attributes,
+            "network": {"class": file.network["class_name"], **file.network["kwargs"]},
+            "parameters": sum(tensor.numel() for tensor in file.tensors.values()), "tensors": len(file.tensors),
+            "holds": ", ".join(file.keys), "sha256": sha256(path)}
+
+
+def describe_state(path: Path) -> dict[str, Any]:
+    """A file with a state dictionary."""
+    state = read_state_dict(path)
+    types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
+    return {"model": str(path), "kind": "weights", "parameters": sum(value.numel() for value in state.values()),
+            "tensors": len(state), "types": ", ".join(f"{count} {name}" for name, count in types.items()),
+            "first": next(iter(state)), "sha256": sha256(path)}

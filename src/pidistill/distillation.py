@@ -15,7 +15,7 @@ from pidistill.denoiser import Denoiser, as_denoiser
 from pidistill.errors import PidistillError
 from pidistill.evaluate import Evaluator, Frechet, evaluate
 from pidistill.files import write_json
-from pidistill.grid import Grid, karras_times
+from pidistill.grid import Grid
 from pidistill.objectives import Objective
 from pidistill.pictures import drawable, write_comparison
 from pidistill.plugins import build
@@ -83,7 +83,7 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
 def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu") -> Objective:
     """The objective over a new student of the teacher. device: `meta` for a dry run, else `cpu`."""
     torch.manual_seed(config.train.seed)  # initial weights, where they are random
-    grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
+    grid = Grid(teacher.grid_times(config.grid.points))
     options = dict(config.objective)
     with torch.device(device):
         student = make_student(teacher, config.student.init, config.student.net, config.student.width)

@@ -34,6 +34,12 @@ def published(url: str, what: str, key: str, folder: Path | None = None) -> Path
     return path
 
 
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def hash_in_name(path: Path) -> str | None:
     match = re.search(r"-([0-9a-f]{8,64})\.", path.name)
     return match[1] if match else None
@@ -43,8 +49,7 @@ def check_hash(path: Path) -> None:
     """Refuse a file whose name carries a hash that is not the start of its SHA-256."""
     expected = hash_in_name(path)
     if expected:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256(path)
         if not found.startswith(expected):
             raise PidistillError(f"{path} is damaged: its SHA-256 starts with {found[:8]}, its name says {expected}; "
                                  "delete it")

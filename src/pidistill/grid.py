@@ -10,8 +10,11 @@ from torch import Tensor
 from pidistill.errors import PidistillError
 
 
-def karras_times(points: int, t_min: float, t_max: float, rho: float) -> Tensor:
-    """t_i = (T^(1/rho) + i/(N-1) (eps^(1/rho) - T^(1/rho)))^rho: (N,) float64, descending from T to eps exactly."""
+def karras_times(points: int, t_min: float, t_max: float, rho: float, times: Tensor | None = None) -> Tensor:
+    """t_i = (T^(1/rho) + i/(N-1) (eps^(1/rho) - T^(1/rho)))^rho: (N,) float64, descending from T to eps exactly.
+
+    times: (K,) float64 ascending; each t_i is replaced by the nearest of them (in log t), and what repeats is dropped.
+    """
     if points < 2:
         raise PidistillError(f"grid.points must be at least 2, got {points}")
     if not 0 < t_min < t_max:
@@ -19,7 +22,10 @@ def karras_times(points: int, t_min: float, t_max: float, rho: float) -> Tensor:
     ramp = torch.arange(points, dtype=torch.float64) / (points - 1)
     t = (t_max ** (1 / rho) + ramp * (t_min ** (1 / rho) - t_max ** (1 / rho))) ** rho
     t[0], t[-1] = t_max, t_min  # the powers round: the boundary condition needs T itself
-    return t
+    if times is None:
+        return t
+    nearest = (t.log()[:, None] - times.log()).abs().argmin(dim=1)
+    return times[nearest.unique()].flip(0)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net, c_in, c_noise, choose_labels, device_of
+from pidistill.decoder import Decoder, read_decoder
+from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors, write_folder
 from pidistill.plugins import member
+from pidistill.preconditioning import Preconditioning, c_in
 from pidistill.seeds import noise
 from pidistill.tensors import clip_images, like, per_sample
 
@@ -22,23 +24,34 @@ from pidistill.tensors import clip_images, like, per_sample
 class Student(nn.Module):
     """x_theta(z, t) = (t/T) z + (1 - t/T) F_theta(c_in(T) z, ln(t)/4): the teacher's trajectory from every noise z.
 
-    x(z, T) = z holds for all weights. facts: what the teacher says of itself (`Denoiser.facts`).
+    x(z, T) = z holds for all weights. facts: what the teacher says of itself (`Denoiser.facts`). preconditioning: what the
+    network predicts, if it is not one of EDM's; F_theta is then made of it by `Preconditioning.for_student`. decoder: of a
+    teacher in a latent space; z and x are latents then.
     """
 
-    def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any]):
+    def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any],
+                 preconditioning: str | dict[str, Any] = "edm", decoder: Decoder | None = None):
         super().__init__()
+        object.__setattr__(self, "decoder", decoder)  # not as a submodule: it is neither trained nor averaged
         self.net, self.net_spec = net, net_spec
         self.shape: tuple[int, ...] = tuple(facts["shape"])
         self.num_classes: int = facts["num_classes"]
         self.t_min, self.t_max, self.sigma_data, self.rho = (float(facts[k]) for k in FACTS[2:])
+        self.preconditioning = Preconditioning(preconditioning, self.sigma_data)
+
+    decoder: Decoder | None
 
     def facts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FACTS}
 
     def F(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Raw output of the network. z: (B, C, H, W) at T, t: (B,) -> (B, C, H, W)."""
-        scale = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item()
-        return self.net(scale * z, c_noise(t).to(z.dtype), labels).to(z.dtype)
+        u = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item() * z
+        skip, out, scale, c_noise = self.preconditioning.for_student(t)
+        edm = self.preconditioning.name == "edm"  # skip, out and scale are 0, 1 and 1
+        output = self.net(u if edm else like(scale, z) * u, c_noise.to(z.dtype), labels)
+        output = output[:, :self.shape[0]].to(z.dtype)  # a learned variance may follow
+        return output if edm else like(skip, z) * u + like(out, z) * output
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
@@ -48,8 +61,10 @@ class Student(nn.Module):
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], labels: Tensor | Sequence[int] | int | None = None, *,
-               batch_size: int = 250, clip: bool = True) -> Tensor:
+               batch_size: int = 250, clip: bool = True, decode: bool = True) -> Tensor:
         """One network call an image: (len(seeds), C, H, W) float32 in [-1, 1], on the CPU. `clip` spares vectors.
+
+        decode: latents become images, where there is a decoder; without it they are returned as they are.
 
         Image k is a function of seeds[k] and labels[k] alone; without labels a conditional model takes each from its
         seed. Raises PidistillError for labels outside the classes.
@@ -60,8 +75,10 @@ class Student(nn.Module):
         for k in range(0, len(seeds), batch_size):
             z = noise(seeds[k:k + batch_size], self.shape).to(device) * self.t_max
             x = self(z, self.t_min, None if y is None else y[k:k + batch_size].to(device))
+            x = self.decoder.to(device)(x) if self.decoder and decode else x
             images.append(x.float().cpu())
-        return clip_images(torch.cat(images)) if clip else torch.cat(images)
+        images = images[1:] or images  # the first is for an empty list of seeds
+        return clip_images(torch.cat(images)) if clip and (decode or not self.decoder) else torch.cat(images)
 
     @torch.inference_mode()
     def trajectory(self, z: Tensor, ts: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -75,8 +92,12 @@ class Student(nn.Module):
         averages: the student at each EMA rate of its run, this one first; the others go to ema-RATE.safetensors.
         """
         rates = list(averages or {})
-        config = {"format": "pidistill-student", "net": self.net_spec, **self.facts(), **({"ema": rates} if rates else {})}
+        config = {"format": "pidistill-student", "preconditioning": self.preconditioning.spec, "net": self.net_spec,
+                  **self.facts(), **({"ema": rates} if rates else {}),
+                  **({"decoder": self.decoder.spec} if self.decoder else {})}
         others = {f"ema-{rate}": student.net.state_dict() for rate, student in list((averages or {}).items())[1:]}
+        if self.decoder:
+            others["decoder"] = self.decoder.state_dict()
         write_folder(Path(path), {"model": self.net.state_dict(), **others},
                      {"config": config, "provenance": provenance or {}})
         return Path(path)
@@ -85,11 +106,17 @@ class Student(nn.Module):
 def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None, width: float = 1.0) -> Student:
     """A student for the teacher: its network and weights (Algorithm 1, line 1), or a network with random weights.
 
-    width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3; `net`: any other
-    network. Both start at random. Dropout is off (Table 6). A teacher without a network of its own (a black box) needs
-    init="random" and `net`.
+    init: `teacher`, `random`, or the folder of a student or a teacher, whose network and weights are taken. width: channels
+    as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3; `net`: any other network. Both start
+    at random. Dropout is off (Table 6). A teacher without a network of its own (a black box) needs init="random" and `net`,
+    or a folder.
+
+    At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
+    F (`Preconditioning.for_student`), which only a network that knows its noise can afford.
     """
-    own = teacher.net_spec if isinstance(teacher, EDMDenoiser) else None
+    own = teacher.net_spec if isinstance(teacher, Preconditioned) else None
+    if init not in ("teacher", "random"):
+        return start_from(Path(init), teacher, net is not None or width != 1)
     if init == "teacher" and width != 1:
         raise PidistillError(f"student.width={width} gives a new network, which cannot start from the teacher; "
                              "set student.init=random")
@@ -102,15 +129,50 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
         raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
     spec: dict[str, Any] = scaled(dict(net or own or {}), width)
     if init == "teacher":
-        assert isinstance(teacher, EDMDenoiser)
+        assert isinstance(teacher, Preconditioned)
         network = copy.deepcopy(teacher.model)
     else:
         network = build_net(spec, teacher.shape, teacher.num_classes)
+    preconditioning = teacher.preconditioning.spec if isinstance(teacher, Preconditioned) and net is None else "edm"
+    if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
+        preconditioning = preconditioning | {"name": "v_prediction"}
+    return trainable(network, spec, teacher, preconditioning)
+
+
+def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preconditioning: str | dict[str, Any]) -> Student:
+    """The network as a student of the teacher, without dropout."""
     for module in network.modules():
-        if hasattr(module, "dropout"):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(vars(module).get("dropout"), float):
             setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
     return Student(network.train().requires_grad_(True), {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
-                   teacher.facts())
+                   teacher.facts(), preconditioning, teacher.decoder)
+
+
+def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
+    """A student of the teacher that begins as what is in a folder. other: another network was named too."""
+    folder = next((each for each in (path, path / "student", path / "teacher") if (each / "config.json").is_file()), None)
+    if folder is None:
+        raise PidistillError(f"student.init must be teacher, random or a folder with a student or a teacher, got {path}")
+    if other:
+        raise PidistillError("student.init names a folder with a network; leave student.net and student.width out")
+    config = read_json(folder / "config.json")
+    if config.get("format") not in ("pidistill-student", "pidistill-teacher"):
+        raise PidistillError(f"student.init: {folder} holds no student and no teacher")
+    try:
+        shape, classes, spec = tuple(config["shape"]), config["num_classes"], dict(config["net"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
+    if (shape, classes) != (teacher.shape, teacher.num_classes):
+        raise PidistillError(f"student.init: the network in {folder} is for {shape} in {classes} classes, the teacher's are "
+                             f"{teacher.shape} in {teacher.num_classes}")
+    network = build_net(spec, shape, classes)
+    state = read_tensors(folder / "model.safetensors")
+    if config["format"] == "pidistill-teacher":
+        state = {key.removeprefix("model."): value for key, value in state.items()}
+    load_weights(network, state, folder)
+    return trainable(network, spec, teacher, config.get("preconditioning", "edm"))
 
 
 def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
@@ -140,7 +202,8 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
         facts = {name: config[name] for name in FACTS}
-        student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts)
+        student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts,
+                          config.get("preconditioning", "edm"), read_decoder(config, folder))
     except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     rates = config.get("ema", [])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
@@ -17,6 +18,13 @@ def per_sample(t: float | Tensor, x: Tensor) -> Tensor:
     """A time for every sample: float or (B,) -> (B,) on the device of x: (B, ...)."""
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     return t.expand(x.shape[0])
+
+
+def one_hot(labels: Tensor | None, classes: int, x: Tensor) -> Tensor:
+    """(B,) int64 -> (B, classes) in the dtype of x: (B, ...); no label is a row of zeros, as in EDM."""
+    if labels is None:
+        return x.new_zeros(len(x), classes)
+    return F.one_hot(labels, classes).to(x.dtype)
 
 
 def quantise(x: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch
 
 from pidistill.config import TeacherConfig
 from pidistill.data import load_images
-from pidistill.denoiser import Denoiser, EDMDenoiser, build_net
+from pidistill.denoiser import Denoiser, Preconditioned, build_net
 from pidistill.files import read_metrics, write_folder
 from pidistill.pictures import drawable, write_grid
 from pidistill.plugins import build
 from pidistill.provenance import commit, versions
 from pidistill.samplers import sample_teacher
 from pidistill.seeds import labels_of, parse_integers
-from pidistill.teachers import teacher_config
+from pidistill.teachers import teacher_config, teacher_tensors
 from pidistill.trainer import Averages, Watcher, train
 
 
@@ -32,8 +32,8 @@ def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str
     shape = tuple(data.images.shape[1:])
     torch.manual_seed(config.train.seed)  # initial weights
     net = build_net(config.net, shape, num_classes)
-    denoiser = EDMDenoiser(net, shape, num_classes, net_spec=config.net, t_min=config.t_min, t_max=config.t_max,
-                           sigma_data=config.sigma_data, rho=config.rho)
+    denoiser = Preconditioned(net, shape, num_classes, net_spec=config.net, t_min=config.t_min, t_max=config.t_max,
+                              sigma_data=config.sigma_data, rho=config.rho)
     options = dict(config.objective)
     objective = build("objectives", options.pop("name"), denoiser, data, **options)
     seeds = parse_integers(config.preview.seeds, "preview.seeds")
@@ -54,7 +54,7 @@ def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str
                   "data_images": len(data.images), "data_licence": data.licence, "versions": versions(),
                   "seconds": round(time.perf_counter() - began)}
     teacher = averages[config.ema[0]]["teacher"]
-    assert isinstance(teacher, EDMDenoiser)
-    write_folder(folder / "teacher", {"model": teacher.state_dict()},
+    assert isinstance(teacher, Preconditioned)
+    write_folder(folder / "teacher", teacher_tensors(teacher),
                  {"config": teacher_config(teacher), "provenance": provenance})
     return folder / "teacher"

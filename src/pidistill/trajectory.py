@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pidistill.denoiser import Denoiser, device_of
-from pidistill.grid import karras_times
 from pidistill.pictures import check_drawable, write_captioned
 from pidistill.plugins import member
 from pidistill.seeds import noise
@@ -18,16 +17,16 @@ from pidistill.student import Student
 @torch.inference_mode()
 def trajectories(student: Student, teacher: Denoiser, seeds: list[int], labels: Tensor | None, columns: int,
                  substeps: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    """times (K,), student's and teacher's states (K, B, C, H, W) at `columns` points of the Karras grid.
+    """times (K,), student's and teacher's states (K, B, C, H, W) at `columns` points of the teacher's Karras grid.
 
     The teacher's are Heun's with `substeps` steps between two points.
     """
-    fine = karras_times((columns - 1) * substeps + 1, teacher.t_min, teacher.t_max, teacher.rho)
+    fine = teacher.grid_times((columns - 1) * substeps + 1)
     z = noise(seeds, teacher.shape).to(device_of(teacher)) * teacher.t_max
     y = None if labels is None else labels.to(z.device)
     states = [z, *(x for _, x in member("samplers", "heun")(teacher, z, fine, y))]
-    ts = fine[::substeps]
-    return ts, student.trajectory(z, ts, y).cpu(), torch.stack(states[::substeps]).cpu()
+    picked = torch.linspace(0, len(fine) - 1, columns).round().long().unique().tolist()
+    return fine[picked], student.trajectory(z, fine[picked], y).cpu(), torch.stack([states[k] for k in picked]).cpu()
 
 
 def draw_trajectory(path: Path, student: Student, teacher: Denoiser, seeds: list[int], labels: Tensor | None,
@@ -40,6 +39,6 @@ def draw_trajectory(path: Path, student: Student, teacher: Denoiser, seeds: list
     ts, ours, theirs = trajectories(student, teacher, seeds, labels, columns)
     shown = (teacher.sigma_data / (teacher.sigma_data**2 + ts**2).sqrt()).float().reshape(-1, 1, 1, 1, 1)
     rows = torch.stack([ours * shown, theirs * shown], dim=0).permute(2, 0, 1, 3, 4, 5)  # (B, who, K, C, H, W)
-    write_captioned(path, rows.reshape(-1, *teacher.shape), columns, ["student", "teacher"] * len(seeds),
+    write_captioned(path, rows.reshape(-1, *teacher.shape), len(ts), ["student", "teacher"] * len(seeds),
                     [f"t = {t:.3g}" for t in ts.tolist()])
     return (ours[-1].double() - theirs[-1].double()).square().mean().sqrt().item()

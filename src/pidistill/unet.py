@@ -65,6 +65,23 @@ class Linear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
+def filter_kernel(taps: Sequence[float]) -> Tensor:
+    """Separable filter (1, 1, k, k) of sum 1 from its k taps."""
+    f = torch.tensor(taps, dtype=torch.float32)
+    return torch.outer(f, f)[None, None] / f.sum() ** 2
+
+
+def resample(x: Tensor, kernel: Tensor | None, pad: int, *, up: bool) -> Tensor:
+    """Double or halve H and W with a filter (1, 1, k, k) and its zero padding; None: the 2x2 box."""
+    if kernel is None:
+        return F.interpolate(x, scale_factor=2, mode="nearest") if up else F.avg_pool2d(x, 2)
+    c = x.shape[1]
+    f = kernel.to(x.dtype).expand(c, 1, -1, -1)
+    if up:
+        return F.conv_transpose2d(x, f * 4, groups=c, stride=2, padding=pad)  # 4: each input feeds four outputs
+    return F.conv2d(x, f, groups=c, stride=2, padding=pad)
+
+
 class Conv2d(nn.Module):
     """Convolution with optional 2x resampling, (B, in, H, W) -> (B, out, H', W').
 
@@ -85,18 +102,10 @@ class Conv2d(nn.Module):
             self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
         self.resample_filter: Tensor
         if up or down:
-            f = torch.tensor(resample_filter, dtype=torch.float32)
-            self.register_buffer("resample_filter", torch.outer(f, f)[None, None] / f.sum() ** 2)
+            self.register_buffer("resample_filter", filter_kernel(resample_filter))
 
     def _resample(self, x: Tensor, pad: int) -> Tensor:
-        """Halve or double H and W with the separable filter; `pad` is the zero padding of the filter."""
-        if self.box:
-            return F.avg_pool2d(x, 2) if self.down else F.interpolate(x, scale_factor=2, mode="nearest")
-        c = x.shape[1]
-        f = self.resample_filter.to(x.dtype).expand(c, 1, -1, -1)
-        if self.down:
-            return F.conv2d(x, f, groups=c, stride=2, padding=pad)
-        return F.conv_transpose2d(x, f * 4, groups=c, stride=2, padding=pad)  # 4: each input feeds four outputs
+        return resample(x, None if self.box else self.resample_filter, pad, up=self.up)
 
     def forward(self, x: Tensor) -> Tensor:
         pad, f_pad = self.kernel // 2, 0

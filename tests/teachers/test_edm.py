@@ -1,19 +1,23 @@
-"""`edm:NAME`: sizes of the published networks, the forms of a weights file, and what is refused."""
+"""`edm:`: sizes of the published networks, the forms of a weights file, and what is refused."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from pidistill.denoiser import build_net
+from pidistill.downloads import sha256
 from pidistill.errors import PidistillError
 from pidistill.student import make_student
 from pidistill.teachers import load_teacher
-from pidistill.teachers.edm import PUBLISHED
+from pidistill.teachers.edm import ADDRESS, EDM2, PUBLISHED
+from tests.edm_pickles import write
 from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
 
 SIZES = {  # parameters without map_augment; with it CIFAR-10's have 55,733,891 and 56,397,827
@@ -22,8 +26,17 @@ SIZES = {  # parameters without map_augment; with it CIFAR-10's have 55,733,891 
     "ffhq-64x64-uncond-vp": 61_804_419, "ffhq-64x64-uncond-ve": 62_758_787,
     "afhqv2-64x64-uncond-vp": 61_804_419, "afhqv2-64x64-uncond-ve": 62_758_787,
     "imagenet-64x64-cond-adm": 295_899_267,
+    "edm2-img64-s": 280_209_253, "edm2-img64-m": 497_803_045, "edm2-img64-l": 777_492_197, "edm2-img64-xl": 1_119_276_709,
 }
-DROPOUT = {"cifar10": 0.13, "ffhq": 0.05, "afhqv2": 0.25, "imagenet": 0.1}
+LATENT_SIZES = {  # published: 125, 280, 498, 778, 1119 and 1523 million
+    "edm2-img512-xs": 124_713_125, "edm2-img512-s": 280_212_709, "edm2-img512-m": 497_807_653,
+    "edm2-img512-l": 777_497_957, "edm2-img512-xl": 1_119_283_621, "edm2-img512-xxl": 1_523_164_645,
+}
+DROPOUT = {"cifar10": 0.13, "ffhq": 0.05, "afhqv2": 0.25, "imagenet": 0.1, "edm2": 0.1}
+
+
+def offline(*_, **__):
+    raise OSError("no network")
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +44,7 @@ def tiny(monkeypatch, tmp_path):
     """A published network small enough for tests, an empty cache folder, and weights for it."""
     monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
     monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     (tmp_path / "cache").mkdir()
     return tiny_teacher()
 
@@ -49,14 +63,24 @@ def test_published_networks_have_their_size_and_need_no_memory(name):
     assert {tensor.device.type for tensor in (*teacher.parameters(), *teacher.buffers())} == {"meta"}
     assert sum(p.numel() for p in teacher.parameters()) == SIZES[name]
     size = 32 if "32x32" in name else 64
-    assert teacher.shape == (3, size, size) and (teacher.num_classes > 0) == ("-cond-" in name)
+    assert teacher.shape == (3, size, size) and (teacher.num_classes > 0) == ("-cond-" in name or "edm2" in name)
     assert (teacher.t_min, teacher.t_max, teacher.sigma_data, teacher.rho) == (0.002, 80, 0.5, 7)
-    assert teacher.net_spec["dropout"] == DROPOUT[name.split("-")[0]]
+    assert teacher.net_spec["dropout"] == (0 if name.endswith("-s") else DROPOUT[name.split("-")[0]])
     student = make_student(teacher)  # a dry run goes on to here
     assert student.net_spec["dropout"] == 0 and {m.dropout for m in student.modules() if hasattr(m, "dropout")} == {0}
 
 
+@pytest.mark.parametrize("name", LATENT_SIZES)
+def test_edm2s_latent_networks_have_their_size(name):
+    with torch.device("meta"):
+        net = build_net(EDM2[name]["net"], EDM2[name]["shape"], EDM2[name]["num_classes"])
+    assert sum(p.numel() for p in net.parameters()) == LATENT_SIZES[name]
+    assert {m.dropout for m in net.modules() if hasattr(m, "dropout")} == {0.0 if name.endswith(("-s", "-xs")) else 0.1}
+    assert net.emb_label.weight.shape[1] == 1000 and net.out_conv.weight.shape[0] == 4
+
+
 def test_all_published_names_are_there():
+    assert SIZES.keys() | LATENT_SIZES.keys() >= EDM2.keys()
     assert SIZES.keys() == PUBLISHED.keys() - {"tiny"}
 
 
@@ -87,6 +111,20 @@ def test_the_augmentation_layer_is_left_out_and_said_so(tiny, tmp_path, capsys, 
     torch.save(state | {f"{prefix}map_augment.weight": torch.ones(8, 9)}, tmp_path / "w.pt")
     assert same(load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}"), tiny)
     assert capsys.readouterr().err == "w.pt: map_augment is left out, since sampling never augments\n"
+
+
+def test_edm2s_loss_weights_are_left_out_and_said_so(tmp_path, monkeypatch, capsys):
+    """The published files are in half precision, with `unet.` before the network's names."""
+    net = {"name": "edm2_unet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+    own = tiny_teacher(net)
+    monkeypatch.setitem(PUBLISHED, "tiny2", {"shape": SHAPE, "num_classes": CLASSES, "net": net})
+    state = {f"unet.{key}": value.half() for key, value in own.model.state_dict().items()}
+    extra = {"logvar_fourier.freqs": torch.ones(128), "logvar_fourier.phases": torch.ones(128),
+             "logvar_linear.weight": torch.ones(1, 128)}
+    torch.save(state | extra, tmp_path / "w.pt")
+    teacher = load_teacher(f"edm:tiny2,weights={tmp_path / 'w.pt'}")
+    assert same(teacher, own.half().float())
+    assert capsys.readouterr().err == "w.pt: logvar is left out, since it weighs the training loss alone\n"
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
@@ -148,12 +186,54 @@ def test_damaged_and_hostile_files_are_one_line_and_run_nothing(tiny, tmp_path, 
 @pytest.mark.parametrize("spec, words", [
     ("edm:cifar10-32x32-uncond", "did you mean 'cifar10-32x32-uncond-v[pe]'.*choices: .*imagenet-64x64-cond-adm"),
     ("edm:", "unknown edm network"), ("edm:tiny,file=x.pt", "weights=FILE"), ("edm:tiny,weights=", "weights=FILE"),
-    ("edm:tiny,", "put the network's state_dict.. as tiny.safetensors or tiny.pt into .*cache.*pkl itself is not read"),
-    ("edm:tiny", "put the network's state_dict.. as tiny.safetensors or tiny.pt into .*cache.*pkl itself is not read"),
+    ("edm:tiny,", r"download edm:tiny .no network.; put the file from https://.*edm-tiny\.pkl to .*cache/edm-tiny\.pkl"),
+    ("edm:tiny", "or name it with edm:tiny,weights=FILE or edm:FILE.pkl"), ("edm:nowhere.pkl", "nowhere.pkl does not exist"),
+    ("edm:edm2-img64-s", "or name NVIDIA's pickle"),
     ("edm:tiny,weights=nowhere.pt", "nowhere.pt does not exist"), ("edm:tiny,weights=no.safetensors", "does not exist"),
-    ("edm:tiny,weights=edm-cifar.pkl", "NVIDIA's .pkl is not read"), ("edm:tiny,weights=x.bin", "got .bin"),
+    ("edm:tiny,weights=edm-cifar.pkl", "edm-cifar.pkl does not exist"), ("edm:tiny,weights=x.bin", "got .bin"),
     ("edm:tiny,weights=x", "without an ending")])
 def test_what_cannot_be_meant_is_one_line(spec, words):
     with pytest.raises(PidistillError, match=words) as caught:
         load_teacher(spec)
     assert "\n" not in str(caught.value)
+
+
+def test_the_published_pickle_is_downloaded_once_and_remembered(tiny, tmp_path, monkeypatch):
+    """Into the cache folder, said on the terminal; what it was lies in the teacher's origin."""
+    kwargs = {key: NET[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")}
+    source = write(tmp_path / "source.pkl", tiny.model, kwargs=kwargs, img_resolution=8, img_channels=1, label_dim=CLASSES,
+                   sigma_data=0.5)
+    calls = []
+
+    def download(url, path, **_):
+        calls.append(url)
+        shutil.copy(source, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        teacher = load_teacher("edm:tiny")
+        assert same(teacher, tiny) and "NVIDIA" in teacher.origin["licence"]
+    assert calls == [ADDRESS.format("tiny")]
+    assert teacher.origin["sha256"] == sha256(source) and (tmp_path / "cache" / "edm-tiny.pkl").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"class_name": "MyPrecond"}, "unknown preconditioning 'MyPrecond'"),
+    ({"network_class": "MyNet"}, "unknown network 'MyNet'"),
+    ({"img_resolution": 10**9}, "image size is impossible"), ({"img_resolution": "8"}, "image size is impossible"),
+    ({"label_dim": None}, "image size is impossible"), ({"kwargs": {"model_channels": 16}}, "does not fit|has shape"),
+    ({"kwargs": {"model_chanels": 8}}, "cannot build the network"),
+    ({"kwargs": {"model_channels": -1}}, "cannot build|cannot be")])
+def test_pickles_of_other_networks_are_one_line(tiny, tmp_path, change, words):
+    facts = {"img_resolution": 8, "img_channels": 1, "label_dim": CLASSES, "sigma_data": 0.5,
+             "kwargs": {key: NET[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")}}
+    path = write(tmp_path / "a.pkl", tiny.model, **(facts | change))
+    with pytest.raises(PidistillError, match=words) as caught:
+        load_teacher(f"edm:{path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_that_does_not_say_its_size_is_refused(tiny, tmp_path):
+    path = write(tmp_path / "a.pkl", tiny.model, img_resolution=8, label_dim=0)
+    with pytest.raises(PidistillError, match="does not say its img_channels"):
+        load_teacher(f"edm:{path}")

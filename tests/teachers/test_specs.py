@@ -29,7 +29,7 @@ def test_a_folder_gives_the_same_denoiser(folder):
 
 
 @pytest.mark.parametrize("spec, words", [
-    ("gausian:2", "did you mean 'gaussian'"), ("nope:2", "choices: bundled, edm, folder, gaussian"),
+    ("gausian:2", "did you mean 'gaussian'"), ("nope:2", "choices: bundled, diffusers, edm, folder, gaussian"),
     ("nowhere", "kinds: bundled"),
     ("bundled:digit", "unknown bundled teacher"), ("folder:/nowhere", "holds no teacher"),
     ("python:math", "python:MODULE:FACTORY"), ("python::f", "python:MODULE:FACTORY"),

@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.errors import PidistillError
-from pidistill.tensors import outside_autocast
+from pidistill.tensors import one_hot, outside_autocast
 from pidistill.unet import ADM, Conv2d, Linear, PositionalEmbedding, UNetBlock, group_norm, image_size, normal, zeros
 
 
 class DhariwalUNet(nn.Module):
-    """F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C, H, W).
+    """F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
 
     Under autocast the embedding and the last layers stay in float32, for the reason that `song_unet` gives.
     shape is (C, H, W); H and W must be multiples of 2^(levels - 1), and H names the blocks and places attention.
     The defaults are the ImageNet-64 network (Karras et al., 2022, Table 7), whose dropout is 0.1; a student has none.
     """
 
-    def __init__(self, shape: Sequence[int], *, num_classes: int = 0, model_channels: int = 192,
-                 channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4, num_blocks: int = 3,
-                 attn_resolutions: Sequence[int] = (32, 16, 8), dropout: float = 0.1, augment_dim: int = 0,
-                 head_channels: int = ADM.head_channels):
+    def __init__(self, shape: Sequence[int], *, num_classes: int = 0, out_channels: int | None = None,
+                 model_channels: int = 192, channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4,
+                 num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8), dropout: float = 0.1,
+                 augment_dim: int = 0, head_channels: int = ADM.head_channels):
         super().__init__()
         if model_channels < 2 or model_channels % 2:
             raise PidistillError(f"dhariwal_unet: model_channels must be even and positive, got {model_channels}")
@@ -71,13 +71,13 @@ class DhariwalUNet(nn.Module):
                 cin, c = c + skips.pop(), model_channels * mult
                 self.dec[f"{res}_block{i}"] = block(cin, c, attention=(height >> level) in attn_resolutions)
         self.out_norm = group_norm(c, style.eps)
-        self.out_conv = Conv2d(c, channels, 3, init=zeros)
+        self.out_conv = Conv2d(c, out_channels or channels, 3, init=zeros)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Embedding (B, E) of noise level and class; the class enters after the second layer."""
         emb = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
-        if self.map_label is not None and labels is not None:
-            emb = emb + self.map_label(F.one_hot(labels, self.num_classes).to(emb.dtype))
+        if self.map_label is not None:
+            emb = emb + self.map_label(one_hot(labels, self.num_classes, emb))
         return F.silu(emb)
 
     def head(self, x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pidistill.tensors import one_hot
+
 
 class MLP(nn.Module):
     """F(x, c_noise, labels): x of any shape (B, *shape), c_noise (B,) -> (B, *shape).
@@ -34,8 +36,7 @@ class MLP(nn.Module):
         phase = torch.outer(c_noise, self.freqs.to(c_noise.dtype))
         e = [c_noise[:, None], phase.sin(), phase.cos()]
         if self.num_classes:
-            e.append(torch.zeros(len(x), self.num_classes, dtype=x.dtype, device=x.device) if labels is None
-                     else F.one_hot(labels, self.num_classes).to(x.dtype))
+            e.append(one_hot(labels, self.num_classes, x))
         emb = F.silu(self.embed(torch.cat(e, dim=1)))
         h = self.inp(x.flatten(1))
         for layer, affine in zip(self.layers, self.affine):

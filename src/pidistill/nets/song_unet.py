@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.plugins import choices
-from pidistill.tensors import outside_autocast
+from pidistill.tensors import one_hot, outside_autocast
 from pidistill.unet import (
     SONG,
     Conv2d,
@@ -109,9 +109,8 @@ class SongUNet(nn.Module):
     def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Embedding (B, E) of noise level and class; labels enter as one-hot vectors times sqrt(classes)."""
         emb = self.map_noise(c_noise)
-        if self.map_label is not None and labels is not None:
-            one_hot = F.one_hot(labels, self.num_classes).to(emb.dtype)
-            emb = emb + self.map_label(one_hot * math.sqrt(self.num_classes))
+        if self.map_label is not None:  # its bias belongs to "no label" too
+            emb = emb + self.map_label(one_hot(labels, self.num_classes, emb) * math.sqrt(self.num_classes))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pidistill.denoiser import FACTS, Denoiser, EDMDenoiser, build_net
+from pidistill.decoder import read_decoder
+from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors
 from pidistill.plugins import build, choices, member, names
@@ -40,11 +42,14 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
     return teacher
 
 
-def edm_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
-                **facts: float) -> EDMDenoiser:
-    """A network {"name": ..., options} for images (C, H, W) in EDM's preconditioning; weights=False: on the meta device."""
+def network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
+                    **facts: Any) -> Preconditioned:
+    """A network {"name": ..., options} for images (C, H, W) in a preconditioning; weights=False: on the meta device.
+
+    facts: options of `Preconditioned`.
+    """
     with nullcontext() if weights else torch.device("meta"):
-        return EDMDenoiser(build_net(net, shape, num_classes), shape, num_classes, net_spec=net, **facts)
+        return Preconditioned(build_net(net, shape, num_classes), shape, num_classes, net_spec=net, **facts)
 
 
 def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
@@ -54,16 +59,27 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
         facts = {name: config[name] for name in FACTS}
-        teacher = edm_teacher(config["net"], **facts, weights=weights)
+        extra = {name: config[name] for name in ("preconditioning", "guidance", "null_label") if name in config}
+        teacher = network_teacher(config["net"], **facts, **extra, weights=weights)
     except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if weights:
         path = folder / "model.safetensors"
         load_weights(teacher, read_tensors(path), path)
+        teacher.decoder = read_decoder(config, folder)
     teacher.source = folder
     return teacher
 
 
-def teacher_config(teacher: EDMDenoiser) -> dict[str, Any]:
+def teacher_config(teacher: Preconditioned) -> dict[str, Any]:
     """What read_teacher needs beside the weights."""
-    return {"format": "pidistill-teacher", "preconditioning": "edm", "net": teacher.net_spec, **teacher.facts()}
+    guidance = {} if teacher.guidance == 1 else {"guidance": teacher.guidance, "null_label": teacher.null_label}
+    decoder = {"decoder": teacher.decoder.spec} if teacher.decoder else {}
+    return {"format": "pidistill-teacher", "preconditioning": teacher.preconditioning.spec, "net": teacher.net_spec,
+            **guidance, **decoder, **teacher.facts()}
+
+
+def teacher_tensors(teacher: Preconditioned) -> dict[str, dict[str, Tensor]]:
+    """Its weights by file name: the network's, and the decoder's beside them."""
+    files = {"model": {f"model.{key}": value for key, value in teacher.model.state_dict().items()}}
+    return files | ({"decoder": teacher.decoder.state_dict()} if teacher.decoder else {})

@@ -1,20 +1,24 @@
-"""`edm:NAME`: the networks that Karras et al. (2022) published, with weights from a plain state dictionary."""
+"""`edm:`: the networks of Karras et al. (2022, 2024), from NVIDIA's pickles, which are not executed, or plain weights."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
+from pidistill.config import SIGMA_DATA, T_MAX, T_MIN
 from pidistill.denoiser import Denoiser
+from pidistill.downloads import published, sha256
+from pidistill.edm_pickle import EDMPickle, read_edm_pickle
 from pidistill.errors import PidistillError
 from pidistill.files import cache_folder, load_weights, read_state_dict
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
 from pidistill.plugins import choices
 from pidistill.progress import console
-from pidistill.teachers import edm_teacher
+from pidistill.teachers import network_teacher
 
 
 def _song(architecture: dict[str, Any], channel_mult: list[int], dropout: float) -> dict[str, Any]:
@@ -43,46 +47,135 @@ def _published() -> dict[str, dict[str, Any]]:
     return table
 
 
-PUBLISHED = _published()
+def _published_edm2() -> dict[str, dict[str, Any]]:
+    """The same for EDM2, config G (Karras et al., 2024): ImageNet at 64x64, and latents of it at 512x512.
+
+    The sizes differ in width, and from M on in dropout.
+    """
+    widths = {"xs": 128, "s": 192, "m": 256, "l": 320, "xl": 384, "xxl": 448}
+    table: dict[str, dict[str, Any]] = {}
+    for data, channels, sizes in (("img64", 3, ("s", "m", "l", "xl")), ("img512", 4, tuple(widths))):
+        for size in sizes:
+            net = {"name": "edm2_unet", "model_channels": widths[size], "channel_mult": [1, 2, 3, 4], "num_blocks": 3,
+                   "attn_resolutions": [16, 8], "dropout": 0.0 if size in ("xs", "s") else 0.1}
+            table[f"edm2-{data}-{size}"] = {"shape": (channels, 64, 64), "num_classes": 1000, "net": net}
+    return table
+
+
+EDM2 = _published_edm2()
+ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-{}.pkl"  # of EDM's pickles
+LICENCES = {"edm": "NVIDIA's networks: CC BY-NC-SA 4.0 (not for commercial use)", "file": "as the file's source says"}
+# Those on latents are left out: their students would need the VAE's decoder, and must not be clipped to [-1, 1].
+PUBLISHED = _published() | {name: facts for name, facts in EDM2.items() if facts["shape"][0] == 3}
+
+
+PRECONDITIONINGS = {  # NVIDIA's class -> formula, and the constants that it takes from the module
+    "EDMPrecond": ("edm", ()), "Precond": ("edm", ()), "VPPrecond": ("vp", ("beta_d", "beta_min", "M")),
+    "VEPrecond": ("ve", ()), "iDDPMPrecond": ("iddpm", ("C_1", "C_2", "M"))}
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # NVIDIA's class -> ours, and NVIDIA's defaults where ours differ
+    "SongUNet": ("song_unet", {"channel_mult": [1, 2, 2, 2], "dropout": 0.1}), "DhariwalUNet": ("dhariwal_unet", {}),
+    "UNet": ("edm2_unet", {})}
+RENAMED = {"embedding_type": "embedding", "encoder_type": "encoder", "decoder_type": "decoder",
+           "channels_per_head": "head_channels"}
+# What build_net knows by other means, and what only training needs.
+NOT_OPTIONS = ("img_resolution", "in_channels", "img_channels", "label_dim", "augment_dim", "label_dropout")
 
 
 def edm(rest: str, *, weights: bool = True) -> Denoiser:
-    """rest: `NAME[,weights=FILE]`, such as `cifar10-32x32-uncond-vp,weights=cifar.pt`.
+    """rest: `NAME`, `FILE.pkl` or `NAME,weights=FILE`.
 
-    FILE is a state dictionary of the network or of the module around it (names with `model.` before them). Without FILE
-    it is NAME.safetensors or NAME.pt in the cache folder. NVIDIA's `.pkl` itself is not read.
+    NAME, such as `cifar10-32x32-uncond-vp`, is a network that NVIDIA published: its pickle, or NAME.safetensors or NAME.pt,
+    from the cache folder, or the pickle downloaded there. FILE.pkl is any pickle of EDM's or EDM2's training code.
+    weights=FILE: a state dictionary (.safetensors, .pt, .pth, .ckpt) of the network or of the module around it.
     """
     name, _, option = rest.partition(",")
-    if name not in PUBLISHED:
-        raise choices("edm network", name, list(PUBLISHED))
     key, sign, given = option.partition("=")
     if option and (key != "weights" or not sign or not given):
-        raise PidistillError(f"an edm teacher is edm:NAME[,weights=FILE], got edm:{rest}")
-    teacher = edm_teacher(**PUBLISHED[name], weights=weights)
-    if weights:
-        _load(teacher.model, Path(os.path.expanduser(given)) if given else _cached(name), name)
-    return teacher
+        raise PidistillError(f"an edm teacher is edm:NAME, edm:FILE.pkl or edm:NAME,weights=FILE, got edm:{rest}")
+    path = Path(os.path.expanduser(name))
+    if path.suffix == ".pkl" and not option:
+        return from_pickle(path, weights)
+    if name not in PUBLISHED:
+        raise choices("edm network", name, [*PUBLISHED, "FILE.pkl"])
+    if not weights:
+        return network_teacher(**PUBLISHED[name], weights=False)
+    path = Path(os.path.expanduser(given)) if given else _cached(name)
+    if path.suffix == ".pkl":
+        return from_pickle(path, licence=LICENCES["edm"])
+    teacher = network_teacher(**PUBLISHED[name])
+    kept, left_out = _sampling_weights(read_state_dict(path), path)
+    load_weights(teacher.model, kept, path, f"edm:{name}")
+    return _told(teacher, path, left_out, LICENCES["edm" if not given else "file"])
+
+
+def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"]) -> Denoiser:
+    """A teacher from a pickle of EDM or EDM2, nothing of which is executed; every weight is accounted for."""
+    file = read_edm_pickle(path)
+    try:
+        facts, net = describe(file)
+    except KeyError as error:
+        raise PidistillError(f"cannot read {path}: its {file.class_name} does not say its {error.args[0]}") from None
+    try:
+        teacher = network_teacher(net, weights=weights, **facts)
+    except (PidistillError, TypeError) as error:
+        raise PidistillError(f"cannot build the network of {path}: {error}") from None
+    if not weights:
+        return teacher
+    kept, left_out = _sampling_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
+    load_weights(teacher.model, {k: v.float() for k, v in kept.items()}, path, file.class_name)
+    return _told(teacher, path, left_out, licence)
+
+
+def describe(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Facts of the teacher, and its network {"name": ..., options}. Raises KeyError, with its name, for a missing fact."""
+    if file.class_name not in PRECONDITIONINGS:
+        raise choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
+    if file.network["class_name"] not in NETWORKS:
+        raise choices("network", str(file.network["class_name"])[:40], list(NETWORKS))
+    a = file.attributes
+    name, constants = PRECONDITIONINGS[file.class_name]
+    preconditioning = {"name": name, **{key: a[key] for key in constants}} if constants else name
+    size, channels = a["img_resolution"], a["img_channels"]
+    if not all(type(n) is int and 0 < n <= 4096 for n in (size, channels)) or type(a["label_dim"]) is not int:
+        raise PidistillError("its image size is impossible")
+    # EDM samples all of them from 80 to 0.002, where the network reaches so far.
+    facts = {"shape": (channels, size, size), "num_classes": a["label_dim"], "preconditioning": preconditioning,
+             "t_min": max(T_MIN, a.get("sigma_min", 0)), "t_max": min(T_MAX, a.get("sigma_max", math.inf)),
+             "sigma_data": a.get("sigma_data", SIGMA_DATA)}
+    kind, defaults = NETWORKS[file.network["class_name"]]
+    options = defaults | {RENAMED.get(key, key): value for key, value in file.network["kwargs"].items()
+                          if key not in NOT_OPTIONS}
+    if options.get("out_channels") == channels:
+        del options["out_channels"]
+    return facts, {"name": kind, **options}
 
 
 def _cached(name: str) -> Path:
-    """The cache folder's file for this network."""
+    """The cache folder's file for this network, downloaded if there is none."""
     for path in (cache_folder() / f"{name}.safetensors", cache_folder() / f"{name}.pt"):
         if path.exists():
             return path
-    raise PidistillError(f"edm:{name} needs weights: put the network's state_dict() as {name}.safetensors or {name}.pt "
-                         f"into {cache_folder()}, or say edm:{name},weights=FILE (NVIDIA's .pkl itself is not read by "
-                         "this version)")
+    if name in EDM2:
+        raise PidistillError(f"edm:{name} needs weights: put the network's state_dict() as {name}.safetensors or {name}.pt "
+                             f"into {cache_folder()}, or name NVIDIA's pickle: edm:FILE.pkl")
+    return published(ADDRESS.format(name), f"edm:{name}", f"edm:{name},weights=FILE or edm:FILE.pkl", cache_folder())
 
 
-def _load(net: nn.Module, path: Path, name: str) -> None:
-    """Weights of the network F, strictly, but for the augmentation layer, which no sampler feeds."""
-    if path.suffix == ".pkl":
-        raise PidistillError(f"{path}: NVIDIA's .pkl is not read by this version; save the network's state_dict() as "
-                             ".safetensors or .pt")
-    state = read_state_dict(path)
-    if all(key.startswith("model.") for key in state):
-        state = {key.removeprefix("model."): value for key, value in state.items()}
-    kept = {key: value for key, value in state.items() if not key.startswith("map_augment.")}
-    load_weights(net, kept, path, f"edm:{name}")
-    if len(kept) < len(state):
-        console.print(f"{path.name}: map_augment is left out, since sampling never augments", soft_wrap=True)
+def _sampling_weights(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of the network F under its own names, and what was left out: augmentation, and EDM2's loss weights."""
+    kept = {key: value for key, value in state.items() if not key.startswith(("logvar_fourier.", "logvar_linear."))}
+    left_out = ["logvar is left out, since it weighs the training loss alone"] if len(kept) < len(state) else []
+    for prefix in ("module.", "_orig_mod.", "ema.", "model.", "unet."):
+        if kept and all(key.startswith(prefix) for key in kept):
+            kept = {key.removeprefix(prefix): value for key, value in kept.items()}
+    if any(key.startswith("map_augment.") for key in kept):
+        kept = {key: value for key, value in kept.items() if not key.startswith("map_augment.")}
+        left_out.append("map_augment is left out, since sampling never augments")
+    return kept, left_out
+
+
+def _told(teacher: Denoiser, path: Path, left_out: list[str], licence: str) -> Denoiser:
+    for what in left_out:
+        console.print(f"{path.name}: {what}", soft_wrap=True)
+    teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": licence, "left_out": left_out}
+    return teacher

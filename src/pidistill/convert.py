@@ -1,0 +1,37 @@
+"""`pidistill convert`: any teacher that is a network, as a folder of config.json and safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pidistill.denoiser import Preconditioned
+from pidistill.errors import PidistillError
+from pidistill.files import read_json, write_folder
+from pidistill.provenance import commit, versions
+from pidistill.teachers import load_teacher, teacher_config, teacher_tensors
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def convert(spec: str, out: Path, *, dtype: Literal["fp32", "fp16", "bf16"] = "fp32", command: str = "") -> Path:
+    """Write OUT/config.json, model.safetensors (decoder.safetensors) and provenance.json; OUT is a teacher spec then.
+
+    dtype: of the weights in the file; they are float32 again once loaded. Raises PidistillError in one line.
+    """
+    teacher = load_teacher(spec)
+    if not isinstance(teacher, Preconditioned) or teacher.net_spec is None:
+        raise PidistillError(f"{spec} is a black box: it has no network whose weights could be written, only answers")
+    if dtype not in DTYPES:
+        raise PidistillError(f"--dtype must be fp32, fp16 or bf16, got {dtype}")
+    files = {name: {key: value.to(DTYPES[dtype]) if value.is_floating_point() else value for key, value in tensors.items()}
+             for name, tensors in teacher_tensors(teacher).items()}
+    made = {"spec": spec, "command": command, "dtype": dtype, "commit": commit(), "versions": versions()}
+    if teacher.origin:
+        made |= {"source": teacher.origin}
+    elif teacher.source and (teacher.source / "provenance.json").exists():
+        made |= {"source": read_json(teacher.source / "provenance.json")}
+    write_folder(out, files, {"config": teacher_config(teacher), "provenance": made})
+    return out

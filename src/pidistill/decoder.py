@@ -1,0 +1,51 @@
+"""From latents to images: what a teacher in a latent space, and its student, end with."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pidistill.files import load_weights, read_tensors
+from pidistill.nets.diffusers_net import import_diffusers
+
+
+class Decoder(nn.Module):
+    """diffusers' AutoencoderKL: latents (B, c, h, w) of unit scale -> images (B, C, H, W), about [-1, 1].
+
+    spec: {"config": ...} of the VAE, which says how latents are scaled. Never trained; copies of a model share it.
+    """
+
+    def __init__(self, spec: dict[str, Any], vae: nn.Module | None = None):
+        super().__init__()
+        self.spec, config = spec, spec["config"]
+        if vae is None:
+            make = import_diffusers().AutoencoderKL
+            known = inspect.signature(make.__init__).parameters
+            vae = make(**{key: value for key, value in config.items() if key in known})
+        self.vae: Any = vae
+        for part in ("encoder", "quant_conv"):  # never used here
+            if getattr(vae, part, None) is not None:
+                setattr(vae, part, None)
+        self.scale, self.shift = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+        self.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        return self
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        p = next(self.vae.parameters())
+        return self.vae.decode((x / self.scale + self.shift).to(p.device, p.dtype), return_dict=False)[0].to(x.dtype)
+
+
+def read_decoder(config: dict[str, Any], folder: Path) -> Decoder | None:
+    """The decoder of a student's or a teacher's folder, if its config.json has one."""
+    if "decoder" not in config:
+        return None
+    decoder, path = Decoder(config["decoder"]), folder / "decoder.safetensors"
+    load_weights(decoder, read_tensors(path), path)
+    return decoder

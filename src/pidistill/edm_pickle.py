@@ -1,0 +1,324 @@
+"""NVIDIA's pickles of EDM and EDM2 networks, read without unpickling: nothing in the file is imported or executed.
+
+A pickle is a program for a stack machine. This one knows the instructions that such files need, and its stack holds plain
+values and inert records only: a class or function in the file is a name, looked up in a short list. The networks in
+them are objects of NVIDIA's `torch_utils.persistence`, which reduce to a dictionary of class name, source code and state;
+the source is never looked at. What else the file holds (loss, augmentation) is read past.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from pidistill.errors import PidistillError
+
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+STORAGES = {  # element types of the storages that hold weights, by torch's names
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8, "UntypedStorage": torch.uint8}
+NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}  # numpy's names in struct's
+DEPTH = 60  # of modules inside modules
+
+
+class Bad(Exception):
+    """What is wrong with the file, for the one line that the reader raises."""
+
+
+@dataclass
+class Global:
+    """A class or function, by name; never the thing itself."""
+
+    name: str
+
+
+@dataclass
+class Record:
+    """An object that the file describes: its class's name, the arguments it was made with, and its __dict__."""
+
+    name: str
+    args: tuple = ()
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EDMPickle:
+    """A network out of a pickle.
+
+    class_name: of its preconditioning, such as EDMPrecond; EDM2's is Precond. attributes: its plain attributes (sigma_data,
+    img_resolution, ...). network: the raw network's class and constructor arguments {"class_name", "args", "kwargs"}.
+    tensors: weights and buffers, by PyTorch's names for them. keys: what else the file holds.
+    """
+
+    class_name: str
+    attributes: dict[str, Any]
+    network: dict[str, Any]
+    tensors: dict[str, Tensor]
+    keys: tuple[str, ...]
+
+
+def read_edm_pickle(path: Path) -> EDMPickle:
+    """The network under `ema` of a pickle, or of one that is a network itself. Raises PidistillError in one line."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) not in (b"\x80\x04", b"\x80\x03", b"\x80\x05", b"\x80\x02"):
+                raise Bad("it is no pickle")
+            file.seek(0)
+            root = Machine(Bounded(file, path.stat().st_size)).run()
+        keys = tuple(map(str, root)) if isinstance(root, dict) else ()
+        net = root.get("ema") if isinstance(root, dict) else root
+        if not isinstance(net, Record) or "_modules" not in net.state:
+            raise Bad(f"there is no network under `ema`{f'; it holds {short(keys)}' if keys else ''}")
+        inner = [module for name, module in mapping(net.state["_modules"]).items() if name in ("model", "unet")]
+        if not inner or not isinstance(inner[0], Record):
+            raise Bad(f"{short(net.name)} holds no `model` or `unet`")
+        network = {"class_name": inner[0].name, "args": plain(inner[0].state.get("_init_args")) or (),
+                   "kwargs": plain(inner[0].state.get("_init_kwargs")) or {}}
+        attributes = {key: plain(value) for key, value in net.state.items() if not key.startswith("_") and is_plain(value)}
+        return EDMPickle(net.name, attributes, network, dict(tensors_of(net)), keys)
+    except FileNotFoundError:
+        raise PidistillError(f"{path} does not exist") from None
+    except OSError as error:
+        raise PidistillError(f"cannot read {path}: {error.strerror or error}") from None
+    except Bad as error:
+        raise PidistillError(f"cannot read {path}: {error}") from None
+    except Exception as error:  # damaged bytes can end in almost any of them, here or in pickletools
+        raise PidistillError(f"cannot read {path}: damaged, or no pickle of an EDM network ({type(error).__name__})") \
+            from None
+
+
+class Bounded:
+    """A file that is never asked for more than it has: a claim of 10 GB costs nothing."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.left = file, size
+
+    def read(self, n: int) -> bytes:
+        if n < 0 or n > self.left:
+            raise Bad("truncated, or it claims more bytes than it has")
+        self.left -= n
+        return self.file.read(n)
+
+    def readline(self) -> bytes:
+        line = self.file.readline(10_000)
+        self.left -= len(line)
+        return line
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+class Machine:
+    """Pickle's stack machine, without imports, calls or attributes. storage: may refer to torch's storages by key."""
+
+    def __init__(self, file: Any, storage: bool = False):
+        self.file, self.storage = file, storage
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        arg: Any
+        for op, arg, _ in pickletools.genops(self.file):
+            name = op.name
+            if name == "STOP":
+                return self.stack.pop()
+            if name in VALUES:
+                self.stack.append(VALUES[name](arg))
+            elif name in ("PROTO", "FRAME"):
+                pass
+            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+                self.memo[len(self.memo) if name == "MEMOIZE" else arg] = self.stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                self.stack.append(self.memo[arg])
+            elif name == "MARK":
+                self.marks.append(len(self.stack))
+            elif name in ("TUPLE", "LIST", "DICT", "FROZENSET"):
+                items = self.since_mark()
+                self.stack.append(pairs(items) if name == "DICT" else tuple(items) if name == "TUPLE" else list(items))
+            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                n = int(name[-1])
+                self.stack[-n:] = [tuple(self.stack[-n:])]
+            elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+                items = [self.stack.pop()] if name == "APPEND" else self.since_mark()
+                kind(self.stack[-1], list).extend(items)  # sets are kept as lists
+            elif name in ("SETITEM", "SETITEMS"):
+                items = [self.stack.pop(-2), self.stack.pop()] if name == "SETITEM" else self.since_mark()
+                kind(self.stack[-1], dict).update(pairs(items))
+            elif name in ("GLOBAL", "STACK_GLOBAL"):
+                if name == "GLOBAL":
+                    module, _, attribute = arg.partition(" ")
+                else:
+                    attribute, module = self.stack.pop(), self.stack.pop()
+                self.stack.append(Global(known(f"{kind(module, str)}.{kind(attribute, str)}", self.storage)))
+            elif name in ("REDUCE", "NEWOBJ"):
+                args, function = kind(self.stack.pop(), tuple), kind(self.stack.pop(), Global)
+                self.stack.append(reduce(function.name, args))
+            elif name == "BUILD":
+                state = self.stack.pop()
+                if isinstance(self.stack[-1], Record) and isinstance(state, dict):
+                    self.stack[-1].state.update(state)
+                elif isinstance(self.stack[-1], Record) and self.stack[-1].name == "numpy.dtype":
+                    self.stack[-1].state["order"] = kind(state, tuple)[1]
+            elif name == "BINPERSID" and self.storage:
+                self.stack.append(Record("storage", kind(self.stack.pop(), tuple)))
+            else:
+                raise Bad(f"it uses the instruction {name}, which networks do not need")
+        raise Bad("truncated")
+
+    def since_mark(self) -> list[Any]:
+        items = self.stack[self.marks[-1]:]
+        del self.stack[self.marks.pop():]
+        return items
+
+
+VALUES: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+                     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"), lambda arg: arg),
+    "NONE": lambda _: None, "NEWTRUE": lambda _: True, "NEWFALSE": lambda _: False,
+    "EMPTY_DICT": lambda _: {}, "EMPTY_LIST": lambda _: [], "EMPTY_SET": lambda _: [], "EMPTY_TUPLE": lambda _: ()}
+
+
+def known(name: str, storage: bool) -> str:
+    """The name, if files of networks may hold it."""
+    name = name.replace("numpy._core.", "numpy.core.")
+    inert = name.startswith("torch.nn.modules.") and name.replace(".", "").replace("_", "").isalnum()
+    if storage:
+        if name.rpartition(".")[0] in ("torch", "torch.storage") and name.rpartition(".")[2] in STORAGES:
+            return name
+    elif name in REDUCERS or inert:
+        return name
+    raise Bad(f"it refers to {short(name)}, which networks do not need")
+
+
+def reduce(name: str, args: tuple) -> Any:
+    """What the file's call of this name stands for."""
+    return REDUCERS[name](*args) if name in REDUCERS else Record(name, args)
+
+
+def persistent(meta: Any) -> Record:
+    """NVIDIA's object from its description."""
+    meta = kind(meta, dict)
+    return Record(kind(meta.get("class_name"), str), state=dict(mapping(meta.get("state"))))
+
+
+def load_storage(data: Any) -> Tensor:
+    """The elements of a storage, (n,), that torch.save wrote in its format before zip: four pickles, a key, raw bytes."""
+    file = BytesIO(kind(data, bytes))
+    bounded = Bounded(file, len(data))
+    if data[:2] == b"PK":
+        raise Bad("a storage in it is an archive")
+    magic, protocol, info, storage, keys = (Machine(bounded, storage=True).run() for _ in range(5))
+    if magic != 0x1950a86a20f9469cfc6c or protocol != 1001 or kind(info, dict).get("little_endian") is not True:
+        raise Bad("a storage in it has an unknown format")
+    args = kind(storage, Record).args
+    if len(args) < 5 or args[0] != "storage" or keys != [args[2]] or not isinstance(args[4], int):
+        raise Bad("a storage in it is damaged")
+    dtype = STORAGES[kind(args[1], Global).name.rpartition(".")[2]]
+    count, = struct.unpack("<q", bounded.read(8))
+    if not 0 <= count == args[4] or bounded.left != count * dtype.itemsize:
+        raise Bad(f"a storage in it says {short(count)} elements and has {bounded.left} bytes")
+    return torch.frombuffer(bytearray(bounded.read(bounded.left)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    """A tensor in its storage, only if all of it lies there and no element twice."""
+    size, stride = kind(size, tuple), kind(stride, tuple)
+    elements = kind(storage, Tensor)
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+        raise Bad("a tensor in it has an impossible shape")
+    total = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if total else offset
+    if total > len(elements) or (total and last >= len(elements)) or any(n > 1 and not s for n, s in zip(size, stride)):
+        raise Bad(f"a tensor in it of {short(size)} does not fit its storage of {len(elements)}")
+    return torch.as_strided(elements, size, stride, offset)
+
+
+def scalar(dtype: Any, data: Any = b"") -> float | int | bool:
+    """A numpy number."""
+    code = kind(dtype, Record).args[0]
+    order = dtype.state.get("order", "<")
+    if code not in NUMBERS or order not in ("<", "|", "="):
+        raise Bad(f"a number in it has the type {short(code)}")
+    return struct.unpack("<" + NUMBERS[code], kind(data, bytes))[0]
+
+
+REDUCERS: dict[str, Callable[..., Any]] = {
+    PERSISTENT: persistent,
+    "collections.OrderedDict": lambda items=(): pairs([x for item in kind(items, list) for x in item]) if items else {},
+    "dnnlib.util.EasyDict": lambda items=None: dict(mapping(items)) if items else {},
+    "builtins.set": lambda items=(): list(kind(items, list)) if items else [],
+    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Tensor),
+    "torch.storage._load_from_bytes": load_storage,
+    "numpy.dtype": lambda *args: Record("numpy.dtype", args),
+    "numpy.core.multiarray.scalar": scalar,
+}
+
+
+def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers under the names of PyTorch's state_dict()."""
+    if id(module) in path or len(path) > DEPTH:
+        raise Bad("a module in it contains itself, or others too deep")
+    transient = module.state.get("_non_persistent_buffers_set", [])
+    for group in ("_parameters", "_buffers"):
+        for name, value in mapping(module.state.get(group, {})).items():
+            if value is not None and not (group == "_buffers" and name in kind(transient, list)):
+                yield f"{prefix}{text(name)}", kind(value, Tensor)
+    for name, child in mapping(module.state.get("_modules", {})).items():
+        if child is not None:
+            yield from tensors_of(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)))
+
+
+def pairs(items: list[Any]) -> dict[Any, Any]:
+    """[key, value, key, value, ...] -> a dictionary; keys are plain, since hashing nested ones may recurse without end."""
+    if len(items) % 2 or not all(isinstance(key, (str, int, float, bool, type(None))) for key in items[::2]):
+        raise Bad("a dictionary in it has an unusual key")
+    return dict(zip(items[::2], items[1::2]))
+
+
+def mapping(value: Any) -> dict[Any, Any]:
+    return kind(value, dict)
+
+
+def text(name: Any) -> str:
+    if not isinstance(name, str) or not name.isprintable():
+        raise Bad("a weight in it has an unusual name")
+    return name
+
+
+def kind(value: Any, wanted: type) -> Any:
+    """The value, if it is of that type."""
+    if not isinstance(value, wanted):
+        raise Bad(f"a {type(value).__name__} stands where a {wanted.__name__} was expected")
+    return value
+
+
+def is_plain(value: Any, depth: int = 8) -> bool:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return True
+    if depth and isinstance(value, (list, tuple)) and len(value) < 10_000:
+        return all(is_plain(item, depth - 1) for item in value)
+    return bool(depth) and isinstance(value, dict) and all(is_plain(item, depth - 1) for item in value.values())
+
+
+def plain(value: Any) -> Any:
+    """The value where it is plain, else None."""
+    return value if is_plain(value) else None
+
+
+def short(value: Any) -> str:
+    """For a message of one line."""
+    written = ", ".join(map(short, value[:20])) if isinstance(value, tuple) else str(value)[:80]
+    return "".join(c if c.isprintable() else "?" for c in written)[:120]

@@ -1,0 +1,188 @@
+"""Preconditionings: D(x, t) = c_skip x + c_out net(c_in x, c_noise) around a raw network.
+
+One function a formula, t (B,) float64 -> Coefficients; what a network was trained to predict is nothing but a choice of
+these four. Karras et al. (2022), Eq. (7) and Table 1, where sigma is t here; diffusers' predictions with
+sigma = sqrt((1 - abar)/abar); flow matching with t = s/(1 - s).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pidistill.config import SIGMA_DATA
+from pidistill.errors import PidistillError
+from pidistill.plugins import choices
+
+
+class Coefficients(NamedTuple):
+    """Each (B,), float64."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def c_in(t: Tensor, sigma_data: float) -> Tensor:
+    """EDM's input scaling (Table 1), and the student's in Eq. (7)."""
+    return 1 / (t**2 + sigma_data**2).sqrt()
+
+
+def c_noise(t: Tensor) -> Tensor:
+    """EDM's noise conditioning (Table 1), and the student's in Eq. (7)."""
+    return t.log() / 4
+
+
+# What networks were trained to predict ------------------------------------------------------------------------------------
+
+
+def edm(t: Tensor, *, sigma_data: float = SIGMA_DATA) -> Coefficients:
+    """EDM and EDM2 (Karras et al., 2022, Table 1, last column)."""
+    total = t**2 + sigma_data**2
+    return Coefficients(sigma_data**2 / total, t * sigma_data / total.sqrt(), c_in(t, sigma_data), c_noise(t))
+
+
+def edm_v(t: Tensor, *, sigma_data: float = SIGMA_DATA) -> Coefficients:
+    """EDM's with the sign of v, as diffusers' EDM schedulers with prediction_type v_prediction."""
+    c_skip, c_out, c_in, c_noise = edm(t, sigma_data=sigma_data)
+    return Coefficients(c_skip, -c_out, c_in, c_noise)
+
+
+def vp(t: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000) -> Coefficients:
+    """Variance preserving SDE of Song et al. (2021): predicts the noise; its clock is (M - 1) sigma^-1(t)."""
+    u = t.float()  # as the networks were trained: at 0.002, log(1 + t^2) is 2 % of its own away from the exact one
+    clock = ((beta_min**2 + 2 * beta_d * (1 + u**2).log()).sqrt() - beta_min) / beta_d
+    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), (M - 1) * clock)
+
+
+def ve(t: Tensor) -> Coefficients:
+    """Variance exploding SDE of Song et al. (2021), in EDM's form: the network predicts -noise, of unscaled input."""
+    return Coefficients(torch.ones_like(t), t, torch.ones_like(t), (t / 2).log())
+
+
+def score(t: Tensor, *, scale: float = 2.0) -> Coefficients:
+    """Score of a variance exploding model (Song et al., 2021) whose data is 1/scale of ours, as diffusers' in [0, 1].
+
+    There D = x + sigma^2 score, t = scale sigma; the network centres its input, so that it sees ours as it is.
+    """
+    return Coefficients(torch.ones_like(t), t**2 / scale, torch.ones_like(t), t / scale)
+
+
+def iddpm(t: Tensor, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Coefficients:
+    """iDDPM (Nichol & Dhariwal, 2021) as in EDM: predicts the noise, at the nearest step of its schedule."""
+    steps = iddpm_times(C_1=C_1, C_2=C_2, M=M).to(t.device)  # u_0 > ... > u_M = 0
+    nearest = (t[:, None] - steps).abs().argmin(dim=1)
+    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), (M - 1 - nearest).to(t.dtype))
+
+
+def epsilon(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
+    """DDPM (Ho et al., 2020): D = x - t eps(x / sqrt(1 + t^2)). sigmas: of the training steps 0, 1, ..., ascending."""
+    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), step_of(t, sigmas))
+
+
+def v_prediction(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
+    """v = alpha eps - sigma x_0 (Salimans & Ho, 2022): D = x/(1 + t^2) - t/sqrt(1 + t^2) v."""
+    return Coefficients(1 / (1 + t**2), -t * c_in(t, 1), c_in(t, 1), step_of(t, sigmas))
+
+
+def sample(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
+    """The network gives the clean image itself."""
+    return Coefficients(torch.zeros_like(t), torch.ones_like(t), c_in(t, 1), step_of(t, sigmas))
+
+
+def flow(t: Tensor, *, scale: float = 1000.0) -> Coefficients:
+    """Flow matching (Lipman et al., 2023): x_s = (1 - s) x_0 + s eps, velocity eps - x_0, s = t/(1 + t).
+
+    D = x_s - s v with x_s = x/(1 + t). scale: what the network's clock multiplies s by.
+    """
+    s = t / (1 + t)
+    return Coefficients(1 - s, -s, 1 - s, scale * s)
+
+
+FORMULAS: dict[str, Callable[..., Coefficients]] = {
+    f.__name__: f for f in (edm, edm_v, vp, ve, score, iddpm, epsilon, v_prediction, sample, flow)}
+
+
+def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Tensor:
+    """u_0 > ... > u_M = 0 (Karras et al., 2022, Table 1): u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1}/abar_j, C_1) - 1)."""
+    j = torch.arange(M + 1, dtype=torch.float32, device="cpu")  # float32 as in the published files: float64 ends 5e-4 away
+    abar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
+    ratio = (abar[:-1] / abar[1:]).clamp(min=C_1)
+    u = torch.zeros(M + 1, device="cpu")
+    for k in range(M, 0, -1):
+        u[k - 1] = ((u[k] ** 2 + 1) / ratio[k - 1] - 1).sqrt()
+    return u.double()
+
+
+def step_of(t: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """The training step whose noise level is t, between steps by interpolation in log t; (B,)."""
+    levels = torch.as_tensor(sigmas, dtype=torch.float64, device=t.device).log()
+    x = t.log()
+    k = torch.searchsorted(levels, x.detach()).clamp(1, len(levels) - 1)
+    step = k - 1 + (x - levels[k - 1]) / (levels[k] - levels[k - 1])
+    step = step.clamp(0, len(levels) - 1)
+    # A level that went through float32 is the step itself again. Its derivative in t stays, for the autodiff scheme.
+    rounded = step.round()
+    return step + torch.where((step - rounded).abs() < 1e-3, rounded - step, 0).detach()
+
+
+class Preconditioning:
+    """A formula with its constants, as they are written into config.json: {"name": ..., constants}, or the name alone.
+
+    times: the noise levels that the network was trained at, ascending (K,), or None where it takes any.
+    """
+
+    def __init__(self, spec: str | dict[str, Any] = "edm", sigma_data: float = SIGMA_DATA):
+        constants: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+        self.name: str = constants.pop("name")
+        if self.name not in FORMULAS:
+            raise choices("preconditioning", self.name, list(FORMULAS))
+        self.formula, self.sigma_data = FORMULAS[self.name], sigma_data
+        self.spec: str | dict[str, Any] = {"name": self.name, **constants} if constants else self.name
+        if self.name in ("edm", "edm_v"):
+            constants["sigma_data"] = sigma_data
+        known = inspect.signature(self.formula).parameters
+        for key in constants:
+            if key not in known:
+                raise choices(f"constant of the preconditioning {self.name}", key, list(known)[1:])
+        self.times: Tensor | None = None
+        if self.name == "iddpm":
+            self.times = iddpm_times(**constants).flip(0)[1:]  # without 0
+        elif "sigmas" in known:
+            if "sigmas" not in constants:
+                raise PidistillError(f"the preconditioning {self.name} needs `sigmas`, its training steps' noise levels")
+            # On the CPU also where a network is built on the meta device.
+            self.times = constants["sigmas"] = torch.tensor(constants["sigmas"], dtype=torch.float64, device="cpu")
+            if self.times.ndim != 1 or len(self.times) < 2 or not (self.times[1:] > self.times[:-1]).all() \
+                    or not self.times[0] > 0 or not self.times[-1].isfinite():
+                raise PidistillError(f"the preconditioning {self.name}: sigmas must be positive, finite and ascending")
+        self.constants = constants
+
+    def __call__(self, t: Tensor) -> Coefficients:
+        """t: (B,) -> Coefficients, float64."""
+        return self.formula(t.double(), **self.constants)
+
+    def for_student(self, t: Tensor) -> Coefficients:
+        """Coefficients of F_theta(z, t) = c_skip u + c_out net(c_in u, c_noise), with u = c_in(T) z of EDM; t: (B,).
+
+        EDM's own networks are F_theta as they are (Eq. 7). Others give the noise or a velocity, and started so the student
+        would be noise: F is then the clean image that the network says it sees in u as if u came from time t,
+
+            F = (D(v, t) - c_skip v) (t^2 + s^2)^1/2 / t,   v = (t^2 + s^2)^1/2 u,   c_skip = s^2/(t^2 + s^2),
+
+        s = sigma_data: at t = T, where u is the network's own input, that is D(z, T); at small t it is of the size of data,
+        as what the image's noise says of it.
+        """
+        t = t.double()
+        own = self(t)
+        if self.name == "edm":
+            return Coefficients(torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t), own.c_noise)
+        scale = (t**2 + self.sigma_data**2).sqrt()
+        skip = self.sigma_data**2 / scale**2
+        return Coefficients((own.c_skip - skip) * scale**2 / t, own.c_out * scale / t, own.c_in * scale, own.c_noise)

@@ -1,0 +1,168 @@
+"""`diffusers:PATH_OR_REPO`: pipelines of Hugging Face diffusers with a UNet2DModel or a DiT."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pidistill.config import RHO, T_MAX, T_MIN
+from pidistill.decoder import Decoder
+from pidistill.denoiser import Preconditioned
+from pidistill.downloads import sha256
+from pidistill.errors import PidistillError
+from pidistill.files import read_json
+from pidistill.nets.diffusers_net import import_diffusers
+from pidistill.progress import console
+from pidistill.teachers import network_teacher
+
+NETWORKS = {"UNet2DModel": "UNet2DModel", "DiTTransformer2DModel": "DiTTransformer2DModel",
+            "Transformer2DModel": "DiTTransformer2DModel"}  # the DiT's name before diffusers 0.29
+FILES = ["model_index.json", "scheduler/*.json", "unet/*", "transformer/*", "vae/*"]
+IGNORED = ["*.msgpack", "*.ckpt", "*.h5", "*.fp16.*", "*.py"]
+
+
+def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
+    """rest: `PATH_OR_REPO[,guidance=W][,sigma_data=S]`.
+
+    PATH is a folder that `save_pretrained` wrote; a REPO of the Hugging Face hub is looked for in its local cache and else
+    downloaded, which is said. Only the configurations and weights (safetensors, or .bin read weights-only) are read; code
+    that comes with a model is not. guidance: classifier-free guidance, for a DiT. sigma_data: of the data that the network
+    sees, by default 0.5 for pixels and 1 for latents.
+    """
+    name, options = parse(rest)
+    library = import_diffusers()
+    folder = find(name)
+    index = read_json(folder / "model_index.json")
+    part = next((part for part in ("unet", "transformer") if part in index), None)
+    kind = index[part][1] if part else None
+    if part is None or kind not in NETWORKS:
+        raise PidistillError(f"{name}: a {index.get('_class_name', 'pipeline')} with {kind or 'no network'} cannot teach; "
+                             "UNet2DModel and DiT can (models that need text cannot)")
+    if "scheduler" not in index:
+        raise PidistillError(f"{name}: the pipeline has no scheduler, which says what the network predicts")
+    config = {key: value for key, value in read_json(folder / part / "config.json").items() if value is not None}
+    latent = index.get("vae", [None])[0] is not None or index.get("vqvae", [None])[0] is not None
+    facts = schedule(library, read_json(folder / "scheduler" / "scheduler_config.json"), name)
+    facts |= network_facts(config, name)
+    facts["sigma_data"] = options.get("sigma_data", facts.get("sigma_data", 1.0 if latent else 0.5))
+    if "guidance" in options:
+        facts["guidance"] = options["guidance"]
+    net: dict[str, Any] = {"name": "diffusers_net", "kind": NETWORKS[kind], "config": config}
+    if facts["preconditioning"] == "score":
+        net["unit_range"] = True
+    if latent and not (folder / "vae" / "config.json").exists():
+        raise PidistillError(f"{name}: its latents need the {index.get('vae', index.get('vqvae'))} that is not in vae/")
+    if "null_label" in facts and options.get("guidance", 1) == 1:
+        del facts["null_label"]
+    teacher = network_teacher(net, weights=False, **facts)
+    if not weights:
+        return teacher
+    teacher.model.net = load(library, NETWORKS[kind], folder / part, name)
+    if latent:
+        spec = {"config": read_json(folder / "vae" / "config.json")}
+        teacher.decoder = Decoder(spec, load(library, "AutoencoderKL", folder / "vae", name))
+    files = sorted(path for path in (folder / part).iterdir() if path.suffix in (".safetensors", ".bin"))
+    teacher.origin = {"file": name, "sha256": {path.name: sha256(path) for path in files}, "left_out": [],
+                      "licence": "as the model's page says"}
+    return teacher
+
+
+def parse(rest: str) -> tuple[str, dict[str, float]]:
+    """`NAME,key=number,...` -> the name and the options."""
+    name, *given = rest.split(",")
+    options: dict[str, float] = {}
+    for text in given:
+        key, _, value = text.partition("=")
+        try:
+            options[key] = float(value)
+        except ValueError:
+            options[key] = math.nan
+        if key not in ("guidance", "sigma_data") or not math.isfinite(options[key]) or options[key] <= 0:
+            raise PidistillError(f"a diffusers teacher is diffusers:PATH_OR_REPO[,guidance=W][,sigma_data=S], got {rest!r}")
+    return name, options
+
+
+def find(name: str) -> Path:
+    """The pipeline's folder: a path, or a repository in the local cache, or downloaded there."""
+    path = Path(os.path.expanduser(name))
+    if path.is_dir():
+        if not (path / "model_index.json").exists():
+            raise PidistillError(f"{path} holds no pipeline: model_index.json was expected, as save_pretrained writes it")
+        return path
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise PidistillError(f"{name} is no folder, and no repository of the form OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+    except Exception:  # not in the cache: each version of the library says so with another class
+        console.print(f"downloading {name} from the Hugging Face hub (configurations and weights)", soft_wrap=True)
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=IGNORED))
+    except Exception as error:  # no network, no such repository, no permission
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise PidistillError(f"cannot download {name} ({reason}); put the folder that save_pretrained wrote anywhere (with "
+                             "model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one) and name it: "
+                             "diffusers:FOLDER") from None
+
+
+def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
+    """diffusers' model with its weights, strictly, in float32."""
+    try:
+        model, info = getattr(library, kind).from_pretrained(
+            str(folder), local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True, torch_dtype=torch.float32)
+    except Exception as error:  # missing, damaged or misshapen files end in almost any of them
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise PidistillError(f"cannot read {kind} of {name}: {reason}") from None
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise PidistillError(f"the weights in {folder} do not fit {kind}: {len(wrong)} missing, unknown or misshapen, first "
+                             f"{wrong[0]}")
+    return model.eval()
+
+
+def network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Shape and classes from the network's configuration."""
+    size, channels = config.get("sample_size"), config.get("in_channels")
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    if len(sides) != 2 or not isinstance(channels, int):
+        raise PidistillError(f"{name}: the network's config.json does not say its sample_size and in_channels")
+    facts: dict[str, Any] = {"shape": (channels, *sides), "num_classes": config.get("num_class_embeds") or 0}
+    if "num_embeds_ada_norm" in config:
+        facts |= {"num_classes": config["num_embeds_ada_norm"], "null_label": config["num_embeds_ada_norm"]}
+    return facts
+
+
+def schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Preconditioning and noise range, from the scheduler's configuration."""
+    kind = config.get("_class_name", "")
+    prediction = config.get("prediction_type", "epsilon")
+    if kind.startswith("EDM"):
+        edm = library.EDMEulerScheduler.from_config(config).config
+        return {"preconditioning": "edm" if edm.prediction_type == "epsilon" else "edm_v", "t_min": edm.sigma_min,
+                "t_max": edm.sigma_max, "sigma_data": edm.sigma_data, "rho": edm.rho}
+    if kind.startswith("FlowMatch") or prediction == "flow_prediction":
+        # Any s in (0, 1) was trained. s = 1 is t = inf; EDM's T = 80 is s = 0.988, where the data is 1/80 of the noise.
+        scale = float(config.get("num_train_timesteps", 1000))
+        return {"preconditioning": {"name": "flow", "scale": scale}, "t_min": T_MIN, "t_max": T_MAX}
+    if kind == "ScoreSdeVeScheduler":  # its images are in [0, 1], ours in [-1, 1]: levels are twice as large
+        return {"preconditioning": "score", "t_min": 2 * config["sigma_min"], "t_max": 2 * config["sigma_max"]}
+    if "beta_schedule" not in config and "trained_betas" not in config:
+        raise PidistillError(f"{name}: the scheduler {kind or 'without a name'} is not known")
+    if prediction not in ("epsilon", "v_prediction", "sample"):
+        raise PidistillError(f"{name}: a network that predicts {prediction!r} is not known")
+    abar = library.DDPMScheduler.from_config(config).alphas_cumprod.double()
+    sigmas = ((1 - abar) / abar).sqrt()
+    usable = sigmas.isfinite() & (abar > 1e-7)
+    if not usable.all():
+        console.print(f"{name}: {int((~usable).sum())} steps of its schedule are pure noise (zero terminal SNR): left out",
+                      soft_wrap=True)
+    if int(usable.sum()) < 2:
+        raise PidistillError(f"{name}: its schedule has no two usable steps")
+    sigmas = sigmas[usable]
+    return {"preconditioning": {"name": prediction, "sigmas": sigmas.tolist()}, "t_min": float(sigmas[0]),
+            "t_max": float(sigmas[-1]), "rho": RHO}

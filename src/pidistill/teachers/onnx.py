@@ -1,0 +1,98 @@
+"""`onnx:FILE`: a black box that onnxruntime runs. Only its forward pass is used, so the student has another network."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
+from pidistill.denoiser import Denoiser
+from pidistill.downloads import sha256
+from pidistill.errors import PidistillError
+
+FACTS = {"t_min": T_MIN, "t_max": T_MAX, "sigma_data": SIGMA_DATA, "rho": RHO, "classes": 0}
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64,
+         "tensor(int32)": np.int32}
+
+
+class ONNXDenoiser(Denoiser):
+    """D(x, t[, labels]) of a graph with these inputs, in this order, and D as its first output."""
+
+    def __init__(self, session: Any, shape: tuple[int, ...], classes: int, facts: dict[str, float], fixed: int | None):
+        super().__init__(shape, classes, **facts)
+        self.session, self.fixed = session, fixed
+        self.inputs = [(i.name, TYPES[i.type]) for i in session.get_inputs()]
+
+    def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        if self.num_classes and labels is None:
+            labels = torch.zeros(len(x), dtype=torch.int64)
+        values = [x, t, labels][:len(self.inputs)]
+        size = self.fixed or len(x)
+        parts = []
+        for k in range(0, len(x), size):
+            feed = {}
+            for (name, dtype), value in zip(self.inputs, values):
+                assert value is not None
+                rows = value[k:k + size].detach().cpu().numpy().astype(dtype)
+                # A graph of a fixed batch is fed copies of the last row in the end.
+                feed[name] = np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1), "edge")
+            parts.append(self.session.run(None, feed)[0][:min(size, len(x) - k)])
+        return torch.from_numpy(np.concatenate(parts)).to(device=x.device, dtype=x.dtype)
+
+
+def onnx(rest: str) -> Denoiser:
+    """rest: `FILE.onnx[,t_min=...][,t_max=...][,sigma_data=...][,rho=...][,classes=N]`.
+
+    Inputs: x (B, ...), t (B,) and, for N classes, labels (B,); the first output is D, (B, ...). The shape is the graph's.
+    The same facts may stand in the file's metadata under `pidistill`, as JSON; what is said here wins.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise PidistillError("this needs onnxruntime, which is not installed: pip install 'pidistill[onnx]'") from None
+    name, *given = rest.split(",")
+    path = Path(os.path.expanduser(name))
+    if not path.is_file():
+        raise PidistillError(f"{path} does not exist, or is no file")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors come as exceptions
+    providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime's own classes, several
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise PidistillError(f"cannot read {path} as an ONNX file ({reason})") from None
+    facts = read_facts(session, given, rest)
+    classes = int(facts.pop("classes"))
+    inputs = session.get_inputs()
+    wanted = 3 if classes else 2
+    if len(inputs) != wanted or any(i.type not in TYPES for i in inputs) or len(inputs[1].shape) != 1:
+        got = ", ".join(f"{i.name} {i.type}{i.shape}" for i in inputs)
+        raise PidistillError(f"{path}: the graph must take x (B, ...), t (B,){' and labels (B,)' if classes else ''}, it "
+                             f"takes {got}" + ("" if classes else "; with labels, say classes=N"))
+    batch, *shape = inputs[0].shape
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise PidistillError(f"{path}: the shape of {inputs[0].name} must be fixed but for the batch, got {inputs[0].shape}")
+    teacher = ONNXDenoiser(session, tuple(shape), classes, facts, batch if isinstance(batch, int) else None)
+    teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": "as the file's source says", "left_out": []}
+    return teacher
+
+
+def read_facts(session: Any, given: list[str], rest: str) -> dict[str, float]:
+    """FACTS, with what the file's metadata and then the spec say."""
+    facts: dict[str, float] = dict(FACTS)
+    try:
+        said = json.loads(session.get_modelmeta().custom_metadata_map.get("pidistill", "{}"))
+        said |= {key: float(value) for key, sign, value in (text.partition("=") for text in given)}
+        facts |= {key: float(value) for key, value in said.items()}
+    except (ValueError, TypeError, AttributeError):
+        facts["?"] = 0
+    if facts.keys() != FACTS.keys():
+        raise PidistillError(f"an onnx teacher is onnx:FILE[,key=number...] with the keys {', '.join(FACTS)}, got {rest!r}")
+    return facts

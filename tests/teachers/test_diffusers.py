@@ -1,0 +1,292 @@
+"""diffusers' pipelines against diffusers' own samplers, on tiny random networks; nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+
+import pytest
+import torch
+
+from pidistill.distillation import distill
+from pidistill.errors import PidistillError
+from pidistill.samplers import sample_teacher
+from pidistill.samplers.euler import euler
+from pidistill.samplers.heun import heun
+from pidistill.student import load_student, make_student
+from pidistill.teachers import load_teacher
+from tests.helpers import loss_of, shake
+
+diffusers = pytest.importorskip("diffusers")
+SIZE = 8
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def unet(classes=None, out=1, size=SIZE, **options):
+    torch.manual_seed(0)
+    return shake(diffusers.UNet2DModel(
+        sample_size=size, in_channels=1, out_channels=out, layers_per_block=1, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8, num_class_embeds=classes, **options), scale=0.03).eval()
+
+
+def dit(classes=5):
+    torch.manual_seed(0)
+    return shake(diffusers.DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=SIZE,
+        patch_size=2, num_embeds_ada_norm=classes), scale=0.05).eval()
+
+
+def vae():
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8),
+                                   down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                                   norm_num_groups=4, sample_size=16, scaling_factor=0.3).eval()
+
+
+def save(folder, scheduler, network=None, latent=None, kind=None):
+    """What DiffusionPipeline.save_pretrained writes."""
+    network = network if network is not None else unet()
+    part = "transformer" if isinstance(network, diffusers.DiTTransformer2DModel) else "unet"
+    network.save_pretrained(folder / part)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {"_class_name": kind or "DDIMPipeline", part: ["diffusers", type(network).__name__],
+             "scheduler": ["diffusers", type(scheduler).__name__]}
+    if latent is not None:
+        latent.save_pretrained(folder / "vae")
+        index["vae"] = ["diffusers", "AutoencoderKL"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return f"diffusers:{folder}"
+
+
+def ddim(**options):
+    return diffusers.DDIMScheduler(clip_sample=False, **options)
+
+
+def close(ours, theirs, most=1e-4):
+    assert ((ours - theirs).norm() / theirs.norm()).item() < most and theirs.std() > 1e-3
+
+
+SCHEDULES = [{"beta_schedule": "linear"}, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+             {"beta_schedule": "squaredcos_cap_v2"}]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s["beta_schedule"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@torch.no_grad()
+def test_euler_through_the_denoiser_is_diffusers_ddim(tmp_path, prediction, schedule):
+    """DDIM with eta 0 is Euler's method on dx/dt = (x - D)/t, at the levels of its own steps."""
+    network, scheduler = unet(), ddim(prediction_type=prediction, **schedule)
+    teacher = load_teacher(save(tmp_path / "p", scheduler, network))
+    scheduler.set_timesteps(10)
+    x = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    ts = torch.cat([teacher.times[scheduler.timesteps], torch.zeros(1, dtype=torch.float64)])
+    z = x * (1 + ts[0] ** 2).sqrt().float()
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t).sample, t, x, eta=0.0).prev_sample
+    *_, (_, ours) = euler(teacher, z, ts)
+    close(ours, x)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@torch.no_grad()
+def test_edm_schedulers(tmp_path, prediction):
+    network, scheduler = unet(), diffusers.EDMEulerScheduler(prediction_type=prediction, sigma_data=0.4, sigma_max=50)
+    teacher = load_teacher(save(tmp_path / "p", scheduler, network))
+    assert (teacher.t_max, teacher.sigma_data, teacher.times) == (50, 0.4, None)
+    scheduler.set_timesteps(8)
+    x = z = torch.randn(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * scheduler.sigmas[0]
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+    *_, (_, ours) = euler(teacher, z, scheduler.sigmas.double())
+    close(ours, x)
+
+
+@torch.no_grad()
+def test_flow_matching_schedulers(tmp_path):
+    """Euler in s is not Euler in t: the denoiser itself is compared, and a fine Heun with a fine Euler."""
+    network, scheduler = unet(), diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    teacher = load_teacher(save(tmp_path / "p", scheduler, network))
+    scheduler.set_timesteps(400)
+    x_s = torch.randn(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    k = 20
+    s, t = scheduler.sigmas[k], scheduler.timesteps[k]
+    close(teacher(x_s / (1 - s), float(s / (1 - s))), x_s - s * network(x_s, t).sample)
+    start, state = scheduler.sigmas[k], x_s
+    z = state / (1 - start)
+    for t, s, u in zip(scheduler.timesteps[k:], scheduler.sigmas[k:], scheduler.sigmas[k + 1:]):
+        state = state + (u - s) * network(state, t).sample
+    levels = torch.logspace(float((start / (1 - start)).log10()), -3, 60, dtype=torch.float64)
+    ts = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    *_, (_, ours) = heun(teacher, z, ts)
+    close(ours, state, 0.02)
+
+
+@torch.no_grad()
+def test_score_of_a_variance_exploding_model(tmp_path):
+    """D = x + sigma^2 score for its images in [0, 1], here in [-1, 1]."""
+    network = unet(time_embedding_type="fourier", center_input_sample=True)
+    scheduler = diffusers.ScoreSdeVeScheduler(sigma_max=50)
+    teacher = load_teacher(save(tmp_path / "p", scheduler, network, kind="ScoreSdeVePipeline"))
+    x, sigma = torch.rand(2, 1, SIZE, SIZE) + 0.7 * torch.randn(2, 1, SIZE, SIZE), 0.7
+    D = x + sigma**2 * network(x, torch.full((2,), sigma)).sample
+    close(teacher(2 * x - 1, 2 * sigma), 2 * D - 1)
+    assert (teacher.t_min, teacher.t_max) == (0.02, 100)
+
+
+@torch.no_grad()
+def test_classes_learned_variance_and_other_sizes(tmp_path):
+    network, scheduler = unet(classes=4, out=2, size=(8, 16)), ddim()
+    teacher = load_teacher(save(tmp_path / "p", scheduler, network))
+    assert teacher.shape == (1, 8, 16) and teacher.num_classes == 4
+    x, y, t = torch.randn(4, 1, 8, 16), torch.arange(4), teacher.times[[700]].expand(4)
+    scale = (1 + t[0] ** 2).sqrt().float()
+    eps = network(x / scale, torch.tensor(700), class_labels=y).sample[:, :1]
+    close(teacher(x, t, y), x - t[0].float() * eps)
+    assert not torch.allclose(teacher(x, t, y), teacher(x, t, y.flip(0)), atol=1e-3)
+
+
+@torch.no_grad()
+def test_dit_with_guidance_is_the_pipeline_s(tmp_path, monkeypatch):
+    network, scheduler, decoder = dit(classes=1000), ddim(), vae()
+    spec = save(tmp_path / "p", scheduler, network, decoder, "DiTPipeline")
+    teacher = load_teacher(spec + ",guidance=3")
+    assert teacher.shape == (4, SIZE, SIZE) and teacher.num_classes == 1000 and teacher.sigma_data == 1
+    pipeline = diffusers.DiTPipeline(network, decoder, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = []
+    monkeypatch.setattr(type(decoder), "decode", lambda self, z, **_: (latents.append(z), torch.zeros(2, 3, 16, 16))[1:] and
+                        type("O", (), {"sample": torch.zeros(2, 3, 16, 16)}))
+    z = torch.randn(2, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    pipeline([7, 900], guidance_scale=3.0, num_inference_steps=8, output_type="pt",
+             generator=torch.Generator().manual_seed(3))
+    scheduler.set_timesteps(8)
+    ts = torch.cat([teacher.times[scheduler.timesteps], torch.zeros(1, dtype=torch.float64)])
+    *_, (_, ours) = euler(teacher, z * (1 + ts[0] ** 2).sqrt().float(), ts, torch.tensor([7, 900]))
+    close(ours, latents[0] * 0.3)
+
+
+def test_latents_are_decoded_where_images_are_wanted(tmp_path):
+    teacher = load_teacher(save(tmp_path / "p", ddim(), dit(), vae(), "DiTPipeline"))
+    student = make_student(teacher).eval()
+    assert student.sample(range(3)).shape == (3, 3, 16, 16) and student.sample(range(3), decode=False).shape == (3, 4, 8, 8)
+    assert sample_teacher(teacher, range(2), torch.tensor([0, 1]), steps=3).shape == (2, 3, 16, 16)
+    student.save(tmp_path / "s")
+    again = load_student(tmp_path / "s")
+    assert torch.equal(again.sample(range(3)), student.sample(range(3)))
+    latents = student.sample(range(3), decode=False)
+    expected = vae().decode(latents / 0.3).sample.clip(-1, 1)
+    torch.testing.assert_close(again.sample(range(3)), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert not any(name.startswith("decoder") for name, _ in student.named_parameters())
+
+
+def learnt(network, scheduler, steps=200):
+    """The network, trained a little to predict noise: what a random one gives is no noise, and D = x - t eps no image."""
+    rng, optimizer = torch.Generator().manual_seed(0), torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(steps):
+        noise = torch.randn(16, network.config.in_channels, SIZE, SIZE, generator=rng)
+        x_0 = 0.3 + 0.5 * torch.randn(noise.shape, generator=rng).mean((2, 3), keepdim=True).expand(noise.shape)
+        k = torch.randint(1000, (16,), generator=rng)
+        y = {"class_labels": k % 5} if hasattr(network, "patch_size") else {}
+        eps = network(scheduler.add_noise(x_0, noise, k), k, **y).sample[:, :noise.shape[1]]
+        (eps - noise).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return network.eval()
+
+
+LATENT = SCHEDULES[1]
+CASES = {"epsilon": lambda: (ddim(**LATENT), learnt(unet(), ddim(**LATENT))),
+         "v": lambda: (ddim(prediction_type="v_prediction"), unet(classes=3)),
+         "flow": lambda: (diffusers.FlowMatchEulerDiscreteScheduler(), unet()),
+         "dit": lambda: (ddim(**LATENT), learnt(dit(), ddim(**LATENT)), vae(), "DiTPipeline")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_distillation_lowers_the_loss(tmp_path, case):
+    spec = save(tmp_path / "p", *CASES[case]()) + (",guidance=2" if case == "dit" else "")
+    student = distill(spec, out=tmp_path / "run", overrides={
+        "train.steps": 100, "train.batch": 16, "optimizer.lr": 1e-3, "optimizer.clip": 1.0, "ema": 0.5, "grid.points": 40,
+        "evaluate.num": 4, "preview.every": 100})
+    teacher = load_teacher(spec)
+    assert loss_of(student, teacher) < 0.9 * loss_of(make_student(teacher), teacher)
+    assert student.sample(range(2)).shape == ((2, 3, 16, 16) if case == "dit" else (2, 1, SIZE, SIZE))
+    assert load_student(tmp_path / "run").preconditioning.name in ("epsilon", "v_prediction", "flow")
+
+
+def test_schedules_with_a_step_of_pure_noise_lose_it_and_say_so(tmp_path, capsys):
+    teacher = load_teacher(save(tmp_path / "p", ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction")))
+    assert 990 < len(teacher.times) < 1000 and 1000 < teacher.t_max < 3200
+    assert "zero terminal SNR" in capsys.readouterr().err
+
+
+def test_half_precision_files_become_float32_and_the_file_is_named(tmp_path):
+    teacher = load_teacher(save(tmp_path / "p", ddim(), unet().half()))
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    assert len(next(iter(teacher.origin["sha256"].values()))) == 64
+
+
+def test_a_dry_run_needs_no_weights(tmp_path):
+    spec = save(tmp_path / "p", ddim())
+    (tmp_path / "p" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    teacher = load_teacher(spec, weights=False)
+    assert {p.device.type for p in teacher.parameters()} == {"meta"}
+    with pytest.raises(PidistillError, match="cannot read UNet2DModel"):
+        load_teacher(spec)
+
+
+def test_what_cannot_teach_is_one_line(tmp_path, monkeypatch):
+    spec = save(tmp_path / "p", ddim())
+    folder = tmp_path / "p"
+
+    def refused(words, given=spec):
+        with pytest.raises(PidistillError, match=words) as error:
+            load_teacher(given)
+        assert "\n" not in str(error.value)
+
+    refused("no folder, and no repository", "diffusers:nowhere")
+    refused("holds no pipeline", f"diffusers:{folder / 'unet'}")
+    refused("diffusers:PATH_OR_REPO", spec + ",guidance=much")
+    refused("diffusers:PATH_OR_REPO", spec + ",guide=3")
+    refused("guidance=2", spec + ",guidance=2")
+    index = json.loads((folder / "model_index.json").read_text())
+    text = {"unet": ["diffusers", "UNet2DConditionModel"], "_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index | text))
+    refused("need text")
+    (folder / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k != "scheduler"}))
+    refused("no scheduler")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    refused("cannot read UNet2DModel")
+    unet(classes=3).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "diffusion_pytorch_model.safetensors", weights)
+    refused("do not fit UNet2DModel")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    refused("pip install", spec)
+
+
+def test_repositories_are_downloaded_only_when_said(monkeypatch, capsys):
+    """Offline the message says what to put where."""
+    import huggingface_hub
+
+    calls = []
+
+    def download(name, **options):
+        calls.append(options.get("local_files_only", False))
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(PidistillError, match=r"cannot download google/ddpm \(no network\).*diffusers:FOLDER"):
+        load_teacher("diffusers:google/ddpm")
+    assert calls == [True, False] and "downloading google/ddpm" in capsys.readouterr().err

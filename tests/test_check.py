@@ -1,0 +1,80 @@
+"""The ready check: silent on good denoisers, one clear sentence for every usual mistake."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pidistill import check_teacher, load_teacher
+from pidistill.denoiser import FunctionDenoiser
+from tests.test_preconditioning import FACTS, FORMULAS, teacher_of
+
+GOOD = ["bundled:digits", "gaussian:2,modes=8,std=0.1", "gaussian:1x8x8,mean=0.2,std=0.5", "gaussian:3,modes=3,classes"]
+
+
+@pytest.mark.parametrize("spec", GOOD)
+def test_good_denoisers_pass(spec):
+    assert {check.verdict for check in check_teacher(load_teacher(spec))} == {"ok"}
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_every_preconditioning_of_a_perfect_network_passes(kind):
+    checks = check_teacher(teacher_of(kind).float().double())
+    assert [check for check in checks if check.verdict == "wrong"] == [] and FACTS
+
+
+def broken(change, shape=None, **facts):
+    """The bundled digits teacher with a mistake in its call."""
+    good = load_teacher("bundled:digits")
+    return FunctionDenoiser(lambda x, t, y: change(good, x, t, y), shape or good.shape, good.num_classes,
+                            **{"t_min": 0.002, "t_max": 80.0, "sigma_data": 0.5} | facts)
+
+
+def in_place(good, x, t, y):
+    D = good(x, t, y)
+    x.mul_(0.5)
+    return D
+
+
+NORM = nn.BatchNorm2d(1).train()
+MISTAKES = {
+    "raises": (lambda good, x, t, y: good(x, t, y, 3), "call"),
+    "drops a channel": (lambda good, x, t, y: good(x, t, y)[:, 0], "shape"),
+    "float64": (lambda good, x, t, y: good(x, t, y).double(), "type"),
+    "changes x": (in_place, "input"),
+    "not finite": (lambda good, x, t, y: good(x, t, y) / (t > 1)[:, None, None, None], "finite"),
+    "gives the noise": (lambda good, x, t, y: (x - good(x, t, y)) / t[:, None, None, None], "small t"),
+    "gives v": (lambda good, x, t, y: (x - good(x, t, y)) / t[:, None, None, None] - good(x, t, y), "small t"),
+    "returns x": (lambda good, x, t, y: x.clone(), "large t"),
+    "ignores t": (lambda good, x, t, y: good(x, torch.full_like(t, 0.002), y), "noise level"),
+    "wants the logarithm": (lambda good, x, t, y: good(x, t.exp().clamp(0.002, 80), y), "small t"),
+    "wants a step": (lambda good, x, t, y: good(x, (t * 1000).clamp(0.002, 80), y), "small t"),
+    "images in [0, 1]": (lambda good, x, t, y: (good(2 * x - 1, 2 * t, y) + 1) / 2, "range"),
+    "dropout": (lambda good, x, t, y: good(x, t, y) + 0.05 * torch.randn_like(x), "repeatable"),
+    "batch normalisation": (lambda good, x, t, y: NORM(good(x, t, y)), "batch"),
+    "ignores labels": (lambda good, x, t, y: good(x, t, torch.zeros_like(y)), "labels"),
+    "scales by 2": (lambda good, x, t, y: 2 * good(x, t, y), "small t"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(mistake):
+    change, name = MISTAKES[mistake]
+    checks = {check.name: check for check in check_teacher(broken(change))}
+    assert name in checks and checks[name].verdict != "ok", {k: v.says for k, v in checks.items()}
+    assert "\n" not in checks[name].says and len(checks[name].says) > 20
+    if mistake == "gives the noise":
+        assert "needs D = x - t eps" in checks[name].says
+
+
+def test_verb(command, tmp_path, monkeypatch):
+    done = command("inspect", "bundled:digits", "--check")
+    assert done.code == 0 and "small t" in done.out and "wrong" not in done.out
+    (tmp_path / "bad_teacher.py").write_text(
+        "import pidistill\n\nclass Bad(pidistill.Denoiser):\n"
+        "    def __init__(self):\n        super().__init__((1, 4, 4))\n\n"
+        "    def denoise(self, x, t, labels=None):\n        return 3 * x\n")
+    monkeypatch.chdir(tmp_path)
+    done = command("inspect", "python:bad_teacher:Bad", "--check")
+    assert done.code == 1 and "wrong" in done.out

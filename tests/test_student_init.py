@@ -1,0 +1,98 @@
+"""Students of black boxes, of pickles, and those that begin as another."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from pidistill.convert import convert
+from pidistill.denoiser import FunctionDenoiser
+from pidistill.distillation import distill
+from pidistill.errors import PidistillError
+from pidistill.student import make_student
+from pidistill.teachers import load_teacher
+from tests.helpers import SHAPE, loss_of, tiny_teacher
+from tests.test_convert import pickle_of
+
+RUN = {"train.steps": 40, "train.batch": 16, "optimizer.lr": 1e-2, "optimizer.clip": 1.0, "ema": 0.5,
+       "grid.points": 40,
+       "evaluate.num": 4, "preview.every": 100}
+
+
+@pytest.mark.parametrize("class_name, facts", [
+    ("EDMPrecond", {"sigma_data": 0.5}), ("VPPrecond", {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "sigma_max": 2.0})])
+def test_a_pickle_is_distilled(tmp_path, class_name, facts):
+    path = pickle_of(tmp_path / "net.pkl", class_name, **facts)
+    student, teacher = distill(f"edm:{path}", out=tmp_path / "run", overrides=RUN), load_teacher(f"edm:{path}")
+    assert loss_of(student, teacher) < 0.8 * loss_of(make_student(teacher), teacher)
+
+
+def test_a_python_factory_is_distilled(tmp_path, monkeypatch):
+    (tmp_path / "mine_teacher.py").write_text(
+        "import torch\n\nclass Mine(torch.nn.Module):\n    shape, num_classes = (1, 4, 4), 2\n"
+        "    t_min, t_max, sigma_data = 0.01, 20.0, 0.5\n\n    def forward(self, x, t, labels=None):\n"
+        "        m = 0.4 * (labels * 2 - 1)[:, None, None, None]\n        u = (t ** 2)[:, None, None, None]\n"
+        "        return m + (x - m) * 0.09 / (0.09 + u)\n")
+    monkeypatch.chdir(tmp_path)
+    net = {"name": "mlp", "width": 32}
+    student = distill("python:mine_teacher:Mine", out=tmp_path / "run",
+                      overrides=RUN | {"student.init": "random", "student.net": net, "train.steps": 80})
+    teacher = load_teacher("python:mine_teacher:Mine")
+    assert loss_of(student, teacher) < 0.5 * loss_of(make_student(teacher, "random", net), teacher)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["compiled", "quantised", "scripted"])
+def test_only_the_forward_pass_is_used(how):
+    """So that a teacher may be anything that answers."""
+    good = tiny_teacher({"name": "mlp", "width": 16, "depth": 2})
+    net = copy.deepcopy(good.model)
+    if how == "compiled":
+        net = torch.compile(net, backend="eager")
+    elif how == "quantised":
+        net = torch.ao.quantization.quantize_dynamic(net, {torch.nn.Linear}, dtype=torch.qint8)
+    else:
+        net = torch.jit.trace(net, (torch.randn(2, *SHAPE), torch.zeros(2), torch.tensor([0, 1])), check_trace=False)
+    teacher = FunctionDenoiser(lambda x, t, y: good.__class__.denoise(wrap, x, t, y), SHAPE, 3)
+    wrap = copy.copy(good)
+    wrap._modules = {"model": net} if isinstance(net, torch.nn.Module) else {}
+    x, y = torch.randn(2, *SHAPE), torch.tensor([0, 1])
+    D = teacher(x, 1.0, y)
+    assert (D - good(x, 1.0, y)).abs().max() < 0.2 and not D.requires_grad
+
+
+def test_a_student_may_begin_as_another(tmp_path):
+    teacher = tiny_teacher()
+    first = make_student(teacher, "random")
+    first.save(tmp_path / "student")
+    again = make_student(teacher, str(tmp_path / "student"))
+    z, y = torch.randn(2, *SHAPE) * 80, torch.tensor([0, 1])
+    assert torch.equal(again(z, 1.0, y), first(z, 1.0, y)) and all(p.requires_grad for p in again.parameters())
+    black_box = FunctionDenoiser(teacher.denoise, SHAPE, 3)
+    assert torch.equal(make_student(black_box, str(tmp_path / "student"))(z, 1.0, y), first(z, 1.0, y))
+
+
+def test_a_black_box_s_student_may_begin_as_a_teacher(tmp_path):
+    digits = load_teacher("bundled:digits")
+    convert("bundled:digits", tmp_path / "t")
+    black_box = FunctionDenoiser(digits.denoise, digits.shape, 10)
+    ours, usual = make_student(black_box, str(tmp_path / "t")), make_student(digits)
+    z, y = torch.randn(2, 1, 16, 16) * 80, torch.tensor([0, 1])
+    assert torch.equal(ours(z, 1.0, y), usual(z, 1.0, y))
+
+
+def test_what_does_not_fit_is_one_line(tmp_path):
+    make_student(tiny_teacher()).save(tmp_path / "s")
+    other = tiny_teacher(classes=4)
+    with pytest.raises(PidistillError, match=r"is for \(1, 8, 8\) in 3 classes, the teacher's are \(1, 8, 8\) in 4"):
+        make_student(other, str(tmp_path / "s"))
+    with pytest.raises(PidistillError, match="teacher, random or a folder"):
+        make_student(other, "tacher")
+    with pytest.raises(PidistillError, match=r"leave student\.net"):
+        make_student(other, str(tmp_path / "s"), {"name": "mlp"})
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text("{}")
+    with pytest.raises(PidistillError, match="holds no student and no teacher"):
+        make_student(other, str(tmp_path / "x"))
