@@ -11,10 +11,9 @@ from safetensors.torch import save_file
 
 from pidistill.convert import convert
 from pidistill.denoiser import Preconditioned
-from pidistill.downloads import sha256
 from pidistill.errors import PidistillError
 from pidistill.files import write_folder
-from pidistill.headers import describe_stored, read_header
+from pidistill.headers import describe_stored, read_header, sha256
 from pidistill.teachers import load_teacher, teacher_config, teacher_tensors
 from tests.edm_pickles import write
 from tests.helpers import NET, SHAPE, tiny_teacher
@@ -89,7 +88,7 @@ def test_a_large_file_is_described_from_its_header(tmp_path):
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + 400_000_000)
     began = time.process_time()
-    facts = describe_stored(tmp_path / "big.safetensors")
+    facts = describe_stored(str(tmp_path / "big.safetensors"))
     assert facts["parameters"] == 100_000_000 and time.process_time() - began < 0.5
 
 
@@ -99,10 +98,10 @@ def test_a_large_file_is_described_from_its_header(tmp_path):
 def test_damaged_headers_are_one_line(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(PidistillError, match="truncated or not a safetensors file"):
-        describe_stored(tmp_path / "a.safetensors")
+        describe_stored(str(tmp_path / "a.safetensors"))
 
 
 def test_other_files_are_left_to_others(tmp_path):
-    assert describe_stored(tmp_path) is None and describe_stored(tmp_path / "no") is None
+    assert describe_stored(str(tmp_path)) is None and describe_stored(str(tmp_path / "no")) is None
     save_file({"a": torch.zeros(2, 3)}, tmp_path / "w.safetensors")
-    assert describe_stored(tmp_path / "w.safetensors")["parameters"] == 6
+    assert describe_stored(str(tmp_path / "w.safetensors"))["parameters"] == 6

@@ -52,7 +52,7 @@ def refused(path, content: bytes | None = None) -> str:
 def test_every_weight_and_fact_is_read(good):
     file, state = read_edm_pickle(good), tiny_teacher().state_dict()
     assert list(file.tensors) == list(state) and all(torch.equal(file.tensors[key], state[key]) for key in state)
-    assert file.class_name == "EDMPrecond" and file.attributes == {"training": True, "sigma_data": 0.5, **FACTS}
+    assert file.class_name == "EDMPrecond" and file.attributes == {"sigma_data": 0.5, **FACTS}
     assert file.network == {"class_name": "SongUNet", "args": (), "kwargs": {"model_channels": 8}}
     assert file.keys == ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
 

@@ -12,7 +12,8 @@ import pidistill
 ROOT = Path(pidistill.__file__).parent
 LAYERS = {
     0.0: "errors",
-    0.1: "tensors seeds plugins files precision provenance progress experiments plots headers",
+    0.05: "headers",
+    0.1: "tensors seeds plugins files precision provenance progress experiments plots",
     0.15: "downloads edm_pickle",
     0.2: "config",
     0.3: "features unet",

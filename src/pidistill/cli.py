@@ -209,8 +209,13 @@ def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder o
         for each in checks:
             print(f"{each.verdict:<8} {each.name:<12} {each.says}")
         raise typer.Exit(1 if any(each.verdict == "wrong" for each in checks) else 0)
-    facts = describe_stored(Path(model))
-    if facts is None:
+    facts = describe_stored(model)
+    pickle = Path(model.removeprefix("edm:"))
+    if pickle.suffix == ".pkl" and pickle.is_file():
+        from pidistill.edm_pickle import describe_pickle
+
+        facts = describe_pickle(pickle)
+    elif facts is None:
         from pidistill.describe import describe
 
         facts = describe(model)
@@ -259,7 +264,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             print(f"{indent}{key}:")
             print_facts(value, indent + "  ")
         else:
-            print(f"{indent}{key:<{width}}  {format(value, ',') if isinstance(value, int) else value}")
+            print(f"{indent}{key:<{width}}  {format(value, ',') if type(value) is int else value}")
 
 
 def parse_rates(text: str) -> list[float | None]:

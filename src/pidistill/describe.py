@@ -8,18 +8,14 @@ from typing import Any
 
 from pidistill.checkpoint import latest
 from pidistill.denoiser import Denoiser, Preconditioned
-from pidistill.downloads import sha256
-from pidistill.edm_pickle import read_edm_pickle
 from pidistill.files import read_json, read_metrics, read_state_dict
+from pidistill.headers import sha256
 from pidistill.models import load_model, student_folder
 from pidistill.student import Student
 
 
 def describe(spec: str) -> dict[str, Any]:
     """Facts in the order to print them: kind, network, parameters, shape, classes, noise range, provenance, progress."""
-    path = Path(spec.removeprefix("edm:"))
-    if path.suffix == ".pkl" and path.is_file():
-        return describe_pickle(path)
     path = Path(spec)
     if path.is_file() and path.suffix == ".onnx":
         return describe(f"onnx:{spec}") | {"model": spec}
@@ -54,15 +50,6 @@ def describe(spec: str) -> dict[str, Any]:
     if isinstance(model, Denoiser) and model.origin:
         facts["source"] = model.origin
     return facts
-
-
-def describe_pickle(path: Path) -> dict[str, Any]:
-    """NVIDIA's pickle, without building its network."""
-    file = read_edm_pickle(path)
-    return {"model": str(path), "kind": f"EDM pickle ({file.class_name})", **file.attributes,
-            "network": {"class": file.network["class_name"], **file.network["kwargs"]},
-            "parameters": sum(tensor.numel() for tensor in file.tensors.values()), "tensors": len(file.tensors),
-            "holds": ", ".join(file.keys), "sha256": sha256(path)}
 
 
 def describe_state(path: Path) -> dict[str, Any]:

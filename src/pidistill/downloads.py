@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from filelock import FileLock
 
 from pidistill.errors import PidistillError
+from pidistill.headers import sha256
 from pidistill.progress import console
 
 
@@ -32,12 +32,6 @@ def published(url: str, what: str, key: str, folder: Path | None = None) -> Path
             from None
     check_hash(path)
     return path
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_in_name(path: Path) -> str | None:

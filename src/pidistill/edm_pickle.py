@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pidistill.errors import PidistillError
+from pidistill.headers import sha256
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 STORAGES = {  # element types of the storages that hold weights, by torch's names
@@ -84,7 +85,8 @@ def read_edm_pickle(path: Path) -> EDMPickle:
             raise Bad(f"{short(net.name)} holds no `model` or `unet`")
         network = {"class_name": inner[0].name, "args": plain(inner[0].state.get("_init_args")) or (),
                    "kwargs": plain(inner[0].state.get("_init_kwargs")) or {}}
-        attributes = {key: plain(value) for key, value in net.state.items() if not key.startswith("_") and is_plain(value)}
+        attributes = {key: value for key, value in net.state.items()
+                      if is_plain(value) and not key.startswith("_") and key != "training"}
         return EDMPickle(net.name, attributes, network, dict(tensors_of(net)), keys)
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
@@ -95,6 +97,15 @@ def read_edm_pickle(path: Path) -> EDMPickle:
     except Exception as error:  # damaged bytes can end in almost any of them, here or in pickletools
         raise PidistillError(f"cannot read {path}: damaged, or no pickle of an EDM network ({type(error).__name__})") \
             from None
+
+
+def describe_pickle(path: Path) -> dict[str, Any]:
+    """Facts to print, without building the network."""
+    file = read_edm_pickle(path)
+    return {"model": str(path), "kind": f"EDM pickle ({file.class_name})", **file.attributes,
+            "network": {"class": file.network["class_name"], **file.network["kwargs"]},
+            "parameters": sum(tensor.numel() for tensor in file.tensors.values()), "tensors": len(file.tensors),
+            "holds": ", ".join(file.keys), "sha256": sha256(path)}
 
 
 class Bounded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections import Counter
@@ -12,6 +13,12 @@ from typing import Any
 from pidistill.errors import PidistillError
 
 FORMATS = {"pidistill-student": "student: 1 evaluation an image", "pidistill-teacher": "teacher"}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -41,10 +48,13 @@ def describe_weights(path: Path) -> dict[str, Any]:
             "bytes": path.stat().st_size}
 
 
-def describe_stored(path: Path) -> dict[str, Any] | None:
-    """Facts to print of a student's or teacher's folder or a safetensors file; None for anything else."""
+def describe_stored(spec: str) -> dict[str, Any] | None:
+    """Facts to print of a student's, teacher's or bundled folder or a safetensors file; None for anything else."""
+    path = Path(spec)
+    if spec.startswith("bundled:"):
+        path = Path(__file__).parent / "assets" / spec.removeprefix("bundled:") / "teacher"
     if path.is_file() and path.suffix == ".safetensors":
-        return {"model": str(path), "kind": "weights", **describe_weights(path)}
+        return {"model": spec, "kind": "weights", **describe_weights(path)}
     config_file = path / "config.json"
     if not config_file.is_file():
         return None
@@ -55,7 +65,7 @@ def describe_stored(path: Path) -> dict[str, Any] | None:
     try:
         preconditioning = config.get("preconditioning", "edm")
         facts = {
-            "model": str(path), "kind": kind, "network": shortened(config["net"]),
+            "model": spec, "kind": kind, "network": shortened(config["net"]),
             "preconditioning": preconditioning if isinstance(preconditioning, str) else preconditioning["name"],
             **describe_weights(path / "model.safetensors"), "shape": "x".join(map(str, config["shape"])),
             "classes": config["num_classes"] or "none (unconditional)",

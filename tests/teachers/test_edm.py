@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from pidistill.denoiser import build_net
-from pidistill.downloads import sha256
 from pidistill.errors import PidistillError
+from pidistill.headers import sha256
 from pidistill.student import make_student
 from pidistill.teachers import load_teacher
 from pidistill.teachers.edm import ADDRESS, EDM2, PUBLISHED

@@ -12,9 +12,9 @@ import torch
 from pidistill.config import RHO, T_MAX, T_MIN
 from pidistill.decoder import Decoder
 from pidistill.denoiser import Preconditioned
-from pidistill.downloads import sha256
 from pidistill.errors import PidistillError
 from pidistill.files import read_json
+from pidistill.headers import sha256
 from pidistill.nets.diffusers_net import import_diffusers
 from pidistill.progress import console
 from pidistill.teachers import network_teacher

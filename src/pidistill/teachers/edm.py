@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pidistill.config import SIGMA_DATA, T_MAX, T_MIN
 from pidistill.denoiser import Denoiser
-from pidistill.downloads import published, sha256
+from pidistill.downloads import published
 from pidistill.edm_pickle import EDMPickle, read_edm_pickle
 from pidistill.errors import PidistillError
 from pidistill.files import cache_folder, load_weights, read_state_dict
+from pidistill.headers import sha256
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
 from pidistill.plugins import choices
 from pidistill.progress import console

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
 from pidistill.denoiser import Denoiser
-from pidistill.downloads import sha256
 from pidistill.errors import PidistillError
+from pidistill.headers import sha256
 
 FACTS = {"t_min": T_MIN, "t_max": T_MAX, "sigma_data": SIGMA_DATA, "rho": RHO, "classes": 0}
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64,
