@@ -96,7 +96,7 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
     member("samplers", sampler)
     runs.check_free(out, force)
     loaded = load_model(model, ema)
-    check_target(out, loaded.shape)
+    check_target(out, loaded.image_shape)
     images, y = images_of(loaded, numbers, classes, batch_size=batch, sampler=sampler, steps=steps)
     print(write_images(out, images, numbers, y, columns))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ class Decoder(nn.Module):
                 setattr(vae, part, None)
         self.scale, self.shift = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
         self.eval().requires_grad_(False)
+
+    def image_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(C, H, W) of the images that latents of a shape (c, h, w) become."""
+        config = self.vae.config
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        return (config.out_channels, *(factor * side for side in shape[1:]))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
         return self

@@ -54,6 +54,11 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoise(x, per_sample(t, x), labels)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of what is drawn and measured: `shape`, or that of the decoded images."""
+        return self.decoder.image_shape(self.shape) if self.decoder else self.shape
+
     def grid_times(self, points: int) -> Tensor:
         """The Karras grid of this teacher, (points,) float64 descending; fewer where several snap to one of `times`."""
         return karras_times(points, self.t_min, self.t_max, self.rho, self.times)

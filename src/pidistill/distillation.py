@@ -59,12 +59,12 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     `evaluate.every` steps; made here if none is given.
     """
     objective = build_objective(config, teacher)
-    Frechet.of(config.evaluate.features, config.evaluate.reference, teacher.shape)  # missing files are found now
+    Frechet.of(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
     seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
     folder = claim()  # only now: a mistake above must not leave, or replace, a run
 
     watchers = []
-    if drawable(teacher.shape):
+    if drawable(teacher.image_shape):
         watchers.append(Watcher(config.preview.every, Preview(teacher, seeds)))
     if config.evaluate.every and runs.is_main_process():
         measure = evaluator or Evaluator(teacher, num=config.evaluate.num, batch=config.evaluate.batch,

@@ -56,7 +56,7 @@ def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | 
     """
     named = {"student": students} if isinstance(students, Student) else students or {}
     models: list[Any] = [model for model in (teacher, *named.values()) if model is not None]
-    measure = Frechet.of(features, reference, models[0].shape, device_of(models[0]))
+    measure = Frechet.of(features, reference, models[0].image_shape, device_of(models[0]))
     meters: dict[str, Meter] = {}
     if teacher is not None:
         meters["teacher"] = Meter(teacher, lambda seeds, y: sample_teacher(teacher, seeds, y, steps=steps, batch_size=batch))
@@ -88,7 +88,7 @@ class Evaluator:
 
     def __init__(self, teacher: Denoiser, *, num: int = 5000, batch: int = 250, features: str | None = None,
                  reference: str | None = None, cache: Path | None = None):
-        self.frechet = Frechet.of(features, reference, teacher.shape, device_of(teacher))
+        self.frechet = Frechet.of(features, reference, teacher.image_shape, device_of(teacher))
         self.batch, self.seeds = batch, range(num)
         self.labels = labels_of(self.seeds, teacher.num_classes)
         if cache and cache.exists():
@@ -99,7 +99,7 @@ class Evaluator:
                 for k in track(range(0, num, batch), "drawing the teacher's images")])
             if cache:
                 write_tensors(cache, {"images": self.solutions})
-        if self.solutions.shape != (num, *teacher.shape):
+        if self.solutions.shape != (num, *teacher.image_shape):
             raise PidistillError(f"{cache} holds {tuple(self.solutions.shape)}, not {num} images of this teacher; delete it")
         self.teacher = self.frechet(self.solutions) if self.frechet else {}
 

@@ -41,6 +41,11 @@ class Student(nn.Module):
 
     decoder: Decoder | None
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of what `sample` gives: `shape`, or that of the decoded images."""
+        return self.decoder.image_shape(self.shape) if self.decoder else self.shape
+
     def facts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in FACTS}
 

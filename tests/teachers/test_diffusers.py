@@ -187,6 +187,22 @@ def test_latents_are_decoded_where_images_are_wanted(tmp_path):
     expected = vae().decode(latents / 0.3).sample.clip(-1, 1)
     torch.testing.assert_close(again.sample(range(3)), expected.detach(), rtol=1e-4, atol=1e-5)
     assert not any(name.startswith("decoder") for name, _ in student.named_parameters())
+    assert again.image_shape == teacher.image_shape == (3, 16, 16)
+
+
+def test_verbs_draw_and_measure_decoded_images(cli, tmp_path):
+    spec, run = save(tmp_path / "p", ddim(), dit(), vae(), "DiTPipeline"), tmp_path / "run"
+    keys = ("train.steps=2", "train.batch=2", "evaluate.num=4", "optimizer.clip=1", "preview.seeds=0-1")
+    quick = [f"--set={key}" for key in keys]
+    assert cli("distill", "--teacher", spec, *quick, "--out", run).code == 0
+    assert (run / "teacher-student.png").exists()
+    for model in (spec, run):
+        assert cli("sample", model, "--seeds", "0-1", "--out", tmp_path / "a.png", "--force").code == 0
+    assert cli("convert", spec, "--out", tmp_path / "folder").code == 0
+    again = load_teacher(str(tmp_path / "folder"))
+    teacher = load_teacher(spec)
+    images = [sample_teacher(t, range(2), torch.tensor([0, 1]), steps=3) for t in (teacher, again)]
+    assert torch.equal(*images) and images[0].shape == (2, 3, 16, 16)
 
 
 def learnt(network, scheduler, steps=200):
