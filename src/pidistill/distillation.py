@@ -84,6 +84,8 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     """The objective over a new student of the teacher. device: `meta` for a dry run, else `cpu`."""
     torch.manual_seed(config.train.seed)  # initial weights, where they are random
     grid = Grid(teacher.grid_times(config.grid.points))
+    if grid.points < config.grid.points:
+        console.print(f"grid.points={config.grid.points}: {grid.points} different ones among the teacher's noise levels")
     options = dict(config.objective)
     with torch.device(device):
         student = make_student(teacher, config.student.init, config.student.net, config.student.width)

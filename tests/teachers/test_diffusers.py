@@ -228,12 +228,13 @@ CASES = {"epsilon": lambda: (ddim(**LATENT), learnt(unet(), ddim(**LATENT))),
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_distillation_lowers_the_loss(tmp_path, case):
+def test_distillation_lowers_the_loss(tmp_path, capsys, case):
     spec = save(tmp_path / "p", *CASES[case]()) + (",guidance=2" if case == "dit" else "")
     student = distill(spec, out=tmp_path / "run", overrides={
         "train.steps": 100, "train.batch": 16, "optimizer.lr": 1e-3, "optimizer.clip": 1.0, "ema": 0.5, "grid.points": 40,
         "evaluate.num": 4, "preview.every": 100})
     teacher = load_teacher(spec)
+    assert ("grid.points=40: " in capsys.readouterr().err) == (len(teacher.grid_times(40)) < 40)
     assert loss_of(student, teacher) < 0.9 * loss_of(make_student(teacher), teacher)
     assert student.sample(range(2)).shape == ((2, 3, 16, 16) if case == "dit" else (2, 1, SIZE, SIZE))
     assert load_student(tmp_path / "run").preconditioning.name in ("epsilon", "v_prediction", "flow")
