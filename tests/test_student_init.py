@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pidistill.convert import convert
-from pidistill.denoiser import FunctionDenoiser
+from pidistill.denoiser import FunctionDenoiser, Preconditioned
 from pidistill.distillation import distill
 from pidistill.errors import PidistillError
 from pidistill.student import make_student
@@ -55,12 +55,12 @@ def test_only_the_forward_pass_is_used(how):
         net = torch.ao.quantization.quantize_dynamic(net, {torch.nn.Linear}, dtype=torch.qint8)
     else:
         net = torch.jit.trace(net, (torch.randn(2, *SHAPE), torch.zeros(2), torch.tensor([0, 1])), check_trace=False)
-    teacher = FunctionDenoiser(lambda x, t, y: good.__class__.denoise(wrap, x, t, y), SHAPE, 3)
-    wrap = copy.copy(good)
-    wrap._modules = {"model": net} if isinstance(net, torch.nn.Module) else {}
+    teacher = Preconditioned(net, SHAPE, 3).requires_grad_(False)
     x, y = torch.randn(2, *SHAPE), torch.tensor([0, 1])
     D = teacher(x, 1.0, y)
     assert (D - good(x, 1.0, y)).abs().max() < 0.2 and not D.requires_grad
+    student = make_student(teacher, "random", {"name": "mlp", "width": 16})
+    assert loss_of(student, teacher, batch=2) > 0
 
 
 def test_a_student_may_begin_as_another(tmp_path):
