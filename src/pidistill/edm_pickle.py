@@ -3,7 +3,8 @@
 A pickle is a program for a stack machine. This one knows the instructions that such files need, and its stack holds plain
 values and inert records only: a class or function in the file is a name, looked up in a short list. The networks in
 them are objects of NVIDIA's `torch_utils.persistence`, which reduce to a dictionary of class name, source code and state;
-the source is never looked at. What else the file holds (loss, augmentation) is read past.
+the source is never looked at. What else the file holds (loss, augmentation) is read past. torch is imported only for the
+weights themselves.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pidistill.errors import PidistillError
 from pidistill.headers import sha256
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
-STORAGES = {  # element types of the storages that hold weights, by torch's names
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool,
-    "ByteStorage": torch.uint8, "UntypedStorage": torch.uint8}
+STORAGES = {  # type and size of the elements of torch's storages, by their names
+    "FloatStorage": ("float32", 4), "DoubleStorage": ("float64", 8), "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2), "LongStorage": ("int64", 8), "IntStorage": ("int32", 4), "BoolStorage": ("bool", 1),
+    "ByteStorage": ("uint8", 1), "UntypedStorage": ("uint8", 1)}
 NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}  # numpy's names in struct's
 DEPTH = 60  # of modules inside modules
 
@@ -52,20 +53,56 @@ class Record:
     state: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Storage:
+    """A tensor's elements: their type, their number and their bytes."""
+
+    dtype: str
+    count: int
+    data: bytes
+    elements: Tensor | None = None
+
+    def load(self) -> Tensor:
+        """(count,); made once, however many tensors lie in it."""
+        import torch
+
+        if self.elements is None:
+            dtype = getattr(torch, self.dtype)
+            self.elements = torch.frombuffer(bytearray(self.data or bytes(8)), dtype=dtype)[:self.count]
+        return self.elements
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in its storage, all of which lies there, no element twice."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def load(self) -> Tensor:
+        return self.storage.load().as_strided(self.size, self.stride, self.offset)
+
+
 @dataclass(frozen=True)
 class EDMPickle:
     """A network out of a pickle.
 
     class_name: of its preconditioning, such as EDMPrecond; EDM2's is Precond. attributes: its plain attributes (sigma_data,
     img_resolution, ...). network: the raw network's class and constructor arguments {"class_name", "args", "kwargs"}.
-    tensors: weights and buffers, by PyTorch's names for them. keys: what else the file holds.
+    stored: weights and buffers, by PyTorch's names for them. keys: what else the file holds.
     """
 
     class_name: str
     attributes: dict[str, Any]
     network: dict[str, Any]
-    tensors: dict[str, Tensor]
+    stored: dict[str, Stored]
     keys: tuple[str, ...]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: stored.load() for name, stored in self.stored.items()}
 
 
 def read_edm_pickle(path: Path) -> EDMPickle:
@@ -104,7 +141,7 @@ def describe_pickle(path: Path) -> dict[str, Any]:
     file = read_edm_pickle(path)
     return {"model": str(path), "kind": f"EDM pickle ({file.class_name})", **file.attributes,
             "network": {"class": file.network["class_name"], **file.network["kwargs"]},
-            "parameters": sum(tensor.numel() for tensor in file.tensors.values()), "tensors": len(file.tensors),
+            "parameters": sum(math.prod(stored.size) for stored in file.stored.values()), "tensors": len(file.stored),
             "holds": ", ".join(file.keys), "sha256": sha256(path)}
 
 
@@ -223,8 +260,8 @@ def persistent(meta: Any) -> Record:
     return Record(kind(meta.get("class_name"), str), state=dict(mapping(meta.get("state"))))
 
 
-def load_storage(data: Any) -> Tensor:
-    """The elements of a storage, (n,), that torch.save wrote in its format before zip: four pickles, a key, raw bytes."""
+def load_storage(data: Any) -> Storage:
+    """A storage that torch.save wrote in its format before zip: five pickles, then the elements' number and bytes."""
     file = BytesIO(kind(data, bytes))
     bounded = Bounded(file, len(data))
     if data[:2] == b"PK":
@@ -235,25 +272,25 @@ def load_storage(data: Any) -> Tensor:
     args = kind(storage, Record).args
     if len(args) < 5 or args[0] != "storage" or keys != [args[2]] or not isinstance(args[4], int):
         raise Bad("a storage in it is damaged")
-    dtype = STORAGES[kind(args[1], Global).name.rpartition(".")[2]]
+    dtype, size = STORAGES[kind(args[1], Global).name.rpartition(".")[2]]
     count, = struct.unpack("<q", bounded.read(8))
-    if not 0 <= count == args[4] or bounded.left != count * dtype.itemsize:
+    if not 0 <= count == args[4] or bounded.left != count * size:
         raise Bad(f"a storage in it says {short(count)} elements and has {bounded.left} bytes")
-    return torch.frombuffer(bytearray(bounded.read(bounded.left)), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+    return Storage(dtype, count, bounded.read(bounded.left))
 
 
-def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Stored:
     """A tensor in its storage, only if all of it lies there and no element twice."""
     size, stride = kind(size, tuple), kind(stride, tuple)
-    elements = kind(storage, Tensor)
+    elements: Storage = kind(storage, Storage)
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
         raise Bad("a tensor in it has an impossible shape")
     total = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if total else offset
-    if total > len(elements) or (total and last >= len(elements)) or any(n > 1 and not s for n, s in zip(size, stride)):
-        raise Bad(f"a tensor in it of {short(size)} does not fit its storage of {len(elements)}")
-    return torch.as_strided(elements, size, stride, offset)
+    if total > elements.count or (total and last >= elements.count) or any(n > 1 and not s for n, s in zip(size, stride)):
+        raise Bad(f"a tensor in it of {short(size)} does not fit its storage of {elements.count}")
+    return Stored(elements, offset, size, stride)
 
 
 def scalar(dtype: Any, data: Any = b"") -> float | int | bool:
@@ -271,14 +308,14 @@ REDUCERS: dict[str, Callable[..., Any]] = {
     "dnnlib.util.EasyDict": lambda items=None: dict(mapping(items)) if items else {},
     "builtins.set": lambda items=(): list(kind(items, list)) if items else [],
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-    "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Tensor),
+    "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Stored),
     "torch.storage._load_from_bytes": load_storage,
     "numpy.dtype": lambda *args: Record("numpy.dtype", args),
     "numpy.core.multiarray.scalar": scalar,
 }
 
 
-def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = ()) -> Iterator[tuple[str, Stored]]:
     """Weights and buffers under the names of PyTorch's state_dict()."""
     if id(module) in path or len(path) > DEPTH:
         raise Bad("a module in it contains itself, or others too deep")
@@ -286,7 +323,7 @@ def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = ()) -> 
     for group in ("_parameters", "_buffers"):
         for name, value in mapping(module.state.get(group, {})).items():
             if value is not None and not (group == "_buffers" and name in kind(transient, list)):
-                yield f"{prefix}{text(name)}", kind(value, Tensor)
+                yield f"{prefix}{text(name)}", kind(value, Stored)
     for name, child in mapping(module.state.get("_modules", {})).items():
         if child is not None:
             yield from tensors_of(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)))
