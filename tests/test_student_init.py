@@ -11,6 +11,8 @@ from pidistill.convert import convert
 from pidistill.denoiser import FunctionDenoiser, Preconditioned
 from pidistill.distillation import distill
 from pidistill.errors import PidistillError
+from pidistill.files import read_json
+from pidistill.headers import sha256
 from pidistill.student import make_student
 from pidistill.teachers import load_teacher
 from tests.helpers import SHAPE, loss_of, tiny_teacher
@@ -27,6 +29,8 @@ def test_a_pickle_is_distilled(tmp_path, class_name, facts):
     path = pickle_of(tmp_path / "net.pkl", class_name, **facts)
     student, teacher = distill(f"edm:{path}", out=tmp_path / "run", overrides=RUN), load_teacher(f"edm:{path}")
     assert loss_of(student, teacher) < 0.8 * loss_of(make_student(teacher), teacher)
+    provenance = read_json(tmp_path / "run" / "student" / "provenance.json")
+    assert provenance["teacher_source"]["sha256"] == sha256(path)
 
 
 def test_a_python_factory_is_distilled(tmp_path, monkeypatch):

@@ -74,7 +74,8 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     if not main:
         return None
     students = students_of(averages)
-    provenance = {"teacher": config.teacher, "seed": config.train.seed, "steps": config.train.steps, "commit": commit(),
+    source = {"teacher_source": teacher.origin} if teacher.origin else {}
+    provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps, "commit": commit(),
                   "versions": versions()}
     students[config.ema[0]].save(folder / "student", provenance, students)
     return folder, students
