@@ -75,8 +75,8 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
         return None
     students = students_of(averages)
     source = {"teacher_source": teacher.origin} if teacher.origin else {}
-    provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps, "commit": commit(),
-                  "versions": versions()}
+    provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps,
+                  "commit": commit(), "versions": versions()}
     students[config.ema[0]].save(folder / "student", provenance, students)
     return folder, students
 
