@@ -8,6 +8,7 @@ import pickletools
 import random
 import struct
 import subprocess
+import time
 import tracemalloc
 from collections import OrderedDict
 from io import BytesIO
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pidistill.edm_pickle import read_edm_pickle
+from pidistill.edm_pickle import Bounded, Machine, read_edm_pickle
 from pidistill.errors import PidistillError
 from tests.edm_pickles import Persistent, dumps, network, write
 from tests.helpers import tiny_teacher
@@ -233,6 +234,58 @@ def test_deep_wide_and_circular_structures_end(tmp_path):
         child = child._modules["a"]
     assert "contains itself" in refused(tmp_path / "a.pkl", dumps({"ema": outer}))
     assert len(meta) < 10_000
+
+
+def doubled(value, times, double):
+    for _ in range(times):
+        value = double(value)
+    return value
+
+
+@pytest.mark.parametrize("attribute", [
+    doubled("ha", 15, lambda a: [a, a] * 2), doubled((), 7, lambda a: (a,) * 40), ["x"] * 60_000])
+def test_attributes_that_name_one_object_a_billion_times_end(tmp_path, attribute):
+    outer = Persistent("EDMPrecond", big=attribute, **FACTS)
+    outer.add_module("model", Persistent("SongUNet"))
+    content, began = dumps({"ema": outer}), time.process_time()
+    (tmp_path / "a.pkl").write_bytes(content)
+    try:
+        assert "big" not in read_edm_pickle(tmp_path / "a.pkl").attributes
+    except PidistillError as error:
+        assert "attributes of more than" in str(error)
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("part", ["modules", "weights"])
+def test_modules_that_are_shared_a_billion_times_end(tmp_path, part):
+    """3^20 ways to one module, and a thousand names in 2^20 places, in a small file."""
+    block = Persistent("Block")
+    if part == "weights":
+        block._buffers.update({f"p{k}": None for k in range(1000)})
+    for _ in range(20):
+        block, below = Persistent("Block"), block
+        block._modules.update(dict.fromkeys("abc" if part == "modules" else "ab", below))
+    outer = Persistent("EDMPrecond")
+    outer.add_module("model", block)
+    began = time.process_time()
+    assert "more than 50,000 names" in refused(tmp_path / "a.pkl", dumps({"ema": outer}))
+    assert time.process_time() - began < 5
+
+
+def test_the_bytes_of_a_storage_are_read_once():
+    """However often the file asks for them."""
+    stored = storage(2, bytes(8))
+    body = [b"\x80\x04]\x8c\x0dtorch.storage\x8c\x10_load_from_bytes\x93\x94a",
+            b"B" + struct.pack("<I", len(stored)) + stored + b"\x94a", b"h\x00h\x01\x85Ra" * 1000, b"."]
+    content = b"".join(body)
+    _, _, first, *others = Machine(Bounded(BytesIO(content), len(content))).run()
+    assert len(others) == 999 and all(other is first for other in others)
+
+
+def test_programs_are_not_endless(tmp_path, monkeypatch):
+    monkeypatch.setattr("pidistill.edm_pickle.INSTRUCTIONS", 20_000)
+    for body in (b"N" * 30_000, b"]\x94" + b"h\x00" * 30_000, b"}\x94" + b"h\x00h\x00b" * 9_000):
+        assert "20,000 instructions" in refused(tmp_path / "a.pkl", b"\x80\x04" + body + b".")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\x00", ""])

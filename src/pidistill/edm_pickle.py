@@ -30,6 +30,8 @@ STORAGES = {  # type and size of the elements of torch's storages, by their name
     "BFloat16Storage": ("bfloat16", 2), "LongStorage": ("int64", 8), "IntStorage": ("int32", 4), "BoolStorage": ("bool", 1),
     "ByteStorage": ("uint8", 1), "UntypedStorage": ("uint8", 1)}
 NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}  # numpy's names in struct's
+# What networks stay far below, and hostile files may not pass: a few bytes can name one object a billion times.
+INSTRUCTIONS, NAMES, VALUES_SHOWN = 2_000_000, 50_000, 50_000
 DEPTH = 60  # of modules inside modules
 
 
@@ -120,10 +122,12 @@ def read_edm_pickle(path: Path) -> EDMPickle:
         inner = [module for name, module in mapping(net.state["_modules"]).items() if name in ("model", "unet")]
         if not inner or not isinstance(inner[0], Record):
             raise Bad(f"{short(net.name)} holds no `model` or `unet`")
-        network = {"class_name": inner[0].name, "args": plain(inner[0].state.get("_init_args")) or (),
-                   "kwargs": plain(inner[0].state.get("_init_kwargs")) or {}}
+        args, kwargs = (inner[0].state.get(key) for key in ("_init_args", "_init_kwargs"))
+        network = {"class_name": inner[0].name, "args": args if args and is_plain(args, [VALUES_SHOWN]) else (),
+                   "kwargs": kwargs if kwargs and is_plain(kind(kwargs, dict), [VALUES_SHOWN]) else {}}
+        left = [VALUES_SHOWN]
         attributes = {key: value for key, value in net.state.items()
-                      if is_plain(value) and not key.startswith("_") and key != "training"}
+                      if not key.startswith("_") and key != "training" and is_plain(value, left)}
         return EDMPickle(net.name, attributes, network, dict(tensors_of(net)), keys)
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
@@ -174,11 +178,14 @@ class Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[int, Storage] = {}  # by the identity of their bytes, which are read once
 
     def run(self) -> Any:
         arg: Any
-        for op, arg, _ in pickletools.genops(self.file):
+        for count, (op, arg, _) in enumerate(pickletools.genops(self.file)):
             name = op.name
+            if count > INSTRUCTIONS:
+                raise Bad(f"it has more than {INSTRUCTIONS:,} instructions")
             if name == "STOP":
                 return self.stack.pop()
             if name in VALUES:
@@ -211,11 +218,13 @@ class Machine:
                 self.stack.append(Global(known(f"{kind(module, str)}.{kind(attribute, str)}", self.storage)))
             elif name in ("REDUCE", "NEWOBJ"):
                 args, function = kind(self.stack.pop(), tuple), kind(self.stack.pop(), Global)
-                self.stack.append(reduce(function.name, args))
+                self.stack.append(self.reduce(function.name, args))
             elif name == "BUILD":
                 state = self.stack.pop()
                 if isinstance(self.stack[-1], Record) and isinstance(state, dict):
-                    self.stack[-1].state.update(state)
+                    if self.stack[-1].state:
+                        raise Bad("an object in it gets its state twice")
+                    self.stack[-1].state = state
                 elif isinstance(self.stack[-1], Record) and self.stack[-1].name == "numpy.dtype":
                     self.stack[-1].state["order"] = kind(state, tuple)[1]
             elif name == "BINPERSID" and self.storage:
@@ -223,6 +232,15 @@ class Machine:
             else:
                 raise Bad(f"it uses the instruction {name}, which networks do not need")
         raise Bad("truncated")
+
+    def reduce(self, name: str, args: tuple) -> Any:
+        """What the file's call of this name stands for. Nothing is copied: it may be called again and again."""
+        if name == "torch.storage._load_from_bytes":
+            data, = args
+            if id(data) not in self.storages:
+                self.storages[id(data)] = load_storage(data)
+            return self.storages[id(data)]
+        return REDUCERS[name](*args) if name in REDUCERS else Record(name, args)
 
     def since_mark(self) -> list[Any]:
         items = self.stack[self.marks[-1]:]
@@ -244,20 +262,15 @@ def known(name: str, storage: bool) -> str:
     if storage:
         if name.rpartition(".")[0] in ("torch", "torch.storage") and name.rpartition(".")[2] in STORAGES:
             return name
-    elif name in REDUCERS or inert:
+    elif name in REDUCERS or name == "torch.storage._load_from_bytes" or inert:
         return name
     raise Bad(f"it refers to {short(name)}, which networks do not need")
-
-
-def reduce(name: str, args: tuple) -> Any:
-    """What the file's call of this name stands for."""
-    return REDUCERS[name](*args) if name in REDUCERS else Record(name, args)
 
 
 def persistent(meta: Any) -> Record:
     """NVIDIA's object from its description."""
     meta = kind(meta, dict)
-    return Record(kind(meta.get("class_name"), str), state=dict(mapping(meta.get("state"))))
+    return Record(kind(meta.get("class_name"), str), state=mapping(meta.get("state")))
 
 
 def load_storage(data: Any) -> Storage:
@@ -304,21 +317,25 @@ def scalar(dtype: Any, data: Any = b"") -> float | int | bool:
 
 REDUCERS: dict[str, Callable[..., Any]] = {
     PERSISTENT: persistent,
-    "collections.OrderedDict": lambda items=(): pairs([x for item in kind(items, list) for x in item]) if items else {},
-    "dnnlib.util.EasyDict": lambda items=None: dict(mapping(items)) if items else {},
-    "builtins.set": lambda items=(): list(kind(items, list)) if items else [],
+    "collections.OrderedDict": dict,
+    "dnnlib.util.EasyDict": lambda items=None: mapping(items) if items else {},
+    "builtins.set": lambda items=None: kind(items, list) if items else [],
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Stored),
-    "torch.storage._load_from_bytes": load_storage,
     "numpy.dtype": lambda *args: Record("numpy.dtype", args),
     "numpy.core.multiarray.scalar": scalar,
 }
 
 
-def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = ()) -> Iterator[tuple[str, Stored]]:
+def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = (),
+               left: list[int] | None = None) -> Iterator[tuple[str, Stored]]:
     """Weights and buffers under the names of PyTorch's state_dict()."""
+    left = [NAMES] if left is None else left
     if id(module) in path or len(path) > DEPTH:
         raise Bad("a module in it contains itself, or others too deep")
+    left[0] -= 1 + sum(len(mapping(module.state.get(group, {}))) for group in ("_parameters", "_buffers", "_modules"))
+    if left[0] < 0 or len(prefix) > 10_000:
+        raise Bad(f"it has more than {NAMES:,} names of weights and modules, or longer ones than networks")
     transient = module.state.get("_non_persistent_buffers_set", [])
     for group in ("_parameters", "_buffers"):
         for name, value in mapping(module.state.get(group, {})).items():
@@ -326,7 +343,7 @@ def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = ()) -> 
                 yield f"{prefix}{text(name)}", kind(value, Stored)
     for name, child in mapping(module.state.get("_modules", {})).items():
         if child is not None:
-            yield from tensors_of(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)))
+            yield from tensors_of(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)), left)
 
 
 def pairs(items: list[Any]) -> dict[Any, Any]:
@@ -353,17 +370,20 @@ def kind(value: Any, wanted: type) -> Any:
     return value
 
 
-def is_plain(value: Any, depth: int = 8) -> bool:
-    if isinstance(value, (bool, int, float, str, type(None))):
+def is_plain(value: Any, left: list[int], depth: int = 8) -> bool:
+    """Numbers, short text, and lists and dictionaries of them; left: how many more may be looked at."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise Bad(f"it has attributes of more than {VALUES_SHOWN:,} values")
+    if isinstance(value, (bool, float, type(None))):
         return True
-    if depth and isinstance(value, (list, tuple)) and len(value) < 10_000:
-        return all(is_plain(item, depth - 1) for item in value)
-    return bool(depth) and isinstance(value, dict) and all(is_plain(item, depth - 1) for item in value.values())
-
-
-def plain(value: Any) -> Any:
-    """The value where it is plain, else None."""
-    return value if is_plain(value) else None
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    if isinstance(value, str):
+        return len(value) < 1000 and value.isprintable()
+    if depth and isinstance(value, (list, tuple)):
+        return all(is_plain(item, left, depth - 1) for item in value)
+    return bool(depth) and isinstance(value, dict) and all(is_plain(item, left, depth - 1) for item in value.values())
 
 
 def short(value: Any) -> str:
