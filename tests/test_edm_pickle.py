@@ -272,6 +272,13 @@ def test_modules_that_are_shared_a_billion_times_end(tmp_path, part):
     assert time.process_time() - began < 5
 
 
+def test_ordered_dictionaries_are_filled_as_others_are(tmp_path):
+    """Never from a list of pairs: it could be long and given often, and its keys nested."""
+    pairs = b"](K\x01K\x02\x86" + b")" + b"\x85" * 100_000 + b"N\x86" + b"e"
+    for content in (pairs, b"](K\x01K\x02\x86e"):
+        refused(tmp_path / "a.pkl", assemble("collections", "OrderedDict", b"\x93", content, b"\x85R"))
+
+
 def test_the_bytes_of_a_storage_are_read_once():
     """However often the file asks for them."""
     stored = storage(2, bytes(8))

@@ -317,7 +317,7 @@ def scalar(dtype: Any, data: Any = b"") -> float | int | bool:
 
 REDUCERS: dict[str, Callable[..., Any]] = {
     PERSISTENT: persistent,
-    "collections.OrderedDict": dict,
+    "collections.OrderedDict": lambda: {},  # filled afterwards, by SETITEMS
     "dnnlib.util.EasyDict": lambda items=None: mapping(items) if items else {},
     "builtins.set": lambda items=None: kind(items, list) if items else [],
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
