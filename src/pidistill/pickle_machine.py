@@ -1,0 +1,280 @@
+"""A pickle's stack machine that imports and calls nothing: its stack holds plain values and inert records only.
+
+A class or function in a file is a name, looked up in a short list; what an entry of that list stands for is made here.
+Storages and tensors are descriptions of bytes; torch is imported only where one is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"  # NVIDIA's
+STORAGES = {  # type and size of the elements of torch's storages, by their names
+    "FloatStorage": ("float32", 4), "DoubleStorage": ("float64", 8), "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2), "LongStorage": ("int64", 8), "IntStorage": ("int32", 4), "BoolStorage": ("bool", 1),
+    "ByteStorage": ("uint8", 1), "UntypedStorage": ("uint8", 1)}
+NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q", "u1": "B", "b1": "?"}  # numpy's names in struct's
+INSTRUCTIONS = 2_000_000  # a large network has some ten thousand
+
+
+class Bad(Exception):
+    """What is wrong with the file, for the one line that the reader raises."""
+
+
+@dataclass
+class Global:
+    """A class or function, by name; never the thing itself."""
+
+    name: str
+
+
+@dataclass
+class Record:
+    """An object that the file describes: its class's name, the arguments it was made with, and its __dict__."""
+
+    name: str
+    args: tuple = ()
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Storage:
+    """A tensor's elements: their type, their number and their bytes."""
+
+    dtype: str
+    count: int
+    data: bytes
+    elements: Tensor | None = None
+
+    def load(self) -> Tensor:
+        """(count,); made once, however many tensors lie in it."""
+        import torch
+
+        if self.elements is None:
+            dtype = getattr(torch, self.dtype)
+            self.elements = torch.frombuffer(bytearray(self.data or bytes(8)), dtype=dtype)[:self.count]
+        return self.elements
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in its storage, all of which lies there, no element twice."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def load(self) -> Tensor:
+        return self.storage.load().as_strided(self.size, self.stride, self.offset)
+
+
+class Bounded:
+    """A file that is never asked for more than it has: a claim of 10 GB costs nothing."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.left = file, size
+
+    def read(self, n: int) -> bytes:
+        if n < 0 or n > self.left:
+            raise Bad("truncated, or it claims more bytes than it has")
+        self.left -= n
+        return self.file.read(n)
+
+    def readline(self) -> bytes:
+        line = self.file.readline(10_000)
+        self.left -= len(line)
+        return line
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+class Machine:
+    """Pickle's stack machine, without imports, calls or attributes. storage: may refer to torch's storages by key."""
+
+    def __init__(self, file: Any, storage: bool = False):
+        self.file, self.storage = file, storage
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[int, Storage] = {}  # by the identity of their bytes, which are read once
+
+    def run(self) -> Any:
+        arg: Any
+        for count, (op, arg, _) in enumerate(pickletools.genops(self.file)):
+            name = op.name
+            if count > INSTRUCTIONS:
+                raise Bad(f"it has more than {INSTRUCTIONS:,} instructions")
+            if name == "STOP":
+                return self.stack.pop()
+            if name in VALUES:
+                self.stack.append(VALUES[name](arg))
+            elif name in ("PROTO", "FRAME"):
+                pass
+            elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+                self.memo[len(self.memo) if name == "MEMOIZE" else arg] = self.stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                self.stack.append(self.memo[arg])
+            elif name == "MARK":
+                self.marks.append(len(self.stack))
+            elif name in ("TUPLE", "LIST", "DICT", "FROZENSET"):
+                items = self.since_mark()
+                self.stack.append(pairs(items) if name == "DICT" else tuple(items) if name == "TUPLE" else list(items))
+            elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+                n = int(name[-1])
+                self.stack[-n:] = [tuple(self.stack[-n:])]
+            elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+                items = [self.stack.pop()] if name == "APPEND" else self.since_mark()
+                kind(self.stack[-1], list).extend(items)  # sets are kept as lists
+            elif name in ("SETITEM", "SETITEMS"):
+                items = [self.stack.pop(-2), self.stack.pop()] if name == "SETITEM" else self.since_mark()
+                kind(self.stack[-1], dict).update(pairs(items))
+            elif name in ("GLOBAL", "STACK_GLOBAL"):
+                if name == "GLOBAL":
+                    module, _, attribute = arg.partition(" ")
+                else:
+                    attribute, module = self.stack.pop(), self.stack.pop()
+                self.stack.append(Global(known(f"{kind(module, str)}.{kind(attribute, str)}", self.storage)))
+            elif name in ("REDUCE", "NEWOBJ"):
+                args, function = kind(self.stack.pop(), tuple), kind(self.stack.pop(), Global)
+                self.stack.append(self.reduce(function.name, args))
+            elif name == "BUILD":
+                state = self.stack.pop()
+                if isinstance(self.stack[-1], Record) and isinstance(state, dict):
+                    if self.stack[-1].state:
+                        raise Bad("an object in it gets its state twice")
+                    self.stack[-1].state = state
+                elif isinstance(self.stack[-1], Record) and self.stack[-1].name == "numpy.dtype":
+                    self.stack[-1].state["order"] = kind(state, tuple)[1]
+            elif name == "BINPERSID" and self.storage:
+                self.stack.append(Record("storage", kind(self.stack.pop(), tuple)))
+            else:
+                raise Bad(f"it uses the instruction {name}, which networks do not need")
+        raise Bad("truncated")
+
+    def reduce(self, name: str, args: tuple) -> Any:
+        """What the file's call of this name stands for. Nothing is copied: it may be called again and again."""
+        if name == "torch.storage._load_from_bytes":
+            data, = args
+            if id(data) not in self.storages:
+                self.storages[id(data)] = load_storage(data)
+            return self.storages[id(data)]
+        return REDUCERS[name](*args) if name in REDUCERS else Record(name, args)
+
+    def since_mark(self) -> list[Any]:
+        items = self.stack[self.marks[-1]:]
+        del self.stack[self.marks.pop():]
+        return items
+
+
+VALUES: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+                     "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BINSTRING", "SHORT_BINSTRING"), lambda arg: arg),
+    "NONE": lambda _: None, "NEWTRUE": lambda _: True, "NEWFALSE": lambda _: False,
+    "EMPTY_DICT": lambda _: {}, "EMPTY_LIST": lambda _: [], "EMPTY_SET": lambda _: [], "EMPTY_TUPLE": lambda _: ()}
+
+
+def known(name: str, storage: bool) -> str:
+    """The name, if files of networks may hold it."""
+    name = name.replace("numpy._core.", "numpy.core.")
+    inert = name.startswith("torch.nn.modules.") and name.replace(".", "").replace("_", "").isalnum()
+    if storage:
+        if name.rpartition(".")[0] in ("torch", "torch.storage") and name.rpartition(".")[2] in STORAGES:
+            return name
+    elif name in REDUCERS or name == "torch.storage._load_from_bytes" or inert:
+        return name
+    raise Bad(f"it refers to {short(name)}, which networks do not need")
+
+
+def persistent(meta: Any) -> Record:
+    """NVIDIA's object from its description."""
+    meta = kind(meta, dict)
+    return Record(kind(meta.get("class_name"), str), state=mapping(meta.get("state")))
+
+
+def load_storage(data: Any) -> Storage:
+    """A storage that torch.save wrote in its format before zip: five pickles, then the elements' number and bytes."""
+    file = BytesIO(kind(data, bytes))
+    bounded = Bounded(file, len(data))
+    if data[:2] == b"PK":
+        raise Bad("a storage in it is an archive")
+    magic, protocol, info, storage, keys = (Machine(bounded, storage=True).run() for _ in range(5))
+    if magic != 0x1950a86a20f9469cfc6c or protocol != 1001 or kind(info, dict).get("little_endian") is not True:
+        raise Bad("a storage in it has an unknown format")
+    args = kind(storage, Record).args
+    if len(args) < 5 or args[0] != "storage" or keys != [args[2]] or not isinstance(args[4], int):
+        raise Bad("a storage in it is damaged")
+    dtype, size = STORAGES[kind(args[1], Global).name.rpartition(".")[2]]
+    count, = struct.unpack("<q", bounded.read(8))
+    if not 0 <= count == args[4] or bounded.left != count * size:
+        raise Bad(f"a storage in it says {short(count)} elements and has {bounded.left} bytes")
+    return Storage(dtype, count, bounded.read(bounded.left))
+
+
+def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Stored:
+    """A tensor in its storage, only if all of it lies there and no element twice."""
+    size, stride = kind(size, tuple), kind(stride, tuple)
+    elements: Storage = kind(storage, Storage)
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+        raise Bad("a tensor in it has an impossible shape")
+    total = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if total else offset
+    if total > elements.count or (total and last >= elements.count) or any(n > 1 and not s for n, s in zip(size, stride)):
+        raise Bad(f"a tensor in it of {short(size)} does not fit its storage of {elements.count}")
+    return Stored(elements, offset, size, stride)
+
+
+def scalar(dtype: Any, data: Any = b"") -> float | int | bool:
+    """A numpy number."""
+    code = kind(dtype, Record).args[0]
+    order = dtype.state.get("order", "<")
+    if code not in NUMBERS or order not in ("<", "|", "="):
+        raise Bad(f"a number in it has the type {short(code)}")
+    return struct.unpack("<" + NUMBERS[code], kind(data, bytes))[0]
+
+
+REDUCERS: dict[str, Callable[..., Any]] = {
+    PERSISTENT: persistent,
+    "collections.OrderedDict": lambda: {},  # filled afterwards, by SETITEMS
+    "dnnlib.util.EasyDict": lambda items=None: mapping(items) if items else {},
+    "builtins.set": lambda items=None: kind(items, list) if items else [],
+    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Stored),
+    "numpy.dtype": lambda *args: Record("numpy.dtype", args),
+    "numpy.core.multiarray.scalar": scalar,
+}
+
+
+def pairs(items: list[Any]) -> dict[Any, Any]:
+    """[key, value, key, value, ...] -> a dictionary; keys are plain, since hashing nested ones may recurse without end."""
+    if len(items) % 2 or not all(isinstance(key, (str, int, float, bool, type(None))) for key in items[::2]):
+        raise Bad("a dictionary in it has an unusual key")
+    return dict(zip(items[::2], items[1::2]))
+
+
+def mapping(value: Any) -> dict[Any, Any]:
+    return kind(value, dict)
+
+
+def kind(value: Any, wanted: type) -> Any:
+    """The value, if it is of that type."""
+    if not isinstance(value, wanted):
+        raise Bad(f"a {type(value).__name__} stands where a {wanted.__name__} was expected")
+    return value
+
+
+def short(value: Any) -> str:
+    """For a message of one line."""
+    written = ", ".join(map(short, value[:20])) if isinstance(value, tuple) else str(value)[:80]
+    return "".join(c if c.isprintable() else "?" for c in written)[:120]
