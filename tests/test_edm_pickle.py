@@ -23,6 +23,7 @@ from torch import nn
 from pidistill.edm_pickle import read_edm_pickle
 from pidistill.errors import PidistillError
 from pidistill.pickle_machine import Bounded, Machine
+from pidistill.teachers import load_teacher
 from tests.edm_pickles import Persistent, dumps, network, write
 from tests.helpers import tiny_teacher
 
@@ -57,6 +58,18 @@ def test_every_weight_and_fact_is_read(good):
     assert file.class_name == "EDMPrecond" and file.attributes == {"sigma_data": 0.5, **FACTS}
     assert file.network == {"class_name": "SongUNet", "args": (), "kwargs": {"model_channels": 8}}
     assert file.keys == ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
+
+
+def test_what_edm2_s_files_hold_beside_the_network_is_read_past(tmp_path):
+    """Encoders with arrays; the encoder's class is kept."""
+    outer = Persistent("Precond", **FACTS)
+    outer.add_module("unet", network(tiny_teacher().model, "UNet", {}))
+    encoder = Persistent("StabilityVAEEncoder", scale=np.ones(4), names=np.array(["a", "b"]), bias=np.float32(0.5))
+    (tmp_path / "net.pkl").write_bytes(dumps({"encoder": encoder, "dataset_kwargs": {}, "ema": outer}))
+    file = read_edm_pickle(tmp_path / "net.pkl")
+    assert file.encoder == "StabilityVAEEncoder" and len(file.tensors) == len(tiny_teacher().state_dict())
+    with pytest.raises(PidistillError, match=r"works on latents \(StabilityVAEEncoder\)"):
+        load_teacher(f"edm:{tmp_path / 'net.pkl'}")
 
 
 def test_a_network_that_is_the_root_is_read_too(tmp_path):

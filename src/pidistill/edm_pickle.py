@@ -31,7 +31,8 @@ class EDMPickle:
 
     class_name: of its preconditioning, such as EDMPrecond; EDM2's is Precond. attributes: its plain attributes (sigma_data,
     img_resolution, ...). network: the raw network's class and constructor arguments {"class_name", "args", "kwargs"}.
-    stored: weights and buffers, by PyTorch's names for them. keys: what else the file holds.
+    stored: weights and buffers, by PyTorch's names for them. keys: what else the file holds. encoder: the class that made
+    the network's data of images, in EDM2's files.
     """
 
     class_name: str
@@ -39,6 +40,7 @@ class EDMPickle:
     network: dict[str, Any]
     stored: dict[str, Stored]
     keys: tuple[str, ...]
+    encoder: str | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -66,7 +68,9 @@ def read_edm_pickle(path: Path) -> EDMPickle:
         left = [VALUES_SHOWN]
         attributes = {key: value for key, value in net.state.items()
                       if not key.startswith("_") and key != "training" and is_plain(value, left)}
-        return EDMPickle(net.name, attributes, network, dict(tensors_of(net)), keys)
+        encoder = root.get("encoder") if isinstance(root, dict) else None
+        return EDMPickle(net.name, attributes, network, dict(tensors_of(net)), keys,
+                         encoder.name if isinstance(encoder, Record) else None)
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except OSError as error:
@@ -84,7 +88,7 @@ def describe_pickle(path: Path) -> dict[str, Any]:
     return {"model": str(path), "kind": f"EDM pickle ({file.class_name})", **file.attributes,
             "network": {"class": file.network["class_name"], **file.network["kwargs"]},
             "parameters": sum(math.prod(stored.size) for stored in file.stored.values()), "tensors": len(file.stored),
-            "holds": ", ".join(file.keys), "sha256": sha256(path)}
+            "holds": ", ".join(file.keys), "encoder": file.encoder, "sha256": sha256(path)}
 
 
 def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = (),

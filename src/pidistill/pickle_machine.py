@@ -253,6 +253,9 @@ REDUCERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Stored),
     "numpy.dtype": lambda *args: Record("numpy.dtype", args),
     "numpy.core.multiarray.scalar": scalar,
+    # Arrays, which EDM2's encoders hold and networks do not: read past.
+    "numpy.ndarray": lambda *_: Record("numpy.ndarray"),
+    "numpy.core.multiarray._reconstruct": lambda *_: Record("numpy.ndarray"),
 }
 
 

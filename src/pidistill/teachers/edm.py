@@ -112,6 +112,8 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
 def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"]) -> Denoiser:
     """A teacher from a pickle of EDM or EDM2, nothing of which is executed; every weight is accounted for."""
     file = read_edm_pickle(path)
+    if file.encoder not in (None, "StandardRGBEncoder"):
+        raise PidistillError(f"{path}: the network works on latents ({file.encoder[:40]}), whose decoder is not in the file")
     try:
         facts, net = describe(file)
     except KeyError as error:
