@@ -16,11 +16,9 @@ import torch
 
 from pidistill.config import DistillConfig, load_config
 from pidistill.ema import EMA
-from pidistill.evaluate import image_features
-from pidistill.features import load_features, load_reference
 from pidistill.grid import Grid, karras_times
-from pidistill.metrics.frechet import relative_frechet, statistics
-from pidistill.metrics.trajectory_rmse import trajectory_rmse
+from pidistill.measure import Measure
+from pidistill.metrics.trajectory_rmse import rmse
 from pidistill.plugins import build
 from pidistill.provenance import commit, versions
 from pidistill.samplers import sample_teacher
@@ -78,10 +76,10 @@ def main() -> None:
     args = parser.parse_args()
     base = load_config(DistillConfig, "digits")
     seeds = range(args.num)
-    teacher, net, reference = load_teacher(base.teacher), load_features("digits"), load_reference("digits")
+    teacher, measure = load_teacher(base.teacher), Measure("digits", None, (1, 16, 16))
     labels = labels_of(seeds, teacher.num_classes)
     solutions = sample_teacher(teacher, seeds, labels)
-    fd = lambda images: relative_frechet(statistics(image_features(net, images)), reference)
+    fd = lambda images: measure(images)["fd"]
     lines = [f"`python benchmarks/digits_preset.py --steps {args.steps}`, {args.num} seeds, "
              f"{torch.get_num_threads()} threads, "
              f"commit {commit()[:12]}, torch {versions()['torch']}. Teacher: FD {fd(solutions):.2f}.", "",
@@ -90,7 +88,7 @@ def main() -> None:
     for name in args.only:
         raw, average, loss, seconds = train(load_config(DistillConfig, "digits", VARIANTS[name]), args.steps)
         images = [model.sample(seeds, labels, clip=False) for model in (raw, average)]
-        rms, fds = [trajectory_rmse(x, solutions) for x in images], [fd(x) for x in images]
+        rms, fds = [rmse(x, solutions) for x in images], [fd(x) for x in images]
         lines.append(f"| {name} | {loss:.4f} | {rms[0]:.4f} | {rms[1]:.4f} | {fds[0]:.2f} | {fds[1]:.2f} | {seconds:.0f} |")
         print(lines[-1], flush=True)
     if args.write:

@@ -281,7 +281,7 @@ def test_force_replaces_runs_only(cli, tmp_path):
     ("sample", ["--seeds", "-3"], "seeds"), ("sample", ["--labels", "3"], "label 3 is outside the classes 0-2"),
     ("sample", ["--labels", "x"], "labels must be numbers"),
     ("sample", ["--seeds", "0-3", "--labels", "0-2"], "3 labels for 4"),
-    ("sample", ["--sampler", "huen"], "did you mean 'heun'"), ("sample", ["--steps", "1"], "--steps"),
+    ("sample", ["--sampler", "huen"], "did you mean 'heun'"), ("sample", ["--steps", "0"], "--steps"),
     ("sample", ["--batch", "0"], "--batch"), ("sample", ["--batch", "x"], "--batch"),
     ("sample", ["--columns", "0"], "--columns"),
     ("trajectory", ["--seeds", "0-999"], "more than 100"), ("trajectory", ["--labels", "7"], "label 7"),

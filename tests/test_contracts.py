@@ -14,6 +14,8 @@ from torch import nn
 from pidistill.data import Images
 from pidistill.denoiser import Denoiser
 from pidistill.errors import PidistillError
+from pidistill.metrics import Batch, Reference
+from pidistill.metrics.frechet import statistics
 from pidistill.objectives import Objective
 from pidistill.objectives.pid import pid_residual
 from pidistill.plugins import FAMILIES, build, member, names
@@ -38,7 +40,9 @@ from tests.helpers import (
 
 NETWORK_SAMPLES = {"upwind": 2, "midpoint": 2, "central": 3, "autodiff": 1}  # by scheme, per sample of the batch
 OFF_GRID = {"midpoint"}  # schemes that ask the teacher between two grid points
-SAMPLER_ORDERS = {"euler": 1, "heun": 2}
+# By their default options. UniPC's corrector adds one to the order of its predictor, 3.
+SAMPLER_ORDERS = {"euler": 1, "heun": 2, "ddim": 1, "ddpm": None, "deis": 3, "dpm_solver": 3, "dpm_solver_pp": 2, "unipc": 4}
+SDE = {"ddpm"}  # samplers that are right only with noise; tests/samplers measures their order
 FEATURE_NETS = {"digit_classifier": (1, 16, 16)}  # these map images to features, not to images
 NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
                "diffusers_net": {"config": {
@@ -222,14 +226,15 @@ def test_sampler_yields_the_given_times(sampler, gaussian):
 def test_sampler_stands_still_where_nothing_is_denoised(sampler):
     z, ts = start((2,)), torch.tensor([80.0, 5.0, 0.3, 0.0], dtype=torch.float64)
     for _, x in sampler(lambda x, t, labels=None: x, z, ts):
-        torch.testing.assert_close(x, z, rtol=0, atol=0)
+        torch.testing.assert_close(x, z, rtol=1e-13, atol=0)
 
 
 def test_sampler_is_exact_for_a_constant_image(sampler):
     """D = c makes the trajectory the straight line c + (t/T)(z - c), and its end at 0 is c."""
     z, c, ts = start((2,)), 0.7, torch.tensor([80.0, 5.0, 0.3, 0.0], dtype=torch.float64)
     for t, x in sampler(lambda x, t, labels=None: torch.full_like(x, c), z, ts):
-        torch.testing.assert_close(x, c + t / 80 * (z - c), rtol=1e-13, atol=1e-13)
+        if sampler.__name__ not in SDE or t == 0:
+            torch.testing.assert_close(x, c + t / 80 * (z - c), rtol=1e-13, atol=1e-13)
 
 
 def test_sampler_passes_the_labels_on(sampler):
@@ -239,15 +244,15 @@ def test_sampler_passes_the_labels_on(sampler):
     assert seen and all(labels is y for labels in seen)
 
 
-@pytest.mark.parametrize("name", names("samplers"))
+@pytest.mark.parametrize("name", sorted(set(names("samplers")) - SDE))
 def test_sampler_order(name, gaussian):
-    """The global error at eps for N = 128 and 256: 0.998 for Euler, 2.02 for Heun."""
+    """Global error at eps, N = 128 and 256, evenly spaced in log t: 0.99 for Euler, 2.03 for Heun, 3.05 for DPM-Solver-3."""
     def error(n: int) -> float:
-        z = start((2,))
-        *_, (t, x) = member("samplers", name)(gaussian, z, grid_of(gaussian, n + 1).t)
+        z, ts = start((2,)), torch.linspace(np.log(80), np.log(0.002), n + 1, dtype=torch.float64).exp()
+        *_, (t, x) = member("samplers", name)(gaussian, z, ts)
         return (x - gaussian.exact(z, t)).abs().max().item()
 
-    assert np.log2(error(128) / error(256)) == pytest.approx(SAMPLER_ORDERS[name], abs=0.05)
+    assert np.log2(error(128) / error(256)) == pytest.approx(SAMPLER_ORDERS[name], abs=0.16)
 
 
 # nets ----------------------------------------------------------------------------------------------------------------
@@ -390,21 +395,48 @@ def test_teacher_keeps_the_protocol(kind, tmp_path, monkeypatch):
 
 # metrics -------------------------------------------------------------------------------------------------------------
 
-METRICS = {  # (same, other) -> what the metric says of them
-    "frechet": lambda m, a, b: m.relative_frechet(m.statistics(a), m.statistics(b)),
-    "trajectory_rmse": lambda m, a, b: m.trajectory_rmse(a, b),
-}
+NUM, WIDTH = 40, 4
+WORST = {"frechet": ("fd", 1), "kid": ("kid", 1), "trajectory_rmse": ("trajectory_rmse", 1),
+         "precision_recall": ("recall", -1), "inception_score": ("is", -1)}
+# By metric: a number of the metric, and which way it goes as images leave the data
+
+
+def measured(name: str, values: torch.Tensor, parts: list[list[int]], processes: int = 1) -> dict[str, float]:
+    """The metric's numbers of features, logits or images `values`, added in parts that several processes take in turn."""
+    make = member("metrics", name)
+    data = torch.randn(NUM, WIDTH, generator=torch.Generator().manual_seed(9))
+    reference = Reference(*statistics(data), features=data)
+    each = [make(NUM, WIDTH, reference, "fd") for _ in range(processes)]
+    for k, rows in enumerate(parts):
+        x = values[rows]
+        each[k % processes].add(Batch(x, rows, features=x, logits=x, solutions=torch.zeros_like(x)))
+    for key, value in each[0].state.items():
+        for other in each[1:]:
+            value += other.state[key]
+    return each[0].result(values)
 
 
 @pytest.mark.parametrize("name", names("metrics"))
-def test_metric_is_zero_for_itself_and_grows_with_the_difference(name):
-    from importlib import import_module
+def test_metric_is_a_sum_over_images(name):
+    """Batches, their order and the number of processes change nothing."""
+    values = torch.randn(NUM, WIDTH, generator=torch.Generator().manual_seed(0)) * 2
+    whole = measured(name, values, [list(range(NUM))])
+    rows = [list(range(k, min(k + 7, NUM))) for k in range(0, NUM, 7)]
+    for other in (measured(name, values, rows), measured(name, values, rows[::-1]), measured(name, values, rows, 3)):
+        assert other.keys() == whole.keys()
+        for key, value in whole.items():
+            assert isinstance(value, float) and other[key] == pytest.approx(value, rel=1e-9)
 
-    module = import_module(f"pidistill.metrics.{name}")
-    a = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    values = [METRICS[name](module, a + shift, a) for shift in (0.0, 0.1, 1.0)]
-    assert values[0] == pytest.approx(0, abs=1e-6) and values[0] < values[1] < values[2]
-    assert isinstance(values[1], float)
+
+@pytest.mark.parametrize("name", names("metrics"))
+def test_metric_gets_worse_as_images_leave_the_data(name):
+    """Features that move away from those of the data; logits that move together, so that the classes lose their variety."""
+    key, sign = WORST[name]
+    values = torch.randn(NUM, WIDTH, generator=torch.Generator().manual_seed(0))
+    shift = torch.zeros(WIDTH)
+    shift[0] = 1
+    found = [sign * measured(name, values + by * shift, [list(range(NUM))])[key] for by in (0.0, 2.0, 6.0)]
+    assert found[0] < found[1] < found[2]
 
 
 def test_exact_student_is_the_trajectory():

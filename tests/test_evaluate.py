@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from pidistill.errors import PidistillError
-from pidistill.evaluate import evaluate, image_features, pick_features, table
-from pidistill.samplers import STEPS, sample_teacher, sampler_times
+from pidistill.evaluate import evaluate, pick_features, table
+from pidistill.measure import Measure
+from pidistill.samplers import STEPS, Sampler, sample_teacher
 from pidistill.seeds import labels_of, noise
 from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
-from tests.helpers import MLP, SHAPE, tiny_teacher
+from tests.helpers import MLP, tiny_teacher
 
 
 def test_counts_calls_and_measures_the_distance():
@@ -32,7 +33,8 @@ def test_counts_calls_and_measures_the_distance():
 def test_a_teacher_or_a_student_alone():
     teacher = gaussian("2")
     assert set(evaluate(teacher, None, num=4)) == {"teacher"}
-    assert set(evaluate(None, make_student(teacher, "random", MLP).eval(), num=4)["student"]) == {"nfe", "images_per_s"}
+    row = evaluate(None, make_student(teacher, "random", MLP).eval(), num=4)["student"]
+    assert {"nfe", "images_per_s", "seconds", "weights", "seeds"} <= set(row) and not {"fd", "trajectory_rmse"} & set(row)
 
 
 def test_teacher_solution_is_that_of_the_ode():
@@ -41,17 +43,20 @@ def test_teacher_solution_is_that_of_the_ode():
     z = noise(range(9), teacher.shape) * teacher.t_max
     images = sample_teacher(teacher, range(9), steps=72, batch_size=4)
     torch.testing.assert_close(images, teacher.exact(z, 0.0), rtol=0, atol=0.01)
-    ts = sampler_times(teacher, 5)
+    ts = Sampler(steps=5).times(teacher)
     assert len(ts) == 6 and ts[0] == teacher.t_max and ts[4] == teacher.t_min and ts[5] == 0
 
 
 def test_fd_needs_digits_and_finite_images():
     with pytest.raises(PidistillError, match=r"images of shape \(1, 16, 16\)"):
         evaluate(tiny_teacher(), None, num=4, features="digits")
-    images = torch.zeros(3, *SHAPE)
+    images = torch.zeros(3, 1, 16, 16)
     images[1, 0, 0, 0] = math.nan
+    measure = Measure("digits", None, (1, 16, 16))
     with pytest.raises(PidistillError, match="1 images are not finite; the first is number 1"):
-        image_features(None, images)
+        measure(images)
+    with pytest.raises(PidistillError, match="the first is that of seed 71"):
+        measure.start(3).add(images, range(3), range(70, 73))
 
 
 def test_fd_tells_digits_from_grey():

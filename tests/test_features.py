@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from pidistill.errors import PidistillError
-from pidistill.features import load_features, load_reference
+from pidistill.features import load_features
+from pidistill.references import load_reference
 
 
 def test_unknown_names_list_the_choices():
     with pytest.raises(PidistillError, match=r"unknown feature network 'digit'; did you mean 'digits'"):
         load_features("digit")
     with pytest.raises(PidistillError, match="no reference statistics"):
-        load_reference("digit")
+        load_reference(None, "digit", None)
 
 
 def test_loaded_network_is_fixed():

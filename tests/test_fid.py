@@ -11,9 +11,11 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from pidistill.distillation import distill
 from pidistill.errors import PidistillError
-from pidistill.evaluate import Frechet, evaluate, table
-from pidistill.features import load_features, load_reference
-from pidistill.metrics.frechet import frechet, statistics
+from pidistill.evaluate import evaluate, table
+from pidistill.features import load_features
+from pidistill.measure import Measure
+from pidistill.metrics.frechet import frechet_distance, statistics
+from pidistill.references import load_reference
 from pidistill.teachers.gaussian import gaussian
 from pidistill.tensors import quantise
 
@@ -43,6 +45,11 @@ def reference(tmp_path) -> str:
     return str(tmp_path / "ref.npz")
 
 
+def statistics_of(reference: str, spec: str):
+    found = load_reference(reference, spec, None)
+    return found.mean, found.covariance
+
+
 def test_features_are_torch_fidelity_s(extractor, spec):
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     net = load_features(spec)
@@ -52,9 +59,9 @@ def test_features_are_torch_fidelity_s(extractor, spec):
 
 
 def test_fid_is_the_frechet_distance_to_the_reference(extractor, spec, reference):
-    measure = Frechet(spec, reference, (3, 16, 16))
+    measure = Measure(spec, reference, (3, 16, 16))
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = frechet(statistics(extractor(quantise(images))[0]), load_reference(spec, reference))
+    expected = frechet_distance(statistics(extractor(quantise(images))[0]), statistics_of(reference, spec))
     assert measure(images) == {"fid": pytest.approx(expected, rel=1e-6)} and math.isfinite(expected)
 
 
@@ -82,7 +89,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
             "student.init": "random", "student.net": "mlp", "evaluate.features": "inception", "train.steps": 1})
     assert not (tmp_path / "run").exists()
     with pytest.raises(PidistillError, match=r"cifar10-32x32\.npz to .*fid-refs.*evaluate\.reference"):
-        load_reference("inception", "cifar10-32x32")
+        load_reference("cifar10-32x32", "inception", None)
 
 
 @pytest.mark.parametrize("content", [{"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.zeros((2, 2))},
@@ -91,15 +98,15 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
 def test_bad_references_are_one_line(tmp_path, content):
     np.savez(tmp_path / "ref.npz", **content)
     with pytest.raises(PidistillError, match="mu and sigma") as error:
-        load_reference("inception", str(tmp_path / "ref.npz"))
+        load_reference(str(tmp_path / "ref.npz"), "inception", None)
     assert "\n" not in str(error.value)
 
 
 def test_missing_files_are_one_line(tmp_path):
     with pytest.raises(PidistillError, match="does not exist"):
-        load_reference("inception", str(tmp_path / "no.npz"))
+        load_reference(str(tmp_path / "no.npz"), "inception", None)
     with pytest.raises(PidistillError, match=r"evaluate\.reference"):
-        load_reference("inception")
+        load_reference(None, "inception", None)
     with pytest.raises(PidistillError, match="does not exist"):
         load_features(f"inception:{tmp_path / 'no.pth'}")
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "few.pth")

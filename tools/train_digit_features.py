@@ -63,7 +63,8 @@ def main() -> None:
                   "batch": BATCH, "final_loss": loss.item(), "held_out_accuracy": accuracy,
                   "fd_of_two_halves": {"mean": sum(halves) / 20, "min": min(halves), "max": max(halves)},
                   "data_licence": data.licence, "versions": versions()}
-    write_folder(args.out, {"model": net.state_dict(), "reference": {"mean": mean, "covariance": covariance}},
+    reference = {"mean": mean, "covariance": covariance, "features": features}
+    write_folder(args.out, {"model": net.state_dict(), "reference": reference},
                  {"config": {"net": {"name": "digit_classifier", **options}}, "provenance": provenance})
     print(f"held-out accuracy {accuracy:.3f}; FD of halves {sum(halves) / 20:.3f} ({min(halves):.3f} to {max(halves):.3f})")
 

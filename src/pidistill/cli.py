@@ -29,7 +29,14 @@ Labels = Annotated[str | None, typer.Option("--labels", help="Classes, repeated 
 Ema = Annotated[float | None, typer.Option("--ema", help="EMA rate of the student, of those that its run kept. "
                                            "Default: the first.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
-Steps = Annotated[int, typer.Option("--steps", min=2, help="Steps of the teacher's sampler.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of the teacher's sampler, where its name has none.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
+Metrics = Annotated[str | None, typer.Option(help="Of fid (fd), is, kid, pr, rms; comma-separated.")]
+Features = Annotated[str, typer.Option(help="Feature network: auto, none, digits, inception[:FILE] (FID), dinov2[:FILE], a "
+                                            "TorchScript or torch.export file, or python:MODULE:FACTORY.")]
+Reference = Annotated[str | None, typer.Option(help="Statistics of the data (FILE.npz, EDM2's .pkl, one that EDM published, "
+                                                    "such as cifar10-32x32), or images: a folder, .zip or .npz.")]
+AutoBatch = Annotated[int | None, typer.Option("--batch", min=1, help="Images at a time; default: what memory holds.")]
 Output = typer.Option("--out", "-o", help="Where the result goes.")
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
@@ -82,33 +89,38 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupte
 def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema = None,
            out: Annotated[Path, Output] = Path("samples.png"),
            columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
-           batch: Batch = 250, sampler: Annotated[str, typer.Option(help="Sampler, for a teacher.")] = "heun",
-           steps: Steps = 18, force: Force = False) -> None:
+           batch: AutoBatch = None,
+           sampler: Annotated[str, typer.Option(help="Sampler of a teacher: heun:18, ddim,eta=1:50, deis3:10.")] = "heun",
+           steps: Steps = 18, device: Device = "auto", force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
     from pidistill import runs
+    from pidistill.memory import fitting_batch
     from pidistill.models import load_model
-    from pidistill.plugins import member
+    from pidistill.parallel import choose_device
     from pidistill.sample import check_target, images_of, write_images
     from pidistill.seeds import parse_integers
 
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
-    member("samplers", sampler)
+    chosen = one_sampler(sampler, steps)
     runs.check_free(out, force)
-    loaded = load_model(model, ema)
+    where = choose_device(device)
+    loaded = load_model(model, ema).to(where)
     check_target(out, loaded.image_shape)
-    images, y = images_of(loaded, numbers, classes, batch_size=batch, sampler=sampler, steps=steps)
+    images, y = images_of(loaded, numbers, classes, batch_size=batch or fitting_batch(loaded, where), sampler=chosen)
     print(write_images(out, images, numbers, y, columns))
 
 
 @app.command()
 def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None, ema: Ema = None,
                columns: Annotated[int, typer.Option(min=2, max=100, help="Times from T to eps.")] = 10,
-               out: Annotated[Path, Output] = Path("trajectory.png"), force: Force = False) -> None:
+               out: Annotated[Path, Output] = Path("trajectory.png"), device: Device = "auto",
+               force: Force = False) -> None:
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
     from pidistill import runs
     from pidistill.denoiser import choose_labels
     from pidistill.models import load_pair
+    from pidistill.parallel import choose_device
     from pidistill.seeds import parse_integers
     from pidistill.trajectory import draw_trajectory
 
@@ -116,6 +128,8 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
     classes = None if labels is None else parse_integers(labels, "labels")
     runs.check_free(out, force)
     model, denoiser = load_pair(student, teacher, ema)
+    where = choose_device(device)
+    model, denoiser = model.to(where), denoiser.to(where)
     y = choose_labels(classes, model.num_classes, numbers)
     rms = draw_trajectory(out, model, denoiser, numbers, y, columns)
     print(f"{len(numbers)} trajectories in {out}; r.m.s. difference at eps {rms:.3f}")
@@ -124,38 +138,168 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
 @app.command()
 def evaluate(model: Model, teacher: Teacher = None,
              num: Annotated[int, typer.Option(min=2, help="Number of images.")] = 5000,
+             repeats: Annotated[int, typer.Option(min=1, max=100, help="Disjoint sets of seeds, in turn; shows all, "
+                                                                       "their minimum and mean.")] = 1,
              first_seed: Annotated[int, typer.Option(min=0, max=10**18, help="Seeds run from here.")] = 0,
-             batch: Batch = 250,
+             batch: AutoBatch = None,
              ema: Annotated[str | None, typer.Option(help="EMA rates of the student, such as 0.999,0.9999; one row each. "
                                                      "Default: the first of its run.")] = None,
-             features: Annotated[str, typer.Option(help="Feature network for FD: auto, none, digits, or inception for FID; "
-                                                        "a file or python:MODULE:FACTORY with --reference.")] = "auto",
-             reference: Annotated[str | None, typer.Option(help="Statistics of the data: FILE.npz with mu and sigma, or one "
-                                                                "that EDM published, such as cifar10-32x32.")] = None,
-             steps: Steps = 18, out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
+             metrics: Metrics = None, features: Features = "auto", reference: Reference = None,
+             sampler: Annotated[str, typer.Option(help="Sampler of the teacher: heun:18, ddim:50, ...")] = "heun",
+             steps: Steps = 18, device: Device = "auto",
+             checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Every checkpoint and EMA rate of a run, as a "
+                                                                             "curve; goes on where it stopped.")] = False,
+             out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
              force: Force = False) -> None:
-    """Measure a student against its teacher (or a teacher alone): FD, r.m.s. distance to its solutions, images/s."""
-    from pidistill import runs
-    from pidistill.evaluate import evaluate, pick_features
+    """Measure a student against its teacher (or a teacher alone): FID, IS, KID, distance to its solutions, images/s.
+
+    Without --metrics: the Frechet distance, where a feature network is there, and the distance to the teacher's solutions.
+    With --metrics, the teacher is drawn only if rms is among them or --teacher names it.
+    """
+    from pidistill import evaluate as verb
+    from pidistill import parallel, runs
     from pidistill.files import write_json
+    from pidistill.measure import metric_names
     from pidistill.models import load_model, load_pair
     from pidistill.student import Student
 
     if out:
         runs.check_free(out, force)
-    rates = parse_rates(ema) if ema else [None]
+    names = metric_names(metrics or "frechet,trajectory_rmse")
+    chosen = one_sampler(sampler, steps)
+    parallel.join()
+    where = parallel.choose_device(device)
+    network = verb.pick_features(features, model, teacher)
+    if metrics and not network and names != ["trajectory_rmse"]:
+        raise PidistillError(f"--metrics {metrics} needs a feature network: --features inception, dinov2, or a file")
+    if checkpoints:
+        evaluate_checkpoints(Path(model), teacher, network, reference, names, where, num, batch, first_seed, repeats, out)
+        return
+    rates: list[float | None] = parse_rates(ema) if ema else [None]
     subject, students = load_model(model, rates[0]), {}
-    if isinstance(subject, Student):
+    denoiser: Any = None
+    if not isinstance(subject, Student):
+        denoiser = subject.to(where)
+    elif metrics and not teacher and "trajectory_rmse" not in names:
         for rate in rates:
-            students["student" if rate == rates[0] else f"student, EMA {rate}"], denoiser = load_pair(model, teacher, rate)
+            students[row_name(rate, rates)] = load_model(model, rate).to(where)
     else:
-        denoiser = subject
-    chosen = pick_features(features, model, teacher)
-    results = evaluate(denoiser, students, num=num, batch=batch, first_seed=first_seed, features=chosen, reference=reference,
-                       steps=steps)
-    print_table(results)
-    if out:
-        write_json(out, results)
+        for rate in rates:
+            students[row_name(rate, rates)], denoiser = load_pair(model, teacher, rate)
+            students[row_name(rate, rates)].to(where)
+        denoiser.to(where)
+    options = {"teacher": denoiser, "students": students, "batch": batch, "features": network, "reference": reference,
+               "metrics": names, "sampler": chosen}
+    about = verb.provenance(num, first_seed, repeats)
+    if repeats == 1:
+        results = verb.evaluate(num=num, first_seed=first_seed, **options)
+        rows = verb.table(results)
+    else:
+        results = verb.evaluate_repeats(repeats, num, first_seed, **options)
+        rows = verb.repeats_table(results, about["seeds"])
+    if parallel.rank() == 0:
+        print_rows(rows)
+        if out:
+            write_json(out, results | about | {"command": command_line()})
+
+
+def row_name(rate: float | None, rates: list[float | None]) -> str:
+    return "student" if rate == rates[0] else f"student, EMA {rate}"
+
+
+def evaluate_checkpoints(run: Path, teacher: str | None, features: str | None, reference: str | None, names: list[str],
+                         where: Any, num: int, batch: int | None, first_seed: int, repeats: int, out: Path | None) -> None:
+    from pidistill import evaluate as verb
+    from pidistill import parallel
+    from pidistill.config import DistillConfig, load_config
+    from pidistill.files import write_json
+    from pidistill.measure import Measure
+    from pidistill.plots import plot_curves
+    from pidistill.teachers import load_teacher
+
+    if not (run / "config.yaml").exists():
+        raise PidistillError(f"{run} holds no run: config.yaml was expected there")
+    config = load_config(DistillConfig, run / "config.yaml")
+    options = config.evaluate
+    features = features or options.features
+    if not features:
+        raise PidistillError("the checkpoints need a feature network: --features inception, dinov2, digits or a file")
+    denoiser = load_teacher(teacher or config.teacher)
+    measure = Measure(features, reference or options.reference, denoiser.image_shape, where,
+                      [name for name in names if name != "trajectory_rmse"])
+    record = verb.evaluate_checkpoints(run, denoiser, measure, num=num, batch=batch, first_seed=first_seed, repeats=repeats)
+    if parallel.rank():
+        return
+    key = next(key for key in verb.UNITS if key in record["curves"][str(config.ema[0])]["runs"][0])
+    path = out or run / "evaluation.json"
+    write_json(path, record | verb.provenance(num, first_seed, repeats) | {"command": command_line()})
+    plot_curves(path.with_suffix(".png"), record, key, verb.UNITS[key])
+    print_rows([["EMA", "step", f"{verb.UNITS[key]}, each set of seeds"], *(
+        [rate, str(step), ", ".join(verb.written(key, line[key][k][1]) for line in curve["runs"])]
+        for rate, curve in record["curves"].items() for k, (step, _) in enumerate(curve["runs"][0][key]))])
+    print(f"numbers in {path}, curve in {path.with_suffix('.png')}")
+
+
+@app.command()
+def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip (EDM's data sets), an .npz, or `digits`.")],
+              out: Annotated[Path, typer.Option("--out", "-o", help="The .npz to write.")],
+              features: Annotated[str, typer.Option(help="Feature network, as in evaluate.")] = "inception",
+              keep: Annotated[int, typer.Option(min=0, help="Images whose features are kept, for KID, precision and "
+                                                            "recall.")] = 10_000,
+              batch: Batch = 250, device: Device = "auto", force: Force = False) -> None:
+    """Make reference statistics of images, for evaluate and compare; the feature network's hash is in the file."""
+    from pidistill import runs
+    from pidistill.features import fingerprint, load_features
+    from pidistill.parallel import choose_device
+    from pidistill.references import make_reference, write_reference
+
+    if out.suffix != ".npz":
+        raise PidistillError(f"--out must end in .npz, got {out}")
+    runs.check_free(out, force)
+    net = load_features(features).to(choose_device(device))
+    found = make_reference(data, net, features, fingerprint(net), keep=keep, batch=batch)
+    write_reference(out, found)
+    kept = 0 if found.features is None else len(found.features)
+    print(f"statistics of {found.num} images in {len(found.mean)} features of {features} in {out}; features of {kept} kept")
+
+
+@app.command()
+def compare(teacher: Annotated[str, typer.Option("--teacher", "-t", help="Teacher spec KIND:REST, or a folder.")],
+            students: Annotated[list[str] | None, typer.Option(help="Folders of students or runs. Repeatable; several may "
+                                                                    "follow.")] = None,
+            samplers: Annotated[list[str] | None, typer.Option(help="NAME:STEPS,STEPS of the teacher: euler:250 heun:18 "
+                                                                    "ddim:10,50. Repeatable; several may follow.")] = None,
+            metrics: Metrics = None, features: Features = "auto", reference: Reference = None,
+            num: Annotated[int, typer.Option(min=2, help="Number of images.")] = 5000,
+            first_seed: Annotated[int, typer.Option(min=0, max=10**18, help="Seeds run from here.")] = 0,
+            batch: AutoBatch = None,
+            published: Annotated[str | None, typer.Option(help="Add the paper's rows: cifar10 or imagenet64.")] = None,
+            device: Device = "auto",
+            out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a comparison there goes on.")] = Path("compare"),
+            ) -> None:
+    """Compare samplers of a teacher and its students in one table, as the paper's Table 1; with a plot and a picture."""
+    from pidistill import parallel
+    from pidistill.compare import compare
+    from pidistill.evaluate import pick_features
+    from pidistill.measure import metric_names
+    from pidistill.teachers import load_teacher
+
+    parallel.join()
+    where = parallel.choose_device(device)
+    network = pick_features(features, teacher)
+    if metrics and not network:
+        raise PidistillError(f"--metrics {metrics} needs a feature network: --features inception, dinov2, or a file")
+    names = metric_names(metrics or "frechet,inception_score")
+    if "trajectory_rmse" in names:
+        raise PidistillError("rms is a metric of evaluate: compare has no one solution to measure from")
+    made = compare(load_teacher(teacher).to(where), students or [], samplers or [], out, features=network,
+                   reference=reference, metrics=names, num=num, first_seed=first_seed, batch=batch,
+                   published=published, teacher_spec=teacher, command=command_line())
+    for path in made:
+        if path.suffix == ".md":
+            print(path.read_text())
+    for path in made:
+        print(path)
 
 
 @app.command()
@@ -245,12 +389,16 @@ def finish(results: dict[str, Any] | None, folder: Path) -> None:
 
 
 def print_table(results: dict[str, Any]) -> None:
+    from pidistill.evaluate import table
+
+    print_rows(table(results))
+
+
+def print_rows(table: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pidistill.evaluate import table
-
-    head, *rows = table(results)
+    head, *rows = table
     drawn = Table(*head)
     for row in rows:
         drawn.add_row(*row)
@@ -265,6 +413,16 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
             print_facts(value, indent + "  ")
         else:
             print(f"{indent}{key:<{width}}  {format(value, ',') if type(value) is int else value}")
+
+
+def one_sampler(text: str, steps: int) -> Any:
+    """`heun`, whose steps are then those of --steps, or `heun:18`."""
+    from pidistill.samplers import parse_sampler
+
+    found = parse_sampler(text if ":" in text else f"{text}:{steps}")
+    if len(found) > 1:
+        raise PidistillError(f"--sampler takes one number of steps, got {text!r}")
+    return found[0]
 
 
 def parse_rates(text: str) -> list[float | None]:
@@ -288,9 +446,24 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def spread(arguments: list[str], options: tuple[str, ...] = ("--students", "--samplers")) -> list[str]:
+    """`--samplers euler:250 heun:18` -> `--samplers euler:250 --samplers heun:18`: the parser takes one value an option."""
+    spread, option = [], None
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in options else None
+            spread.append(argument)
+        elif option and spread[-1] != option:
+            spread += [option, argument]
+        else:
+            spread.append(argument)
+    return spread
+
+
 def main() -> Any:
     try:
-        result = app(standalone_mode=False)
+        arguments = sys.argv[1:]
+        result = app(spread(arguments) if arguments[:1] == ["compare"] else arguments, standalone_mode=False)
     except PidistillError as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -13,9 +13,10 @@ from pidistill import runs
 from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser, as_denoiser
 from pidistill.errors import PidistillError
-from pidistill.evaluate import Evaluator, Frechet, evaluate
+from pidistill.evaluate import Evaluator, evaluate
 from pidistill.files import write_json
 from pidistill.grid import Grid
+from pidistill.measure import Measure
 from pidistill.objectives import Objective
 from pidistill.pictures import drawable, write_comparison
 from pidistill.plugins import build
@@ -59,7 +60,7 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     `evaluate.every` steps; made here if none is given.
     """
     objective = build_objective(config, teacher)
-    Frechet.of(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
+    Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
     seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
     folder = claim()  # only now: a mistake above must not leave, or replace, a run
 

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pidistill.dinov2 import DINOV2_URL, Dinov2, load_dinov2
 from pidistill.downloads import check_hash, published
 from pidistill.errors import PidistillError
-from pidistill.files import cache_folder, load_weights, read_json, read_state_dict, read_tensors
+from pidistill.files import load_weights, read_json, read_state_dict, read_tensors
 from pidistill.plugins import build, choices, from_python
 from pidistill.tensors import quantise
 
 ASSETS = Path(__file__).parent / "assets"
-FID_REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"  # EDM's: NPZ with `mu` and `sigma`
 
 
 class FeatureFunction(nn.Module):
     """A user's network: images (B, C, H, W) in [-1, 1] -> maps (B, c, ...), one or several.
 
     `features` gives (B, d) for metrics: the last map's mean over positions. `layers` gives all maps, for distances.
-    Bundled networks have the same two methods.
+    Bundled networks have the same two methods, and so may a user's; with `classify`, features -> logits (B, classes), a
+    network has an Inception Score.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]):
@@ -67,13 +68,17 @@ class Inception(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         return self.net(quantise(x).expand(-1, 3, -1, -1))[0]  # grey images: three equal channels
 
+    def classify(self, features: Tensor) -> Tensor:
+        """(B, 2048) -> the 1008 logits that the Inception Score is defined with: without the bias."""
+        return features @ self.net.fc.weight.T
+
 
 def load_features(spec: str) -> Any:
     """A feature network in evaluation mode, with `features` and `layers`.
 
-    spec: a bundled name (`digits`, `digits_perceptual`), `inception[:FILE]`, a TorchScript file (.ts, .pt, .pth), a
-    torch.export file (.pt2), or python:MODULE:FACTORY. The last three run what they hold: the user's module, a program,
-    and, inside PyTorch's own reader of .pt2, pickles. Name only what you made. Raises PidistillError in one line.
+    spec: a bundled name (`digits`, `digits_perceptual`), `inception[:FILE]`, `dinov2[:FILE]`, a TorchScript file (.ts, .pt,
+    .pth), a torch.export file (.pt2), or python:MODULE:FACTORY. The last three run what they hold: the user's module, a
+    program, and, inside PyTorch's own reader of .pt2, pickles. Name only what you made. Raises PidistillError in one line.
     """
     known = sorted(path.parent.name for path in ASSETS.glob("*/features"))
     path = Path(spec)
@@ -81,13 +86,17 @@ def load_features(spec: str) -> Any:
     net: nn.Module
     if kind == "inception":
         net = Inception(rest or None)
+    elif kind == "dinov2":
+        net = load_dinov2(Path(rest) if rest else published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
     elif kind == "python":
         made = from_python(rest, "feature network")
-        net = FeatureFunction(made.eval() if isinstance(made, nn.Module) else made)
+        made = made.eval() if isinstance(made, nn.Module) else made
+        net = made if isinstance(made, nn.Module) and hasattr(made, "features") else FeatureFunction(made)
     elif path.suffix in (".ts", ".pt", ".pth", ".pt2"):
         net = FeatureFunction(read_program(path))
     elif spec not in known:
-        raise choices("feature network", spec, [*known, "inception", "FILE.ts", "FILE.pt2", "python:MODULE:FACTORY"])
+        kinds = ["inception", "dinov2", "FILE.ts", "FILE.pt2", "python:MODULE:FACTORY"]
+        raise choices("feature network", spec, [*known, *kinds])
     else:
         folder = ASSETS / spec / "features"
         config = read_json(folder / "config.json")
@@ -113,54 +122,30 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def check_shape(net: Any, shape: Sequence[int], name: str) -> None:
-    """Refuse images of a shape (C, H, W) that the network cannot take."""
+def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
+    """The number of features of an image; images of a shape (C, H, W) that the network cannot take are refused."""
     wanted = getattr(net, "shape", None)
-    if wanted is not None:
-        if tuple(shape) != tuple(wanted):
-            raise PidistillError(f"the features {name!r} are of images of shape {tuple(wanted)}, the model's have "
-                                 f"{tuple(shape)}")
-        return
+    if wanted is not None and tuple(shape) != tuple(wanted):
+        raise PidistillError(f"the features {name!r} are of images of shape {tuple(wanted)}, these have {tuple(shape)}")
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            maps = net.layers(torch.zeros(2, *shape))
+            return int(net.features(torch.zeros(2, *shape, device=device)).shape[1])
     except Exception as error:  # whatever the user's network raises
         raise PidistillError(f"the feature network {name!r} cannot take images of shape {tuple(shape)}: "
                              f"{first_line(error)}") from None
-    if not all(isinstance(f, Tensor) and f.ndim >= 2 and len(f) == 2 and f.is_floating_point() for f in maps):
-        raise PidistillError(f"the feature network {name!r} must give tensors (B, c, ...), one or a list of them, got "
-                             f"{[tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in maps]}")
 
 
-def load_reference(features: str, reference: str | None = None) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and covariance (d, d), float64, of the data in these features.
-
-    reference: a file NAME.npz with `mu` and `sigma`, or the name of one that EDM published, such as `cifar10-32x32`, which
-    is fetched; by default what is bundled with the features. Raises PidistillError in one line.
-    """
-    if reference is not None:
-        return read_npz(Path(reference) if reference.endswith(".npz") else published(
-            f"{FID_REFERENCES}{reference}.npz", f"the reference {reference}", "evaluate.reference=FILE.npz",
-            cache_folder() / "fid-refs"))
-    path = ASSETS / features / "features" / "reference.safetensors"
-    if not path.exists():
-        raise PidistillError(f"there are no reference statistics for {features!r}; name them with evaluate.reference, such "
-                             "as cifar10-32x32 or FILE.npz")
-    tensors = read_tensors(path)
-    return tensors["mean"], tensors["covariance"]
+def distance_name(net: Any) -> str:
+    """What the Frechet distance in these features is called: `fid` of Inception's, `fd_dinov2` of DINOv2's, else `fd`."""
+    return "fid" if isinstance(net, Inception) else "fd_dinov2" if isinstance(net, Dinov2) else "fd"
 
 
-def read_npz(path: Path) -> tuple[Tensor, Tensor]:
-    """Mean and covariance from an NPZ file, in which no pickle is read."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = (torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in ("mu", "sigma"))
-    except FileNotFoundError:
-        raise PidistillError(f"{path} does not exist") from None
-    except Exception as error:  # a damaged file can end in almost any of them
-        raise PidistillError(f"cannot read {path} as an NPZ file with mu and sigma ({first_line(error)})") from None
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all()
-                                                                             and covariance.isfinite().all()):
-        raise PidistillError(f"{path}: mu and sigma must be finite, (d,) and (d, d), got {tuple(mean.shape)} and "
-                             f"{tuple(covariance.shape)}")
-    return mean, covariance
+def fingerprint(net: nn.Module) -> str | None:
+    """SHA-256 over the names, shapes and values of a network's weights; None for one that has none."""
+    state, digest = net.state_dict(), hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest() if state else None

@@ -22,6 +22,11 @@ def karras_times(points: int, t_min: float, t_max: float, rho: float, times: Ten
     ramp = torch.arange(points, dtype=torch.float64) / (points - 1)
     t = (t_max ** (1 / rho) + ramp * (t_min ** (1 / rho) - t_max ** (1 / rho))) ** rho
     t[0], t[-1] = t_max, t_min  # the powers round: the boundary condition needs T itself
+    return snap(t, times)
+
+
+def snap(t: Tensor, times: Tensor | None) -> Tensor:
+    """Each of t (N,), descending, replaced by the nearest of `times` (K,), ascending, in log t; what repeats is dropped."""
     if times is None:
         return t
     nearest = (t.log()[:, None] - times.log()).abs().argmin(dim=1)

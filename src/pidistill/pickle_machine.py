@@ -156,6 +156,8 @@ class Machine:
                     self.stack[-1].state = state
                 elif isinstance(self.stack[-1], Record) and self.stack[-1].name == "numpy.dtype":
                     self.stack[-1].state["order"] = kind(state, tuple)[1]
+                elif isinstance(self.stack[-1], Record) and self.stack[-1].name == "numpy.ndarray":
+                    self.stack[-1].state["array"] = kind(state, tuple)
             elif name == "BINPERSID" and self.storage:
                 self.stack.append(Record("storage", kind(self.stack.pop(), tuple)))
             else:
@@ -253,7 +255,7 @@ REDUCERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Stored),
     "numpy.dtype": lambda *args: Record("numpy.dtype", args),
     "numpy.core.multiarray.scalar": scalar,
-    # Arrays, which EDM2's encoders hold and networks do not: read past.
+    # Arrays: what EDM2's references are made of; networks have none, and EDM2's encoders' are read past.
     "numpy.ndarray": lambda *_: Record("numpy.ndarray"),
     "numpy.core.multiarray._reconstruct": lambda *_: Record("numpy.ndarray"),
 }

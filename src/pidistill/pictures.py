@@ -72,7 +72,8 @@ def write_captioned(path: Path, images: Tensor, columns: int, rows: Sequence[str
     grid = tile(images, columns)
     scale = max(1, round(900 / grid.shape[2]))
     inner, size = to_pil(grid, scale), images.shape[2] + 1
-    left, top, font = 74, 20 if heads else 0, ImageFont.load_default(13)
+    font, top = ImageFont.load_default(13), 20 if heads else 0
+    left = max(74, 12 + int(max((font.getlength(text) for text in rows), default=0)))
     picture = Image.new("RGB", (inner.width + left, inner.height + top), "white")
     picture.paste(inner.convert("RGB"), (left, top))
     draw = ImageDraw.Draw(picture)

@@ -32,6 +32,41 @@ def plot_curves(path: Path, record: dict[str, Any], metric: str, unit: str) -> N
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", title="line styles: training seeds" if len(curve["runs"]) > 1 else None,
                 title_fontsize="small")
+    save(figure, path)
+
+
+def plot_comparison(path: Path, record: dict[str, Any], metric: str, unit: str) -> None:
+    """PNG: quality against evaluations, a line a sampler and a star a student; published numbers as small crosses."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in record["rows"]:
+        if row["kind"] == "sampler":
+            lines.setdefault(row["sampler"], []).append((row["nfe"], row[metric]))
+        else:
+            axes.plot(row["nfe"], row[metric], marker="*", markersize=14, linestyle="", label=row["method"])
+    for name, points in lines.items():
+        axes.plot(*zip(*sorted(points)), marker="o", markersize=4, label=name)
+    for k, row in enumerate(each for each in record["published"] if each.get(metric) is not None):
+        axes.plot(row["nfe"], row[metric], marker="x", color="grey", linestyle="", label=None if k else "published")
+        axes.annotate(row["method"].partition(" (")[0], (row["nfe"], row[metric]), fontsize=6, color="grey",
+                      xytext=(3, 2), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("evaluations of the network")
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)

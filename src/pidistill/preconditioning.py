@@ -7,6 +7,7 @@ sigma = sqrt((1 - abar)/abar); flow matching with t = s/(1 - s).
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ def score(t: Tensor, *, scale: float = 2.0) -> Coefficients:
 
 def iddpm(t: Tensor, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Coefficients:
     """iDDPM (Nichol & Dhariwal, 2021) as in EDM: predicts the noise, at the nearest step of its schedule."""
-    steps = iddpm_times(C_1=C_1, C_2=C_2, M=M).to(t.device)  # u_0 > ... > u_M = 0
+    steps = on_device(iddpm_times(C_1=C_1, C_2=C_2, M=M), t.device)  # u_0 > ... > u_M = 0
     nearest = (t[:, None] - steps).abs().argmin(dim=1)
     return Coefficients(torch.ones_like(t), -t, c_in(t, 1), (M - 1 - nearest).to(t.dtype))
 
@@ -109,6 +110,15 @@ FORMULAS: dict[str, Callable[..., Coefficients]] = {
     f.__name__: f for f in (edm, edm_v, vp, ve, score, iddpm, epsilon, v_prediction, sample, flow)}
 
 
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept serves training too
+def on_device(table: Tensor, device: torch.device) -> Tensor:
+    """A table of constants, copied once: a copy at every call would make the host wait for the device."""
+    return table.to(device)
+
+
+@functools.cache
+@torch.inference_mode(False)
 def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Tensor:
     """u_0 > ... > u_M = 0 (Karras et al., 2022, Table 1): u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1}/abar_j, C_1) - 1)."""
     j = torch.arange(M + 1, dtype=torch.float32, device="cpu")  # float32 as in the published files: float64 ends 5e-4 away
@@ -122,7 +132,7 @@ def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Ten
 
 def step_of(t: Tensor, sigmas: Sequence[float]) -> Tensor:
     """The training step whose noise level is t, between steps by interpolation in log t; (B,)."""
-    levels = torch.as_tensor(sigmas, dtype=torch.float64, device=t.device).log()
+    levels = on_device(sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64), t.device).log()
     x = t.log()
     k = torch.searchsorted(levels, x.detach()).clamp(1, len(levels) - 1)
     step = k - 1 + (x - levels[k - 1]) / (levels[k] - levels[k - 1])

@@ -13,13 +13,13 @@ from torch import Tensor
 from pidistill.denoiser import Denoiser, choose_labels
 from pidistill.errors import PidistillError
 from pidistill.pictures import check_drawable, save_png, to_pil, write_grid
-from pidistill.samplers import STEPS, sample_teacher
+from pidistill.samplers import STEPS, Sampler, sample_teacher
 from pidistill.student import Student
 from pidistill.tensors import clip_images, quantise
 
 
 def images_of(model: Student | Denoiser, seeds: list[int], labels: list[int] | None = None, *, batch_size: int = 250,
-              sampler: str = "heun", steps: int = STEPS) -> tuple[Tensor, Tensor | None]:
+              sampler: str | Sampler = "heun", steps: int = STEPS) -> tuple[Tensor, Tensor | None]:
     """Images (N, C, H, W) in [-1, 1] and their labels (N,); labels default to those of the seeds."""
     y = choose_labels(labels, model.num_classes, seeds)
     if isinstance(model, Student):

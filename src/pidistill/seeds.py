@@ -26,9 +26,12 @@ def stream(seed: int, step: int = 0, k: int = 0, domain: int = TRAIN) -> np.rand
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, domain, k]))
 
 
-def noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Unit Gaussian noise (B, *shape), float32, CPU; row b is a function of seeds[b] alone."""
-    rows = [stream(seed, domain=NOISE).standard_normal(tuple(shape), dtype=np.float32) for seed in seeds]
+def noise(seeds: Sequence[int], shape: Sequence[int], number: int = 0) -> Tensor:
+    """Unit Gaussian noise (B, *shape), float32, CPU; row b is a function of seeds[b] and `number` alone.
+
+    number: 0 for the noise that an image begins as; 1, 2, ... for the draws of a stochastic sampler.
+    """
+    rows = [stream(seed, number, domain=NOISE).standard_normal(tuple(shape), dtype=np.float32) for seed in seeds]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, *shape)
 
 

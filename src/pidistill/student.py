@@ -78,8 +78,8 @@ class Student(nn.Module):
         y = choose_labels(labels, self.num_classes, seeds)
         device, images = device_of(self), [torch.empty(0, *self.shape)]
         for k in range(0, len(seeds), batch_size):
-            z = noise(seeds[k:k + batch_size], self.shape).to(device) * self.t_max
-            x = self(z, self.t_min, None if y is None else y[k:k + batch_size].to(device))
+            z = noise(seeds[k:k + batch_size], self.shape).to(device, non_blocking=True) * self.t_max
+            x = self(z, self.t_min, None if y is None else y[k:k + batch_size].to(device, non_blocking=True))
             x = self.decoder.to(device)(x) if self.decoder and decode else x
             images.append(x.float().cpu())
         images = images[1:] or images  # the first is for an empty list of seeds

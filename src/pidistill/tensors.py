@@ -16,8 +16,9 @@ def like(t: Tensor, x: Tensor) -> Tensor:
 
 def per_sample(t: float | Tensor, x: Tensor) -> Tensor:
     """A time for every sample: float or (B,) -> (B,) on the device of x: (B, ...)."""
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    return t.expand(x.shape[0])
+    if not isinstance(t, Tensor):
+        return x.new_full((x.shape[0],), t)  # filled on the device: a copy of one number would make the host wait
+    return t.to(x).expand(x.shape[0])
 
 
 def one_hot(labels: Tensor | None, classes: int, x: Tensor) -> Tensor:

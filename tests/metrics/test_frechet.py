@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pidistill.metrics.frechet import frechet, relative_frechet, statistics
+from pidistill.metrics.frechet import frechet_distance, relative_frechet, statistics
 
 
 def random_statistics(seed: int, d: int = 6, rank: int | None = None):
@@ -21,36 +21,36 @@ def test_against_scipys_square_root(seed):
     (m, A), (n, B) = random_statistics(seed), random_statistics(seed + 10)
     root = scipy.linalg.sqrtm(A.numpy() @ B.numpy())
     expected = ((m - n) ** 2).sum() + np.trace(A + B) - 2 * np.trace(root).real
-    assert frechet((m, A), (n, B)) == pytest.approx(float(expected), rel=1e-9)
+    assert frechet_distance((m, A), (n, B)) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_one_dimension():
     """(mu - nu)^2 + (s - r)^2."""
     mu, nu = (torch.tensor([v], dtype=torch.float64) for v in (1.0, 4.0))
     var = lambda s: torch.tensor([[s**2]], dtype=torch.float64)
-    assert frechet((mu, var(2.0)), (nu, var(5.0))) == pytest.approx(3**2 + 3**2)
+    assert frechet_distance((mu, var(2.0)), (nu, var(5.0))) == pytest.approx(3**2 + 3**2)
 
 
 def test_singular_covariances():
     """Features that are always 0 (dead units) have no variance; scipy's root of the product is unreliable there."""
     (m, A), (n, B) = random_statistics(0, rank=2), random_statistics(1, rank=3)
-    assert frechet((m, A), (m, A)) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance((m, A), (m, A)) == pytest.approx(0, abs=1e-6)
     jitter = 1e-10 * torch.eye(6, dtype=torch.float64)
-    assert frechet((m, A), (n, B)) == pytest.approx(frechet((m, A + jitter), (n, B + jitter)), rel=1e-3)
+    assert frechet_distance((m, A), (n, B)) == pytest.approx(frechet_distance((m, A + jitter), (n, B + jitter)), rel=1e-3)
     zero = torch.zeros(6, 6, dtype=torch.float64)
-    assert frechet((m, zero), (n, B)) == pytest.approx(float((m - n).square().sum() + B.trace()))
+    assert frechet_distance((m, zero), (n, B)) == pytest.approx(float((m - n).square().sum() + B.trace()))
 
 
 def test_symmetric():
     a, b = random_statistics(3), random_statistics(4)
-    assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-10)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-10)
 
 
 def test_relative_distance_is_free_of_the_scale():
     a, b = torch.randn(300, 4, dtype=torch.float64), torch.randn(200, 4, dtype=torch.float64) * 1.5 + 0.3
     value = relative_frechet(statistics(a), statistics(b))
     assert relative_frechet(statistics(a * 7), statistics(b * 7)) == pytest.approx(value, rel=1e-9)
-    assert value == pytest.approx(100 * frechet(statistics(a), statistics(b)) / statistics(b)[1].trace().item())
+    assert value == pytest.approx(100 * frechet_distance(statistics(a), statistics(b)) / statistics(b)[1].trace().item())
 
 
 def test_statistics_are_numpys_in_float64():

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from pidistill.metrics.trajectory_rmse import trajectory_rmse
+from pidistill.metrics.trajectory_rmse import rmse
 
 
 def test_values():
     a = torch.zeros(2, 1, 1, 2)
     b = torch.tensor([[[[3.0, 0.0]]], [[[0.0, 4.0]]]])
-    assert trajectory_rmse(a, b) == pytest.approx(math.sqrt(25 / 4))
-    assert trajectory_rmse(b, b) == 0
+    assert rmse(a, b) == pytest.approx(math.sqrt(25 / 4))
+    assert rmse(b, b) == 0

@@ -1,9 +1,40 @@
-"""Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 2017)."""
+"""Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 2017): FID, FD-DINOv2, any network's."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from pidistill.metrics import Batch, Metric, Reference
+
+
+class Frechet(Metric):
+    """`fid` or `fd_dinov2` as it is; `fd`, of any other network, in per cent of the reference's variance."""
+
+    def __init__(self, num: int, width: int, reference: Reference | None, key: str = "fd",
+                 device: torch.device | str = "cpu"):
+        super().__init__(num, width, reference, key)
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
+        self.state = {"n": zeros(1), "sum": zeros(width), "outer": zeros(width, width)}
+
+    def add(self, batch: Batch) -> None:
+        assert batch.features is not None
+        f = batch.features.to(self.state["sum"])
+        self.state["n"] += len(f)
+        self.state["sum"] += f.sum(dim=0)
+        self.state["outer"] += f.T @ f
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean (d,) and unbiased covariance (d, d), float64, CPU, as EDM's fid.py."""
+        n, total, outer = (self.state[key].cpu() for key in ("n", "sum", "outer"))
+        mean = total / n
+        return mean, (outer - n * mean.outer(mean)) / (n - 1)
+
+    def result(self, stored: Tensor | None = None) -> dict[str, float]:
+        assert self.reference is not None
+        data = (self.reference.mean, self.reference.covariance)
+        distance = relative_frechet if self.key == "fd" else frechet_distance
+        return {self.key: distance(self.statistics(), data)}
 
 
 def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -12,18 +43,24 @@ def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     return features.mean(dim=0), torch.cov(features.T)
 
 
-def frechet(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
+def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:
     """|mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) for (mean (d,), covariance (d, d)) in float64.
 
-    The symmetric form has real, non-negative eigenvalues also where the covariances are singular.
+    The last trace is the sum of the singular values of A^1/2 B^1/2. As the square roots of eigenvalues, those that are 0 (of
+    singular covariances) would each be wrong by the root of the rounding error.
     """
     (mu_a, cov_a), (mu_b, cov_b) = a, b
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    cross = torch.linalg.svdvals(root(cov_a).T @ root(cov_b)).sum()
     return float((mu_a - mu_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def root(covariance: Tensor) -> Tensor:
+    """R (d, r) with R R^T = covariance (d, d), without the directions in which it is 0 up to rounding."""
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+    return vectors[:, kept] * values[kept].sqrt()
 
 
 def relative_frechet(a: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> float:
     """FD: the Frechet distance in per cent of the reference's variance, 100 FD / tr(Sigma_ref); free of the scale."""
-    return 100 * frechet(a, reference) / float(reference[1].trace())
+    return 100 * frechet_distance(a, reference) / float(reference[1].trace())

@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
+from pidistill.metrics import Batch, Metric, Reference
 
-def trajectory_rmse(student: Tensor, teacher: Tensor) -> float:
-    """Root mean square over all images and pixels, in data units ([-1, 1]). Both (N, C, H, W), same seeds and labels."""
-    return math.sqrt((student.double() - teacher.double()).square().mean().item())
+
+class TrajectoryRmse(Metric):
+    """`trajectory_rmse`: root mean square over all images and pixels, in data units ([-1, 1])."""
+
+    needs = "solutions"
+
+    def __init__(self, num: int, width: int, reference: Reference | None, key: str = "", device: torch.device | str = "cpu"):
+        super().__init__(num, width, reference)
+        self.state = {"square": torch.zeros(1, dtype=torch.float64), "n": torch.zeros(1, dtype=torch.float64)}
+
+    def add(self, batch: Batch) -> None:
+        assert batch.solutions is not None
+        self.state["square"] += (batch.images.double() - batch.solutions.double()).square().sum()
+        self.state["n"] += batch.images.numel()
+
+    def result(self, stored: Tensor | None = None) -> dict[str, float]:
+        return {"trajectory_rmse": math.sqrt(self.state["square"].item() / self.state["n"].item())}
+
+
+def rmse(a: Tensor, b: Tensor) -> float:
+    """The same of two sets of images (N, C, H, W)."""
+    metric = TrajectoryRmse(len(a), 0, None)
+    metric.add(Batch(a, range(len(a)), solutions=b))
+    return metric.result()["trajectory_rmse"]

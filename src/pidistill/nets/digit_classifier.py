@@ -33,5 +33,8 @@ class DigitClassifier(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         return F.relu(self.fc(self.pool(self.layers(x)[-1]).flatten(1)))
 
+    def classify(self, features: Tensor) -> Tensor:
+        return self.out(features)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.features(x))
+        return self.classify(self.features(x))

@@ -1,33 +1,150 @@
-"""ODE samplers (denoise, z, ts, labels) -> yields (t, x). One file = one sampler."""
+"""Samplers (denoise, z, ts, labels) -> yields (t, x), of the teacher's ODE or SDE. One file = one sampler.
+
+All are written for x = image + t noise. A variance preserving model's state is alpha_t x, alpha_t = (1 + t^2)^-1/2, and the
+exponential integrators (DDIM, DPM-Solver, DEIS, UniPC) are the same in both, with lambda = log(alpha/sigma) = -log t.
+A last time of 0 is reached by x = D, one evaluation at the time before. ts: (N+1,) float64, descending. Samplers of the SDE
+take `draw`, number of a draw -> unit Gaussian noise like z; without it they add none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pidistill.denoiser import Denoiser, device_of
-from pidistill.plugins import member
+from pidistill.errors import PidistillError
+from pidistill.grid import snap
+from pidistill.plugins import build, choices, member, names
 from pidistill.seeds import noise
 
 STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images
+MOST_STEPS = 10_000
+Spacing = Literal["karras", "log", "uniform"]
 
 
-def sampler_times(teacher: Denoiser, steps: int) -> Tensor:
-    """(steps + 1,) float64: the teacher's Karras grid and a last 0."""
-    return torch.cat([teacher.grid_times(steps), torch.zeros(1, dtype=torch.float64)])
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler with its options. steps: times of the grid, to which a last 0 is added.
+
+    spacing: of the times between T and eps: `karras` (the teacher's rho), `log` (even in log t, DPM-Solver's choice), or
+    `uniform` (even among the noise levels that the network was trained at; in t where it takes any).
+    """
+
+    name: str = "heun"
+    steps: int = STEPS
+    options: dict[str, Any] = field(default_factory=dict)
+    spacing: Spacing = "karras"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise PidistillError(f"{self.name}: steps must be 1 to {MOST_STEPS}, got {self.steps}")
+        if self.spacing not in ("karras", "log", "uniform"):
+            raise choices("spacing of times", str(self.spacing), ["karras", "log", "uniform"])
+        self.integrate(lambda x, t, labels: x, torch.zeros(1, 1), torch.ones(1))  # unknown options are found here
+
+    def integrate(self, denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None,
+                  draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
+        """The sampler's states. draw: number of a draw (from 0) -> unit Gaussian noise (B, ...), for those that need it."""
+        if "draw" in self.options:
+            raise PidistillError(f"samplers/{self.name}: draw is no option; noise comes from the seeds")
+        stochastic = {"draw": draw} if "draw" in inspect.signature(member("samplers", self.name)).parameters else {}
+        return build("samplers", self.name, denoise, z, ts, labels, **stochastic, **self.options)
+
+    def times(self, teacher: Denoiser) -> Tensor:
+        """(steps + 1,) float64, from the teacher's T to eps, and 0. Fewer where several snap to one of its noise levels."""
+        if self.steps == 1:
+            t = torch.tensor([teacher.t_max], dtype=torch.float64)
+        elif self.spacing == "karras":
+            t = teacher.grid_times(self.steps)
+        elif self.spacing == "uniform" and teacher.times is not None:
+            known = teacher.times[(teacher.times >= teacher.t_min) & (teacher.times <= teacher.t_max)]
+            t = known[torch.linspace(len(known) - 1, 0, self.steps).round().long().unique().flip(0)]
+        else:
+            first, last = (math.log(each) if self.spacing == "log" else each for each in (teacher.t_max, teacher.t_min))
+            t = torch.linspace(first, last, self.steps, dtype=torch.float64)
+            t = snap(t.exp() if self.spacing == "log" else t, teacher.times)
+            t[0], t[-1] = teacher.t_max, teacher.t_min
+        return torch.cat([t, torch.zeros(1, dtype=torch.float64)])
+
+    def evaluations(self, teacher: Denoiser) -> int:
+        """How often it asks the teacher for an image: counted, on numbers instead of images."""
+        count = 0
+
+        def denoise(x: Tensor, t: float, labels: Tensor | None) -> Tensor:
+            nonlocal count
+            count += 1
+            return x
+
+        z = torch.zeros(1, 1)
+        for _ in self.integrate(denoise, z, self.times(teacher), None, lambda k: z):
+            pass
+        return count
+
+    def __str__(self) -> str:
+        given = {**self.options, **({"spacing": self.spacing} if self.spacing != "karras" else {})}
+        return ",".join([self.name, *(f"{key}={value}" for key, value in given.items())]) + f":{self.steps}"
+
+
+def parse_sampler(text: str) -> list[Sampler]:
+    """`ddim,eta=0.5:10,50` -> samplers with 10 and 50 steps. NAME[,option=value...][:STEPS,...].
+
+    An order may be part of the name (`deis3`, `dpm_solver2`), and `dpm_solver_fast` is dpm_solver with fast=true.
+    """
+    head, _, budgets = text.partition(":")
+    name, *given = head.split(",")
+    options: dict[str, Any] = {}
+    ordered = re.fullmatch(r"(\w+?)_?(\d)", name)
+    if name == "dpm_solver_fast":
+        name, options = "dpm_solver", {"fast": True}
+    elif ordered and name not in names("samplers") and ordered[1] in names("samplers"):
+        name, options = ordered[1], {"order": int(ordered[2])}
+    for pair in given:
+        key, sign, value = pair.partition("=")
+        if not sign:
+            raise PidistillError("a sampler is NAME[,option=value...]:STEPS[,STEPS...], such as ddim,eta=0.5:10,50, got "
+                                 f"{text!r}")
+        options[key.strip()] = number(value.strip())
+    spacing = options.pop("spacing", "karras")
+    try:
+        steps = [int(part) for part in budgets.split(",")] if budgets else [STEPS]
+    except ValueError:
+        raise PidistillError(f"steps of the sampler {name} must be whole numbers such as 10,50, got {budgets!r}") from None
+    return [Sampler(name, number, options, spacing) for number in steps]
+
+
+def number(text: str) -> int | float | str:
+    """A number where it is one; pydantic takes the rest, such as `true`."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 @torch.inference_mode()
-def sample_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None = None, *, sampler: str = "heun",
-                   steps: int = STEPS, batch_size: int = 250, decode: bool = True) -> Tensor:
-    """The teacher's own solution for the noise of `seeds`: (len(seeds), C, H, W), float32, CPU; decode: as images."""
-    ts, device, images = sampler_times(teacher, steps), device_of(teacher), []
+def sample_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None = None, *,
+                   sampler: str | Sampler = "heun", steps: int = STEPS, batch_size: int = 250,
+                   decode: bool = True) -> Tensor:
+    """The teacher's images for the noise of `seeds`: (len(seeds), C, H, W), float32, CPU; decode: latents as images.
+
+    Also of stochastic samplers, image k is a function of seeds[k] and labels[k] alone.
+    """
+    chosen = sampler if isinstance(sampler, Sampler) else Sampler(sampler, steps)
+    ts, device, images = chosen.times(teacher), device_of(teacher), [torch.empty(0, *teacher.shape)]
     for k in range(0, len(seeds), batch_size):
-        z = noise(seeds[k:k + batch_size], teacher.shape).to(device) * teacher.t_max
-        y = None if labels is None else labels[k:k + batch_size].to(device)
-        *_, (_, x) = member("samplers", sampler)(teacher, z, ts, y)
+        part = seeds[k:k + batch_size]
+        draw = lambda k, part=part: noise(part, teacher.shape, k + 1).to(device, non_blocking=True)
+        y = None if labels is None else labels[k:k + batch_size].to(device, non_blocking=True)
+        *_, (_, x) = chosen.integrate(teacher, draw(-1) * teacher.t_max, ts, y, draw)
         x = teacher.decoder(x) if teacher.decoder and decode else x
-        images.append(x.float().cpu())
-    return torch.cat(images)
+        images.append(x.float().cpu())  # the one time that the host waits for the device
+    return torch.cat(images[1:] or images)
+

@@ -1,0 +1,126 @@
+"""DINOv2 (Oquab et al., 2023), the vision transformer whose features FD-DINOv2 is measured in (Stein et al., 2023)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pidistill.errors import PidistillError
+from pidistill.files import load_weights, read_state_dict
+from pidistill.tensors import quantise
+
+DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+PATCH, HEAD, SIDE = 14, 64, 224  # pixels of a patch, channels of a head, pixels of the image that the network sees
+OFFSET = 0.1  # that the original adds when it stretches its positions; it changes the features
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+class Scale(nn.Module):
+    """A learned factor for each channel, before a residual is added."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    """Self-attention over tokens (B, N, width)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, width // HEAD, HEAD).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + ls1 attention(norm1 x), then x + ls2 mlp(norm2 x)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn, self.mlp, self.ls1, self.ls2 = Attention(width), Mlp(width), Scale(width), Scale(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class Dinov2(nn.Module):
+    """Images (B, C, H, W) in [-1, 1], grey or RGB -> class tokens (B, width). Weights by the names of Meta's files.
+
+    grid: positions a side that the network was trained with; they are stretched to those of 224 x 224 pixels. By default
+    ViT-L/14. As in EDM2's evaluation: quantised images, resized with antialiasing.
+    """
+
+    def __init__(self, *, width: int = 1024, depth: int = 24, grid: int = 37):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, width))  # of the training; in the files
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, PATCH, PATCH)})
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.grid = grid
+
+    def positions(self, side: int) -> Tensor:
+        """(1, 1 + side^2, width): the trained ones stretched as the original does."""
+        if side == self.grid:
+            return self.pos_embed
+        first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        maps = rest.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        scale = (side + OFFSET) / self.grid
+        maps = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic")
+        return torch.cat([first, maps.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, S, S), S a multiple of 14 -> class tokens (B, width)."""
+        x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(math.isqrt(x.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)[:, 0]
+
+    def features(self, x: Tensor) -> Tensor:
+        x = quantise(x).expand(-1, 3, -1, -1).float() / 255
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
+        return self((x - x.new_tensor(MEAN).reshape(3, 1, 1)) / x.new_tensor(STD).reshape(3, 1, 1))
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        return [self.features(x)]
+
+
+def load_dinov2(path: Path) -> Dinov2:
+    """A network of any size of Meta's that has plain MLPs (ViT-S, -B, -L), in evaluation mode; its weights say which."""
+    state = read_state_dict(path)
+    try:
+        width, places = state["cls_token"].shape[2], state["pos_embed"].shape[1] - 1
+        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    except (KeyError, IndexError):
+        raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it") from None
+    if any(".w12." in name or name.startswith("register_tokens") for name in state):
+        raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
+    if width % HEAD or math.isqrt(places) ** 2 != places:
+        raise PidistillError(f"{path}: {width} channels and {places} positions are no DINOv2's")
+    net = Dinov2(width=width, depth=depth, grid=math.isqrt(places))
+    load_weights(net, state, path, "DINOv2")
+    return net.eval()

@@ -1,0 +1,45 @@
+"""How many images at a time the memory holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+MOST = {"cpu": 250, "cuda": 1024}  # more is no faster
+
+
+def fitting_batch(network: nn.Module, device: torch.device) -> int:
+    """Images at a time for a network without gradients: as many as half the free memory holds, up to `MOST`.
+
+    Reckoned as if nothing that one image makes in the network were freed, which is several times what is needed. What is
+    still too much for a GPU is halved when it fails (`Subject.run`). Networks that take other inputs than ours: `MOST`.
+    """
+    most = MOST.get(device.type, 250)
+    shape = getattr(network, "shape", None)
+    if shape is None:
+        return most
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(max(1, min(most, free / 2 // max(bytes_per_image(network, shape, device), 1))))
+
+
+@torch.inference_mode()
+def bytes_per_image(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+    """Bytes of all that the modules put out for one image."""
+    total = 0
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.nbytes
+
+    hooks = [module.register_forward_hook(count) for module in network.modules()]
+    try:
+        labels = torch.zeros(1, dtype=torch.int64, device=device) if getattr(network, "num_classes", 0) else None
+        network(torch.zeros(1, *shape, device=device), network.t_max, labels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total

@@ -1,0 +1,26 @@
+"""DDIM (Song et al., 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+from torch import Tensor
+
+
+def ddim(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *, eta: float = 0.0,
+         draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
+    """x(u) = D + sqrt(u^2 - s^2) (x - D)/t + s n, s = eta u sqrt(t^2 - u^2)/t: Eq. (12) and (16) there, over alpha_u.
+
+    z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x). N evaluations. eta: 0 is Euler's method in the
+    noise level, 1 is DDPM's ancestral sampling.
+    """
+    x, times = z, ts.tolist()
+    for k, (t, u) in enumerate(pairwise(times)):
+        D = denoise(x, t, labels)
+        s = eta * u * math.sqrt(t**2 - u**2) / t
+        x = D + (math.sqrt(u**2 - s**2) / t) * (x - D)
+        if s > 0 and draw is not None:
+            x = x + s * draw(k)
+        yield u, x

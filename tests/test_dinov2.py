@@ -1,0 +1,107 @@
+"""DINOv2 at small sizes. With the same weights, timm's vision transformer gives the same bits at its own grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pidistill.dinov2 import Dinov2, load_dinov2
+from pidistill.errors import PidistillError
+from pidistill.features import distance_name, load_features
+
+
+@pytest.fixture
+def net() -> Dinov2:
+    torch.manual_seed(0)
+    net = Dinov2(width=128, depth=2, grid=4).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+def test_number_of_parameters_is_that_of_vit_l_14():
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Dinov2().parameters()) == 304_368_640
+
+
+def test_names_are_those_of_the_published_file():
+    block = ["norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias",
+             "ls1.gamma", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
+             "ls2.gamma"]
+    own = set(Dinov2(width=64, depth=1, grid=2).state_dict())
+    assert own == {"cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight",
+                   "norm.bias", *(f"blocks.0.{name}" for name in block)}
+
+
+@torch.no_grad()
+def test_a_block_written_out(net):
+    """Two heads of 64 channels, by loops over the formula."""
+    s = {key.removeprefix("blocks.0."): value.double() for key, value in net.state_dict().items() if "blocks.0." in key}
+    x = torch.randn(1, 5, 128, generator=torch.Generator().manual_seed(1)).double()
+
+    def norm(x, name):
+        scaled = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+        return scaled * s[f"{name}.weight"] + s[f"{name}.bias"]
+
+    y = norm(x, "norm1")[0] @ s["attn.qkv.weight"].T + s["attn.qkv.bias"]
+    heads = []
+    for h in range(2):
+        q, k, v = (y[:, part * 128 + h * 64:part * 128 + (h + 1) * 64] for part in range(3))
+        heads.append((q @ k.T / 8).softmax(-1) @ v)
+    z = x + s["ls1.gamma"] * (torch.cat(heads, -1) @ s["attn.proj.weight"].T + s["attn.proj.bias"])
+    hidden = norm(z, "norm2") @ s["mlp.fc1.weight"].T + s["mlp.fc1.bias"]
+    hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+    expected = z + s["ls2.gamma"] * (hidden @ s["mlp.fc2.weight"].T + s["mlp.fc2.bias"])
+    torch.testing.assert_close(net.double().blocks[0](x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_positions_are_stretched_as_the_original_does(net):
+    assert torch.equal(net.positions(4), net.pos_embed)
+    stretched = net.positions(16)
+    maps = net.pos_embed[:, 1:].reshape(1, 4, 4, 128).permute(0, 3, 1, 2)
+    plain = F.interpolate(maps, size=(16, 16), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 256, 128)
+    assert stretched.shape == (1, 257, 128) and torch.equal(stretched[:, :1], net.pos_embed[:, :1])
+    assert 0 < (stretched[:, 1:] - plain).abs().max() < 0.1  # the offset of 0.1 moves them a little
+
+
+@torch.no_grad()
+def test_features_of_any_image(net):
+    images = torch.rand(3, 1, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = net.features(images)
+    assert features.shape == (3, 128) and bool(features.isfinite().all())
+    torch.testing.assert_close(net.features(images.expand(-1, 3, -1, -1)), features)
+    torch.testing.assert_close(net.features(images[1:2]), features[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_loading(net, tmp_path):
+    path = tmp_path / "vit.pth"
+    torch.save(net.state_dict(), path)
+    found = load_features(f"dinov2:{path}")
+    assert distance_name(found) == "fd_dinov2" and found.grid == 4 and len(found.blocks) == 2
+    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), net.state_dict().values()))
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda s: s.pop("norm.bias"), "weights 1 missing, first norm.bias"), (lambda s: s.pop("cls_token"), "no DINOv2"),
+    (lambda s: s.update(extra=torch.zeros(2)), "1 unknown"),
+    (lambda s: s.update({"blocks.0.mlp.w12.weight": torch.zeros(2)}), "ViT-g"),
+    (lambda s: s.update(pos_embed=torch.zeros(1, 18, 128)), "17 positions")])
+def test_other_files_are_one_line(net, tmp_path, change, words):
+    state = net.state_dict()
+    change(state)
+    torch.save(state, tmp_path / "vit.pth")
+    with pytest.raises(PidistillError, match=words) as error:
+        load_dinov2(tmp_path / "vit.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def offline(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(PidistillError, match=r"dinov2_vitl14_pretrain\.pth to .*dinov2:FILE"):
+        load_features("dinov2")
