@@ -256,6 +256,8 @@ def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip
     if out.suffix != ".npz":
         raise PidistillError(f"--out must end in .npz, got {out}")
     runs.check_free(out, force)
+    if data != "digits" and not Path(data).exists():  # before a network is downloaded for it
+        raise PidistillError(f"{data} does not exist")
     net = load_features(features).to(choose_device(device))
     found = make_reference(data, net, features, fingerprint(net), keep=keep, batch=batch)
     write_reference(out, found)
@@ -402,7 +404,9 @@ def print_rows(table: list[list[str]]) -> None:
     drawn = Table(*head)
     for row in rows:
         drawn.add_row(*row)
-    Console().print(drawn)
+    terminal = Console()
+    # Elsewhere than on a terminal nothing is cut off.
+    (terminal if terminal.is_terminal else Console(width=250)).print(drawn)
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:

@@ -47,7 +47,7 @@ def build(family: str, name: str, *args: Any, **options: Any) -> Any:
     accepted = inspect.signature(make, eval_str=True).parameters
     for key in options:
         if key not in accepted:
-            known = [k for k, p in accepted.items() if p.kind is p.KEYWORD_ONLY]
+            known = [k for k, p in accepted.items() if p.kind is p.KEYWORD_ONLY and k != "draw"]  # a sampler's noise
             raise choices(f"option of {family}/{name}", key, known)
     try:
         inspect.signature(make).bind(*args, **options)

@@ -18,7 +18,7 @@ from pidistill.files import load_weights, read_json, read_tensors, write_folder
 from pidistill.plugins import member
 from pidistill.preconditioning import Preconditioning, c_in
 from pidistill.seeds import noise
-from pidistill.tensors import clip_images, like, per_sample
+from pidistill.tensors import clip_images, like, per_sample, send
 
 
 class Student(nn.Module):
@@ -78,8 +78,8 @@ class Student(nn.Module):
         y = choose_labels(labels, self.num_classes, seeds)
         device, images = device_of(self), [torch.empty(0, *self.shape)]
         for k in range(0, len(seeds), batch_size):
-            z = noise(seeds[k:k + batch_size], self.shape).to(device, non_blocking=True) * self.t_max
-            x = self(z, self.t_min, None if y is None else y[k:k + batch_size].to(device, non_blocking=True))
+            z = send(noise(seeds[k:k + batch_size], self.shape), device) * self.t_max
+            x = self(z, self.t_min, None if y is None else send(y[k:k + batch_size], device))
             x = self.decoder.to(device)(x) if self.decoder and decode else x
             images.append(x.float().cpu())
         images = images[1:] or images  # the first is for an empty list of seeds

@@ -14,6 +14,11 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     return t.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, without making the host wait for what the device is doing."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 def per_sample(t: float | Tensor, x: Tensor) -> Tensor:
     """A time for every sample: float or (B,) -> (B,) on the device of x: (B, ...)."""
     if not isinstance(t, Tensor):

@@ -23,6 +23,7 @@ from pidistill.errors import PidistillError
 from pidistill.grid import snap
 from pidistill.plugins import build, choices, member, names
 from pidistill.seeds import noise
+from pidistill.tensors import send
 
 STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images
 MOST_STEPS = 10_000
@@ -89,7 +90,7 @@ class Sampler:
 
     def __str__(self) -> str:
         given = {**self.options, **({"spacing": self.spacing} if self.spacing != "karras" else {})}
-        return ",".join([self.name, *(f"{key}={value}" for key, value in given.items())]) + f":{self.steps}"
+        return ",".join([self.name, *(f"{key}={str(value).lower()}" for key, value in given.items())]) + f":{self.steps}"
 
 
 def parse_sampler(text: str) -> list[Sampler]:
@@ -120,7 +121,9 @@ def parse_sampler(text: str) -> list[Sampler]:
 
 
 def number(text: str) -> int | float | str:
-    """A number where it is one; pydantic takes the rest, such as `true`."""
+    """A number or a truth value where it is one, else the text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)
@@ -141,8 +144,8 @@ def sample_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | Non
     ts, device, images = chosen.times(teacher), device_of(teacher), [torch.empty(0, *teacher.shape)]
     for k in range(0, len(seeds), batch_size):
         part = seeds[k:k + batch_size]
-        draw = lambda k, part=part: noise(part, teacher.shape, k + 1).to(device, non_blocking=True)
-        y = None if labels is None else labels[k:k + batch_size].to(device, non_blocking=True)
+        draw = lambda k, part=part: send(noise(part, teacher.shape, k + 1), device)
+        y = None if labels is None else send(labels[k:k + batch_size], device)
         *_, (_, x) = chosen.integrate(teacher, draw(-1) * teacher.t_max, ts, y, draw)
         x = teacher.decoder(x) if teacher.decoder and decode else x
         images.append(x.float().cpu())  # the one time that the host waits for the device

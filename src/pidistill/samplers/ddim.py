@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
 
 
-def ddim(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *, eta: float = 0.0,
+def ddim(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
+         eta: Annotated[float, Field(ge=0, le=1)] = 0.0,
          draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
     """x(u) = D + sqrt(u^2 - s^2) (x - D)/t + s n, s = eta u sqrt(t^2 - u^2)/t: Eq. (12) and (16) there, over alpha_u.
 

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+POINTS, QUADRATURE = np.polynomial.legendre.leggauss(64)
 BETA_D, BETA_MIN = 19.9, 0.1  # the linear schedule of Song et al. (2021)
 
 
@@ -36,11 +37,10 @@ def weights(nodes: list[float], t: float, u: float, variable: str) -> list[float
     """C_j = integral from t to u of the Lagrange polynomial of node j, over the noise level; float64."""
     if len(nodes) == 1:
         return [u - t]
-    points, quadrature = np.polynomial.legendre.leggauss(64)
     h = math.log(u / t)
-    s = t * np.exp(h * (points + 1) / 2)  # nodes in log t, where the integrand is smooth over any range
+    s = t * np.exp(h * (POINTS + 1) / 2)  # nodes in log t, where the integrand is smooth over any range
     at, known = clock(s, variable), clock(np.array(nodes), variable)
-    return [float((quadrature * (h / 2) * s * np.prod([(at - b) / (a - b) for b in np.delete(known, j)], axis=0)).sum())
+    return [float((QUADRATURE * (h / 2) * s * np.prod([(at - b) / (a - b) for b in np.delete(known, j)], axis=0)).sum())
             for j, a in enumerate(known)]
 
 

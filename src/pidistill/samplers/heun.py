@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor
+
+Positive = Annotated[float, Field(ge=0)]
 
 
 def heun(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
-         churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf, churn_noise: float = 1.0,
+         churn: Positive = 0.0, churn_min: Positive = 0.0, churn_max: Positive = math.inf, churn_noise: Positive = 1.0,
          draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
     """Karras et al. (2022), Algorithm 1. z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x).
 

@@ -27,7 +27,7 @@ def unipc(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor 
             x = step(base, seen[:order], t, D)
         seen = [(t, D), *seen[:order - 1]]
         base = x
-        x = step(base, seen[:order] if u > 0 else seen[:1], u)
+        x = step(base, seen[:order], u)
         yield u, x
 
 
