@@ -127,8 +127,8 @@ def main() -> None:
     args = parser.parse_args()
     student, extractor = networks(32, args.turns)
     lines = [f"`python benchmarks/evaluation.py`, {torch.get_num_threads()} threads, commit {commit()[:12]}, torch "
-             f"{versions()['torch']}. {args.num} images of {SHAPE}; the networks would take {student * 1000:.0f} ms (student "
-             f"of EDM's CIFAR-10 size) and {extractor * 1000:.0f} ms (Inception v3) an image here.", "",
+             f"{versions()['torch']}. {args.num} images of {SHAPE}; the networks would take {student * 1000:.0f} ms "
+             f"(student of EDM's CIFAR-10 size) and {extractor * 1000:.0f} ms (Inception v3) an image here.", "",
              "| metrics | peak memory beside the networks, GB | seconds of all but the networks | of the networks' time |",
              "|---|---|---|---|"]
     print("\n".join(lines), flush=True)
