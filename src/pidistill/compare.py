@@ -57,9 +57,8 @@ def compare(teacher: Denoiser, students: Sequence[str], samplers: Sequence[str],
                              batch=batch, keep=out / "measured", what="comparing")
     if parallel.rank():
         return []
-    rows = [{"method": name, "kind": "student" if name in loaded else "sampler",
-             "sampler": None if name in loaded else name.removeprefix("teacher, ").partition(":")[0],
-             "distance": distances.get(name), **row} for name, row in results.items()]
+    rows = [{"method": name, "kind": "student" if name in loaded else "sampler", "distance": distances.get(name), **row}
+            for name, row in results.items()]
     record = {"command": command, "teacher": teacher.spec, "num": num, **provenance(num, first_seed, 1), "rows": rows,
               "published": [dict(zip(("method", "distance", "nfe", "fid", "is"), row)) for row in PUBLISHED[published]]
               if published else [], "published_as": published}

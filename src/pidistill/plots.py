@@ -41,12 +41,13 @@ def plot_comparison(path: Path, record: dict[str, Any], metric: str, unit: str) 
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in record["rows"]:
         if row["kind"] == "sampler":
-            lines.setdefault(row["sampler"], []).append((row["nfe"], row[metric]))
+            lines.setdefault(row["sampler"].partition(":")[0], []).append((row["nfe"], row[metric]))
         else:
             axes.plot(row["nfe"], row[metric], marker="*", markersize=14, linestyle="", label=row["method"])
     for name, points in lines.items():
@@ -55,8 +56,11 @@ def plot_comparison(path: Path, record: dict[str, Any], metric: str, unit: str) 
         axes.plot(row["nfe"], row[metric], marker="x", color="grey", linestyle="", label=None if k else "published")
         axes.annotate(row["method"].partition(" (")[0], (row["nfe"], row[metric]), fontsize=6, color="grey",
                       xytext=(3, 2), textcoords="offset points")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("evaluations of the network")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3, which="both")

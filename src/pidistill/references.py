@@ -28,6 +28,7 @@ from pidistill.tensors import dequantise, quantise
 
 FID_REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"  # EDM's: NPZ with `mu` and `sigma`
 KEPT = 10_000  # features that KID and precision and recall compare with
+MADE: dict[tuple[str, str, str | None], Reference] = {}  # of images, by this program: a run measures more than once
 PICKLED = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's files hold both
 
 
@@ -45,7 +46,11 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     if path.suffix == ".pkl":
         found = read_pickle(path, features)
     elif path.is_dir() or path.suffix == ".zip" or (path.suffix == ".npz" and path.is_file() and not has_statistics(path)):
-        return make_reference(name, net, features, fingerprint)
+        key = (str(path.resolve()), features, fingerprint)
+        if key not in MADE:
+            console.print(f"making statistics of {name}; `pidistill reference {name} --out ref.npz` keeps them", soft_wrap=True)
+            MADE[key] = make_reference(name, net, features, fingerprint)
+        return MADE[key]
     elif path.suffix == ".npz":
         found = read_npz(path)
     elif "/" in name or path.suffix:

@@ -48,7 +48,8 @@ class Sampler:
             raise PidistillError(f"{self.name}: steps must be 1 to {MOST_STEPS}, got {self.steps}")
         if self.spacing not in ("karras", "log", "uniform"):
             raise choices("spacing of times", str(self.spacing), ["karras", "log", "uniform"])
-        self.integrate(lambda x, t, labels: x, torch.zeros(1, 1), torch.ones(1))  # unknown options are found here
+        z = torch.zeros(1, 1)  # wrong options are found now, and not after hours
+        list(self.integrate(lambda x, t, labels: x, z, torch.tensor([1.0, 0.5, 0.0]), None, lambda k: z))
 
     def integrate(self, denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None,
                   draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
@@ -89,8 +90,10 @@ class Sampler:
         return count
 
     def __str__(self) -> str:
+        """As `parse_sampler` takes it."""
         given = {**self.options, **({"spacing": self.spacing} if self.spacing != "karras" else {})}
-        return ",".join([self.name, *(f"{key}={str(value).lower()}" for key, value in given.items())]) + f":{self.steps}"
+        name = self.name + ("_fast" if given.pop("fast", False) else str(given.pop("order", "")))
+        return ",".join([name, *(f"{key}={str(value).lower()}" for key, value in given.items())]) + f":{self.steps}"
 
 
 def parse_sampler(text: str) -> list[Sampler]:

@@ -9,6 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
+from pidistill.errors import PidistillError
+
 
 def dpm_solver(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
                order: Literal[1, 2, 3] = 3, fast: bool = False) -> Iterator[tuple[float, Tensor]]:
@@ -40,6 +42,8 @@ def dpm_solver(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Te
 
 def plan(times: list[float], order: int, fast: bool) -> list[tuple[float, float, int]]:
     """(from, to, order) of every step. The step to 0, where lambda is infinite, is of the first order."""
+    if fast and order != 3:
+        raise PidistillError(f"dpm_solver: the fast schedule has orders of its own; leave order={order} out")
     if not fast:
         return [(t, u, order if u > 0 else 1) for t, u in pairwise(times)]
     last = [1] if times[-1] == 0 else []
