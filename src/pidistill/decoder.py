@@ -17,7 +17,8 @@ from pidistill.nets.diffusers_net import import_diffusers
 class Decoder(nn.Module):
     """diffusers' AutoencoderKL: latents (B, c, h, w) of unit scale -> images (B, C, H, W), about [-1, 1].
 
-    spec: {"config": ...} of the VAE, which says how latents are scaled. Never trained; copies of a model share it.
+    spec: {"config": ...} of the VAE, which says how latents are scaled; what it leaves out is diffusers' default. Never
+    trained; copies of a model share it.
     """
 
     def __init__(self, spec: dict[str, Any], vae: nn.Module | None = None):
@@ -31,7 +32,8 @@ class Decoder(nn.Module):
         for part in ("encoder", "quant_conv"):  # never used here
             if getattr(vae, part, None) is not None:
                 setattr(vae, part, None)
-        self.scale, self.shift = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+        told: Any = vae.config
+        self.scale, self.shift = told.get("scaling_factor") or 1.0, told.get("shift_factor") or 0.0
         self.eval().requires_grad_(False)
 
     def image_shape(self, shape: Sequence[int]) -> tuple[int, ...]:

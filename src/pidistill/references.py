@@ -48,7 +48,8 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     elif path.is_dir() or path.suffix == ".zip" or (path.suffix == ".npz" and path.is_file() and not has_statistics(path)):
         key = (str(path.resolve()), features, fingerprint)
         if key not in MADE:
-            console.print(f"making statistics of {name}; `pidistill reference {name} --out ref.npz` keeps them", soft_wrap=True)
+            console.print(f"making statistics of {name}; `pidistill reference {name} --out ref.npz` keeps them",
+                          soft_wrap=True)
             MADE[key] = make_reference(name, net, features, fingerprint)
         return MADE[key]
     elif path.suffix == ".npz":

@@ -145,13 +145,16 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
 
 
 def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preconditioning: str | dict[str, Any]) -> Student:
-    """The network as a student of the teacher, without dropout."""
+    """The network as a student of the teacher, without dropout; the parameters named in its `frozen`, if any, stay."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif isinstance(vars(module).get("dropout"), float):
             setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
-    return Student(network.train().requires_grad_(True), {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
+    frozen = getattr(network, "frozen", ())
+    for name, parameter in network.train().named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return Student(network, {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
                    teacher.facts(), preconditioning, teacher.decoder)
 
 

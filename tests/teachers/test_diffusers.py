@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import socket
@@ -9,15 +10,19 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from pidistill.distillation import distill
+from pidistill.convert import convert
+from pidistill.distillation import distill, resume
 from pidistill.errors import PidistillError
 from pidistill.samplers import sample_teacher
 from pidistill.samplers.euler import euler
 from pidistill.samplers.heun import heun
 from pidistill.student import load_student, make_student
 from pidistill.teachers import load_teacher
-from tests.helpers import loss_of, shake
+from pidistill.teachers.diffusers import FILES, IGNORED
+from tests.helpers import MLP, NET, loss_of, shake, tiny_teacher
+from tests.training import cut
 
 diffusers = pytest.importorskip("diffusers")
 SIZE = 8
@@ -66,6 +71,10 @@ def save(folder, scheduler, network=None, latent=None, kind=None):
         index["vae"] = ["diffusers", "AutoencoderKL"]
     (folder / "model_index.json").write_text(json.dumps(index))
     return f"diffusers:{folder}"
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({k: v for k, v in (json.loads(path.read_text()) | values).items() if v != "left out"}))
 
 
 def ddim(**options):
@@ -240,6 +249,159 @@ def test_distillation_lowers_the_loss(tmp_path, capsys, case):
     assert load_student(tmp_path / "run").preconditioning.name in ("epsilon", "v_prediction", "flow")
 
 
+@torch.no_grad()
+def test_null_in_a_configuration_overrides_a_default(tmp_path):
+    """attention_head_dim is 8 unless it is null: one head then, of the same weights."""
+    spec, folder = save(tmp_path / "p", ddim()), tmp_path / "p" / "unet"
+    eight = diffusers.UNet2DModel.from_pretrained(folder)
+    edit(folder / "config.json", attention_head_dim=None)
+    network = diffusers.UNet2DModel.from_pretrained(folder)
+    teacher = load_teacher(spec)
+    assert teacher.net_spec["config"]["attention_head_dim"] is None
+    make_student(teacher).save(tmp_path / "s")
+    convert(spec, tmp_path / "c")
+    x, t = torch.randn(2, 1, SIZE, SIZE), torch.full((2,), 500.0)
+    expected = network(x, t).sample
+    assert not torch.allclose(eight(x, t).sample, expected, atol=1e-4)
+    for net in (teacher.model, load_student(tmp_path / "s").net, load_teacher(str(tmp_path / "c")).model):
+        close(net(x, t), expected, 1e-6)
+    edit(folder / "config.json", num_class_embeds=None, num_embeds_ada_norm=None)
+    teacher = load_teacher(spec)
+    assert teacher.num_classes == 0 and teacher.null_label is None
+    edit(folder / "config.json", sample_size=None)
+    with pytest.raises(PidistillError, match="does not say its sample_size"):
+        load_teacher(spec)
+
+
+def at_root(folder, binary):
+    """The pipeline as google/ddpm-cifar10-32 keeps it: everything beside model_index.json, attention under older names."""
+    for path in [*(folder / "unet").iterdir(), *(folder / "scheduler").iterdir()]:
+        path.rename(folder / path.name)
+    (folder / "unet").rmdir()
+    (folder / "scheduler").rmdir()
+    edit(folder / "model_index.json", _class_name="DDPMPipeline")
+    weights, old = folder / "diffusion_pytorch_model.safetensors", {
+        "to_q.": "query.", "to_k.": "key.", "to_v.": "value.", "to_out.0.": "proj_attn."}
+    state = {next((key.replace(*names) for names in old.items() if names[0] in key), key): value
+             for key, value in load_file(weights).items()}
+    assert any("proj_attn" in key for key in state)
+    weights.unlink()
+    if binary:
+        torch.save(state, weights.with_suffix(".bin"))
+    else:
+        save_file(state, weights)
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
+@torch.no_grad()
+def test_old_pipelines_keep_their_files_at_the_root(tmp_path, binary):
+    spec, folder = save(tmp_path / "p", diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")), tmp_path / "p"
+    edit(folder / "unet" / "config.json", attention_head_dim=None)
+    at_root(folder, binary)
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+    pipeline, teacher = diffusers.DDPMPipeline.from_pretrained(folder, use_safetensors=not binary), load_teacher(spec)
+    scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    scheduler.set_timesteps(10)
+    x = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    ts = torch.cat([teacher.times[scheduler.timesteps], torch.zeros(1, dtype=torch.float64)])
+    z = x * (1 + ts[0] ** 2).sqrt().float()
+    for t in scheduler.timesteps:
+        x = scheduler.step(pipeline.unet(x, t).sample, t, x, eta=0.0).prev_sample
+    *_, (_, ours) = euler(teacher, z, ts)
+    close(ours, x)
+    assert list(teacher.origin["sha256"]) == [f"diffusion_pytorch_model.{'bin' if binary else 'safetensors'}"]
+    assert load_teacher(spec, weights=False).net_spec == teacher.net_spec
+    (folder / "scheduler_config.json").unlink()
+    with pytest.raises(PidistillError, match=r"scheduler.scheduler_config\.json does not exist$"):
+        load_teacher(spec)
+
+
+def test_only_a_component_without_a_folder_is_at_the_root(tmp_path):
+    """As in diffusers, each for itself; an empty folder is no missing one."""
+    spec, folder = save(tmp_path / "p", ddim()), tmp_path / "p"
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.rename(folder / config.name)
+    with pytest.raises(PidistillError, match=r"scheduler.scheduler_config\.json does not exist$"):
+        load_teacher(spec)
+    config.parent.rmdir()
+    edit(folder / "model_index.json", _class_name="DDPMPipeline")
+    assert diffusers.DDPMPipeline.from_pretrained(folder).unet.config.sample_size == SIZE
+    assert load_teacher(spec).shape == (1, SIZE, SIZE)
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(PidistillError, match=r"unet.config\.json does not exist$"):
+        load_teacher(spec)
+
+
+def test_what_is_downloaded():
+    """The files of old pipelines and of new, and no code."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = ["model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.bin",
+              "diffusion_pytorch_model.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors",
+              "transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+    others = ["README.md", "images/a.png", "pipeline.py", "unet/mine.py", "text_encoder/model.safetensors", "model.ckpt",
+              "diffusion_pytorch_model.fp16.bin", "diffusion_pytorch_model.msgpack"]
+    assert list(filter_repo_objects(wanted + others, allow_patterns=FILES, ignore_patterns=IGNORED)) == wanted
+
+
+def frozen(net):
+    return {name for name, p in net.named_parameters() if not p.requires_grad}
+
+
+def test_what_diffusers_does_not_train_stays_as_it_is(tmp_path):
+    """The random frequencies of Fourier features: in training with weight decay, averages, resuming and starting again."""
+    name = "net.time_proj.weight"
+    network = unet(time_embedding_type="fourier")
+    spec = save(tmp_path / "p", diffusers.ScoreSdeVeScheduler(sigma_max=50), network)
+    before, teacher = network.time_proj.weight.detach().clone(), load_teacher(spec)
+    keys = {"train.steps": 3, "train.batch": 4, "train.microbatch": 2, "optimizer.lr": 1e-2, "optimizer.clip": 1.0,
+            "optimizer.weight_decay": 0.1, "ema": [0.5, 0.9], "grid.points": 10, "evaluate.num": 2, "preview.every": 100,
+            "checkpoint.every": 2, "checkpoint.keep": 9}
+    whole = distill(spec, out=tmp_path / "run", overrides=keys)
+    convert(spec, tmp_path / "c")
+    starts = [make_student(teacher), make_student(load_teacher(str(tmp_path / "c"))), make_student(teacher, "random"),
+              make_student(teacher, str(tmp_path / "run")), make_student(teacher, str(tmp_path / "c"))]
+    for student in (*starts, *map(copy.deepcopy, starts)):
+        assert frozen(student.net) == {name}
+    assert torch.equal(starts[3].net.net.time_proj.weight, before)
+    cut(tmp_path / "run", tmp_path / "cut", 2)
+    resume(tmp_path / "cut")
+    resumed = load_student(tmp_path / "cut")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
+    for student in (whole, resumed, load_student(tmp_path / "run", ema=0.9)):
+        state = student.net.state_dict()
+        assert torch.equal(state[name], before)
+        assert not torch.equal(state["net.conv_in.weight"], network.conv_in.weight)
+    checkpoint = load_file(tmp_path / "run" / "checkpoints" / "000002" / "student.safetensors")
+    assert torch.equal(checkpoint[f"net.{name}"], before)
+
+
+@pytest.mark.parametrize("net", [NET, MLP], ids=lambda net: net["name"])
+def test_other_networks_are_trained_whole(net):
+    assert not frozen(make_student(tiny_teacher(net)).net)
+
+
+def test_all_of_a_unet_without_fourier_features_is_trained(tmp_path):
+    assert not frozen(make_student(load_teacher(save(tmp_path / "p", ddim()))).net)
+
+
+@pytest.mark.parametrize("scaling, shift, expected", [("left out", "left out", (0.18215, 0)), (0.5, None, (0.5, 0)),
+                                                      (0.5, 0.25, (0.5, 0.25))])
+def test_latents_are_scaled_as_the_autoencoder_says(tmp_path, scaling, shift, expected):
+    """What its config.json leaves out is diffusers' default."""
+    spec = save(tmp_path / "p", ddim(), dit(), vae(), "DiTPipeline")
+    edit(tmp_path / "p" / "vae" / "config.json", scaling_factor=scaling, shift_factor=shift)
+    config = diffusers.AutoencoderKL.from_pretrained(tmp_path / "p" / "vae").config
+    assert (config.scaling_factor, config.shift_factor or 0) == expected
+    convert(spec, tmp_path / "c")
+    z = torch.randn(2, 4, SIZE, SIZE)
+    with torch.no_grad():
+        images = vae().decode(z / expected[0] + expected[1]).sample
+    for teacher in (load_teacher(spec), load_teacher(str(tmp_path / "c"))):
+        assert (teacher.decoder.scale, teacher.decoder.shift) == expected
+        close(teacher.decoder(z), images)
+
+
 def test_schedules_with_a_step_of_pure_noise_lose_it_and_say_so(tmp_path, capsys):
     teacher = load_teacher(save(tmp_path / "p", ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction")))
     assert 990 < len(teacher.times) < 1000 and 1000 < teacher.t_max < 3200
@@ -304,6 +466,7 @@ def test_repositories_are_downloaded_only_when_said(monkeypatch, capsys):
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(PidistillError, match=r"cannot download google/ddpm \(no network\).*diffusers:FOLDER"):
+    words = r"cannot download google/ddpm \(no network\).*beside model_index.json.*diffusers:FOLDER$"
+    with pytest.raises(PidistillError, match=words):
         load_teacher("diffusers:google/ddpm")
     assert calls == [True, False] and "downloading google/ddpm" in capsys.readouterr().err

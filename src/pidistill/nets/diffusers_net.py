@@ -15,7 +15,8 @@ class DiffusersNet(nn.Module):
     """F(x, c_noise, labels): (B, C, H, W), (B,) timesteps, (B,) int64 or None -> (B, C or 2C, H, W).
 
     kind: the class. config: what diffusers wrote into its config.json. unit_range: the network knows images in [0, 1], so
-    that it is given (x + 1)/2. The weights keep diffusers' names, after `net.`.
+    that it is given (x + 1)/2. The weights keep diffusers' names, after `net.`. frozen: those that diffusers does not train,
+    such as the frequencies of Fourier features.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0,
@@ -30,6 +31,7 @@ class DiffusersNet(nn.Module):
         except (TypeError, KeyError) as error:
             raise PidistillError(f"diffusers' {kind} cannot be built: {str(error).splitlines()[0]}") from None
         self.conditional, self.unit_range = num_classes > 0, unit_range
+        self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None and self.conditional:

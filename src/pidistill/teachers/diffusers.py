@@ -21,17 +21,18 @@ from pidistill.teachers import network_teacher
 
 NETWORKS = {"UNet2DModel": "UNet2DModel", "DiTTransformer2DModel": "DiTTransformer2DModel",
             "Transformer2DModel": "DiTTransformer2DModel"}  # the DiT's name before diffusers 0.29
-FILES = ["model_index.json", "scheduler/*.json", "unet/*", "transformer/*", "vae/*"]
+FILES = ["model_index.json", "scheduler/*.json", "unet/*", "transformer/*", "vae/*",
+         "scheduler_config.json", "config.json", "diffusion_pytorch_model*"]  # the last three: of old pipelines
 IGNORED = ["*.msgpack", "*.ckpt", "*.h5", "*.fp16.*", "*.py"]
 
 
 def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     """rest: `PATH_OR_REPO[,guidance=W][,sigma_data=S]`.
 
-    PATH is a folder that `save_pretrained` wrote; a REPO of the Hugging Face hub is looked for in its local cache and else
-    downloaded, which is said. Only the configurations and weights (safetensors, or .bin read weights-only) are read; code
-    that comes with a model is not. guidance: classifier-free guidance, for a DiT. sigma_data: of the data that the network
-    sees, by default 0.5 for pixels and 1 for latents.
+    PATH is a folder that `save_pretrained` wrote, or an old one with all files beside model_index.json; a REPO of the
+    Hugging Face hub is looked for in its local cache and else downloaded, which is said. Only the configurations and weights
+    (safetensors, or .bin read weights-only) are read; code that comes with a model is not. guidance: classifier-free
+    guidance, for a DiT. sigma_data: of the data that the network sees, by default 0.5 for pixels and 1 for latents.
     """
     name, options = parse(rest)
     library = import_diffusers()
@@ -44,9 +45,10 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
                              "UNet2DModel and DiT can (models that need text cannot)")
     if "scheduler" not in index:
         raise PidistillError(f"{name}: the pipeline has no scheduler, which says what the network predicts")
-    config = {key: value for key, value in read_json(folder / part / "config.json").items() if value is not None}
+    config_file = component(folder, part, "config.json")
+    config = read_json(config_file)
     latent = index.get("vae", [None])[0] is not None or index.get("vqvae", [None])[0] is not None
-    facts = schedule(library, read_json(folder / "scheduler" / "scheduler_config.json"), name)
+    facts = schedule(library, read_json(component(folder, "scheduler", "scheduler_config.json")), name)
     facts |= network_facts(config, name)
     facts["sigma_data"] = options.get("sigma_data", facts.get("sigma_data", 1.0 if latent else 0.5))
     if "guidance" in options:
@@ -61,11 +63,12 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     teacher = network_teacher(net, weights=False, **facts)
     if not weights:
         return teacher
-    teacher.model.net = load(library, NETWORKS[kind], folder / part, name)
+    teacher.model.net = load(library, NETWORKS[kind], config_file.parent, name)
     if latent:
         spec = {"config": read_json(folder / "vae" / "config.json")}
         teacher.decoder = Decoder(spec, load(library, "AutoencoderKL", folder / "vae", name))
-    files = sorted(path for path in (folder / part).iterdir() if path.suffix in (".safetensors", ".bin"))
+    files = sorted(path for path in config_file.parent.glob("diffusion_pytorch_model*")
+                   if path.suffix in (".safetensors", ".bin"))
     teacher.origin = {"file": name, "sha256": {path.name: sha256(path) for path in files}, "left_out": [],
                       "licence": "as the model's page says"}
     return teacher
@@ -106,8 +109,13 @@ def find(name: str) -> Path:
     except Exception as error:  # no network, no such repository, no permission
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise PidistillError(f"cannot download {name} ({reason}); put the folder that save_pretrained wrote anywhere (with "
-                             "model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one) and name it: "
-                             "diffusers:FOLDER") from None
+                             "model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one; old ones have "
+                             "their files beside model_index.json) and name it: diffusers:FOLDER") from None
+
+
+def component(folder: Path, part: str, file: str) -> Path:
+    """A file of a pipeline's component: in its folder or, where there is none, beside model_index.json, as in diffusers."""
+    return folder / file if not (folder / part).is_dir() and (folder / file).exists() else folder / part / file
 
 
 def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
@@ -132,8 +140,8 @@ def network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
     if len(sides) != 2 or not isinstance(channels, int):
         raise PidistillError(f"{name}: the network's config.json does not say its sample_size and in_channels")
     facts: dict[str, Any] = {"shape": (channels, *sides), "num_classes": config.get("num_class_embeds") or 0}
-    if "num_embeds_ada_norm" in config:
-        facts |= {"num_classes": config["num_embeds_ada_norm"], "null_label": config["num_embeds_ada_norm"]}
+    if (classes := config.get("num_embeds_ada_norm")) is not None:
+        facts |= {"num_classes": classes, "null_label": classes}
     return facts
 
 
