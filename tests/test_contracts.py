@@ -40,8 +40,8 @@ from tests.helpers import (
 
 NETWORK_SAMPLES = {"upwind": 2, "midpoint": 2, "central": 3, "autodiff": 1}  # by scheme, per sample of the batch
 OFF_GRID = {"midpoint"}  # schemes that ask the teacher between two grid points
-# By their default options. UniPC's corrector adds one to the order of its predictor, 3.
-SAMPLER_ORDERS = {"euler": 1, "heun": 2, "ddim": 1, "ddpm": None, "deis": 3, "dpm_solver": 3, "dpm_solver_pp": 2, "unipc": 4}
+# By their default options. UniPC's corrector adds one to the order of its predictor, 2.
+SAMPLER_ORDERS = {"euler": 1, "heun": 2, "ddim": 1, "ddpm": None, "deis": 3, "dpm_solver": 3, "dpm_solver_pp": 2, "unipc": 3}
 SDE = {"ddpm"}  # samplers that are right only with noise; tests/samplers measures their order
 FEATURE_NETS = {"digit_classifier": (1, 16, 16)}  # these map images to features, not to images
 NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},

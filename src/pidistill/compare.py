@@ -108,11 +108,11 @@ def cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
 def markdown(record: dict[str, Any], plot: bool, pictures: bool) -> str:
     """The table in the form of Table 1, and the pictures."""
     keys = measured([*record["rows"], *record["published"]])
+    at = record["commit"][:12] + "-dirty" * record["commit"].endswith("-dirty")
     head = ["method", "distance", "evaluations", *(UNITS[key] for key in keys), "images/s", "seconds"]
     lines = [f"`{record['command']}`", "",
              f"{record['num']} images, seeds {record['seeds'][0]}, teacher `{record['teacher']}`, "
-             f"{record['threads']} threads, commit {record['commit'][:12]}, torch {record['versions']['torch']}. "
-             "Methods took turns batch by batch.", "",
+             f"{record['threads']} threads, commit {at}, torch {record['versions']['torch']}. Methods took turns batch by batch.", "",
              f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(cells(row, keys))} |" for row in record["rows"]]
     if record["published"]:

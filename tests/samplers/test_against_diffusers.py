@@ -248,9 +248,10 @@ def test_deis(betas, order, karras):
     same(ours(f"deis,order={order},variable=log", ts, z), vp(scheduler, ts, z))
 
 
-@pytest.mark.parametrize("order, last", [(1, "sigma_min"), (2, "sigma_min"), (3, "sigma_min"), (1, "zero"), (2, "zero")])
+@pytest.mark.parametrize("order, last", [(1, "sigma_min"), (2, "sigma_min"), (3, "sigma_min"), (1, "zero"), (2, "zero"),
+                                         (3, "zero")])
 def test_unipc(betas, order, last):
-    """Predicted states. To 0 with lower_order_final, which lowers order 2 only there, as we do; but 3 a step earlier."""
+    """Predicted states. To 0 with lower_order_final, as we do; to a last level above 0 without."""
     scheduler = diffusers.UniPCMultistepScheduler(
         solver_order=order, solver_type="bh2", predict_x0=True, lower_order_final=last == "zero", final_sigmas_type=last,
         **betas)

@@ -12,22 +12,25 @@ from torch import Tensor
 
 
 def unipc(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
-          order: Literal[1, 2, 3] = 3) -> Iterator[tuple[float, Tensor]]:
+          order: Literal[1, 2, 3] = 2) -> Iterator[tuple[float, Tensor]]:
     """UniP-p predicts the next state from the images seen before; UniC-p corrects it with the image seen there.
 
     B(h) = e^h - 1 (`bh2`). The corrector uses the evaluation that the next step needs anyway: N evaluations. The first steps
-    are of lower order; the last state, and a step to 0, are not corrected.
+    are of lower order, and so are the last before 0 (the paper's setting for few steps); the last
+    state is not corrected.
     z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x), the predicted states before correction.
     """
     x, base, times = z, z, ts.tolist()
     seen: list[tuple[float, Tensor]] = []  # (t, D), newest first
-    for t, u in pairwise(times):
+    p = 0
+    for k, (t, u) in enumerate(pairwise(times)):
         D = denoise(x, t, labels)
         if seen:
-            x = step(base, seen[:order], t, D)
+            x = step(base, seen[:p], t, D)
         seen = [(t, D), *seen[:order - 1]]
+        p = min(order, len(times) - 1 - k) if times[-1] == 0 else order
         base = x
-        x = step(base, seen[:order], u)
+        x = step(base, seen[:p], u)
         yield u, x
 
 
