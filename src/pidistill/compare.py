@@ -112,7 +112,8 @@ def markdown(record: dict[str, Any], plot: bool, pictures: bool) -> str:
     head = ["method", "distance", "evaluations", *(UNITS[key] for key in keys), "images/s", "seconds"]
     lines = [f"`{record['command']}`", "",
              f"{record['num']} images, seeds {record['seeds'][0]}, teacher `{record['teacher']}`, "
-             f"{record['threads']} threads, commit {at}, torch {record['versions']['torch']}. Methods took turns batch by batch.", "",
+             f"{record['threads']} threads, commit {at}, torch {record['versions']['torch']}. "
+             "Methods took turns batch by batch.", "",
              f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     lines += [f"| {' | '.join(cells(row, keys))} |" for row in record["rows"]]
     if record["published"]:
