@@ -33,7 +33,7 @@ from pidistill.student import Student, make_student
 SAVE_EVERY = 60.0  # seconds between two records of what has been measured
 UNITS = {"fid": "FID", "fd_dinov2": "FD-DINOv2", "fd": "FD %", "is": "IS", "kid": "KID x 1000", "precision": "precision",
          "recall": "recall", "trajectory_rmse": "rms to teacher"}
-FORMS = {"fid": ".2f", "fd_dinov2": ".1f", "fd": ".2f", "is": ".2f", "kid": ".2f", "precision": ".3f", "recall": ".3f",
+FORMS = {"fid": ".2f", "fd_dinov2": ".1f", "fd": ".2f", "is": ".2f", "kid": ".4g", "precision": ".3f", "recall": ".3f",
          "trajectory_rmse": ".3f"}
 
 
@@ -209,8 +209,9 @@ def evaluate_repeats(repeats: int, num: int, first_seed: int = 0, **options: Any
     each = [evaluate(num=num, first_seed=first_seed + k * num, **options) for k in range(repeats)]
     summary: dict[str, Any] = {"repeats": each}
     for name, over in (("minimum", min), ("mean", statistics.fmean)):
-        summary[name] = {model: {key: over(result[model][key] for result in each)
-                                 for key in row if key in UNITS or key in ("nfe", "images_per_s")}
+        summary[name] = {model: {"nfe": row["nfe"], **{key: over(result[model][key] for result in each)
+                                                       for key in row if key in UNITS},
+                                 "images_per_s": statistics.fmean(result[model]["images_per_s"] for result in each)}
                          for model, row in each[0].items() if isinstance(row, dict)}
     return summary
 
@@ -307,7 +308,7 @@ def table(results: dict[str, Any]) -> list[list[str]]:
     rows = {name: row for name, row in results.items() if isinstance(row, dict) and "nfe" in row}
     measured = [key for key in UNITS if any(key in row for row in rows.values())]
     distances = [key for key in measured if key in ("fid", "fd_dinov2", "fd")] or ["fd"]
-    keys = [*distances, *(key for key in measured if key not in distances and key != "trajectory_rmse"), "trajectory_rmse"]
+    keys = [*distances, *(key for key in measured if key not in distances)]
     lines = [["", "evaluations", *(UNITS[key] for key in keys), "images/s"]]
     lines += [[name, str(row["nfe"]), *(written(key, row[key]) if key in row else "-" for key in keys),
                f"{row['images_per_s']:.0f}"] for name, row in rows.items()]
