@@ -36,8 +36,8 @@ Features = Annotated[str, typer.Option(help="Feature network: auto, none, digits
                                             "TorchScript or torch.export file, or python:MODULE:FACTORY.")]
 Reference = Annotated[str | None, typer.Option(help="Statistics of the data (FILE.npz, EDM2's .pkl, one that EDM published, "
                                                     "such as cifar10-32x32), or images: a folder, .zip or .npz.")]
-Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of images. (Behind accelerate launch and torchrun, "
-                                                                   "which take --num for theirs: --images.)")]
+Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of images. (Behind accelerate launch and "
+                                                                   "torchrun, which take --num for theirs: --images.)")]
 AutoBatch = Annotated[int | None, typer.Option("--batch", min=1, help="Images at a time; default: what memory holds.")]
 Output = typer.Option("--out", "-o", help="Where the result goes.")
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -91,9 +91,7 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupte
 def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema = None,
            out: Annotated[Path, Output] = Path("samples.png"),
            columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
-           batch: Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of images. (Behind accelerate launch and torchrun, "
-                                                                   "which take --num for theirs: --images.)")]
-AutoBatch = None,
+           batch: AutoBatch = None,
            sampler: Annotated[str, typer.Option(help="Sampler of a teacher: heun:18, ddim,eta=1:50, deis3:10.")] = "heun",
            steps: Steps = 18, device: Device = "auto", force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
@@ -145,9 +143,7 @@ def evaluate(model: Model, teacher: Teacher = None,
              repeats: Annotated[int, typer.Option(min=1, max=100, help="Disjoint sets of seeds, in turn; shows all, "
                                                                        "their minimum and mean.")] = 1,
              first_seed: Annotated[int, typer.Option(min=0, max=10**18, help="Seeds run from here.")] = 0,
-             batch: Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of images. (Behind accelerate launch and torchrun, "
-                                                                   "which take --num for theirs: --images.)")]
-AutoBatch = None,
+             batch: AutoBatch = None,
              ema: Annotated[str | None, typer.Option(help="EMA rates of the student, such as 0.999,0.9999; one row each. "
                                                      "Default: the first of its run.")] = None,
              metrics: Metrics = None, features: Features = "auto", reference: Reference = None,
@@ -280,9 +276,7 @@ def compare(teacher: Annotated[str, typer.Option("--teacher", "-t", help="Teache
             metrics: Metrics = None, features: Features = "auto", reference: Reference = None,
             num: Num = 5000,
             first_seed: Annotated[int, typer.Option(min=0, max=10**18, help="Seeds run from here.")] = 0,
-            batch: Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of images. (Behind accelerate launch and torchrun, "
-                                                                   "which take --num for theirs: --images.)")]
-AutoBatch = None,
+            batch: AutoBatch = None,
             published: Annotated[str | None, typer.Option(help="Add the paper's rows: cifar10 or imagenet64.")] = None,
             device: Device = "auto",
             out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a comparison there goes on.")] = Path("compare"),
