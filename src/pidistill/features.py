@@ -130,10 +130,17 @@ def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            return int(net.features(torch.zeros(2, *shape, device=device)).shape[1])
+            images = torch.zeros(2, *shape, device=device)
+            maps = net.layers(images) if hasattr(net, "layers") else [net.features(images)]
+            sound = all(isinstance(f, Tensor) and f.ndim >= 2 and len(f) == 2 and f.is_floating_point() for f in maps)
+            width = int(net.features(images).shape[1]) if sound else 0
     except Exception as error:  # whatever the user's network raises
         raise PidistillError(f"the feature network {name!r} cannot take images of shape {tuple(shape)}: "
                              f"{first_line(error)}") from None
+    if not sound:
+        raise PidistillError(f"the feature network {name!r} must give tensors (B, c, ...), one or a list of them, got "
+                             f"{[tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in maps]}")
+    return width
 
 
 def distance_name(net: Any) -> str:
