@@ -58,11 +58,27 @@ def test_a_block_written_out(net):
 
 def test_positions_are_stretched_as_the_original_does(net):
     assert torch.equal(net.positions(4), net.pos_embed)
-    stretched = net.positions(16)
     maps = net.pos_embed[:, 1:].reshape(1, 4, 4, 128).permute(0, 3, 1, 2)
-    plain = F.interpolate(maps, size=(16, 16), mode="bicubic").permute(0, 2, 3, 1).reshape(1, 256, 128)
-    assert stretched.shape == (1, 257, 128) and torch.equal(stretched[:, :1], net.pos_embed[:, :1])
-    assert 0 < (stretched[:, 1:] - plain).abs().max() < 0.1  # the offset of 0.1 moves them a little
+    for side in (3, 16):
+        scale = (side + 0.1) / 4
+        expected = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic", antialias=False)
+        expected = torch.cat([net.pos_embed[:, :1], expected.permute(0, 2, 3, 1).reshape(1, side * side, 128)], 1)
+        assert torch.equal(net.positions(side), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(8, 12), (300, 300)])
+def test_preprocessing_is_that_of_edm2(net, size):
+    """EDM2's: resize the bytes, then divide by 255 and normalise. The features are the normalised class token."""
+    pixels = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(0))
+    x = F.interpolate(pixels.float(), (224, 224), mode="bicubic", antialias=True) / 255
+    x = (x - torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+    seen: list[torch.Tensor] = []
+    net.patch_embed["proj"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    net.norm.register_forward_hook(lambda _, args, out: seen.append(out))
+    features = net.features((pixels + 0.4 - 128) / 127.5)  # truncated to the pixels
+    torch.testing.assert_close(seen[0], x, rtol=0, atol=1e-4)
+    assert torch.equal(features, seen[1][:, 0]) and torch.equal(net.layers(pixels / 127.5 - 1)[0], features)
 
 
 @torch.no_grad()
@@ -79,6 +95,7 @@ def test_loading(net, tmp_path):
     torch.save(net.state_dict(), path)
     found = load_features(f"dinov2:{path}")
     assert distance_name(found) == "fd_dinov2" and found.grid == 4 and len(found.blocks) == 2
+    assert not load_dinov2(path).training
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), net.state_dict().values()))
 
 
@@ -86,7 +103,9 @@ def test_loading(net, tmp_path):
     (lambda s: s.pop("norm.bias"), "weights 1 missing, first norm.bias"), (lambda s: s.pop("cls_token"), "no DINOv2"),
     (lambda s: s.update(extra=torch.zeros(2)), "1 unknown"),
     (lambda s: s.update({"blocks.0.mlp.w12.weight": torch.zeros(2)}), "ViT-g"),
-    (lambda s: s.update(pos_embed=torch.zeros(1, 18, 128)), "17 positions")])
+    (lambda s: s.update(pos_embed=torch.zeros(1, 18, 128)), "17 positions"),
+    (lambda s: s.update(pos_embed=torch.zeros(1, 0, 128)), "-1 positions"),
+    (lambda s: [s.pop(name) for name in list(s) if name.startswith("blocks.")], "0 blocks")])
 def test_other_files_are_one_line(net, tmp_path, change, words):
     state = net.state_dict()
     change(state)

@@ -119,8 +119,8 @@ def load_dinov2(path: Path) -> Dinov2:
         raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it") from None
     if any(".w12." in name or name.startswith("register_tokens") for name in state):
         raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
-    if width % HEAD or math.isqrt(places) ** 2 != places:
-        raise PidistillError(f"{path}: {width} channels and {places} positions are no DINOv2's")
+    if min(width, depth, places) < 1 or width % HEAD or math.isqrt(places) ** 2 != places:
+        raise PidistillError(f"{path}: {width} channels, {depth} blocks and {places} positions are no DINOv2's")
     net = Dinov2(width=width, depth=depth, grid=math.isqrt(places))
     load_weights(net, state, path, "DINOv2")
     return net.eval()
