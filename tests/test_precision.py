@@ -24,23 +24,28 @@ LIMITS = {"bf16": (1e-4, 3e-2), "fp16": (1e-5, 4e-3)}  # least and most relative
 @pytest.fixture(autouse=True)
 def flags():
     """The switches for TF32 as they were: `train` sets them for the whole program."""
-    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    before = tf32_flags()
     yield
-    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-@pytest.mark.parametrize("precision, kind", [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "tf32"), ("fp16", "tf32")])
-def test_only_fp32_forbids_tf32(precision, kind):
-    for before in ("ieee", "tf32"):
-        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = before
+def tf32_flags():
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("precision, allowed", [("fp32", False), ("tf32", True), ("bf16", True), ("fp16", True)])
+def test_only_fp32_forbids_tf32(precision, allowed):
+    for before in (False, True):
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = before
         set_float32_products(precision)
-        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == kind
+        assert tf32_flags() == (allowed, allowed)
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")  # what the compiler reads
 
 
 def test_a_run_sets_them(tmp_path):
-    for precision, kind in (("tf32", "tf32"), ("fp32", "ieee")):
+    for precision, allowed in (("tf32", True), ("fp32", False)):
         start_run(tmp_path / precision, {"precision": precision, "train.steps": 1})
-        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == kind
+        assert tf32_flags() == (allowed, allowed)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])

@@ -29,8 +29,8 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 def set_float32_products(precision: Precision) -> None:
     """Whether NVIDIA's kernels may round float32 inputs to TF32: for the whole program, as the backward pass needs it too.
 
-    PyTorch's own default lets convolutions round and matrix products not; here `fp32` means float32.
+    PyTorch's own default lets convolutions round and matrix products not; here `fp32` means float32. Set through the older
+    of PyTorch's two interfaces: its compiler and its exporter read that one, which raises after the newer was used.
     """
-    kind = "ieee" if precision == "fp32" else "tf32"
-    torch.backends.cudnn.conv.fp32_precision = kind  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = kind
+    allowed = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
