@@ -73,7 +73,8 @@ def machine() -> str:
         info = Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-        wide = next((flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if any(flag in line for line in lines)), "")
+        known = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+        wide = next((flag for flag in known if any(flag in line for line in lines)), "")
         name = f"{name}{f' ({wide})' if wide else ''}, {torch.get_num_threads()} of {os.cpu_count()} cores, " \
                f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     return f"{name}; Python {platform.python_version()}, torch {versions()['torch']}; commit {commit()}"

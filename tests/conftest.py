@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pidistill import native
 from tests.helpers import NET, Result, gaussian64, tiny_teacher
 
 torch.set_num_threads(1)
@@ -25,6 +26,12 @@ def seeded():
 def teacher():
     """An EDM denoiser of 8x8 grey images in 3 classes, random weights."""
     return tiny_teacher()
+
+
+@pytest.fixture
+def plain_kernels(monkeypatch):
+    """PyTorch's operators in place of our own kernels, whose rounding is another."""
+    monkeypatch.setattr(native, "library", lambda: None)
 
 
 @pytest.fixture

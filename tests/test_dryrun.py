@@ -24,7 +24,7 @@ def traced(**changes):
     return build_objective(settings, load_teacher("bundled:digits", weights=False).to("meta"), "meta")
 
 
-def test_activations_are_those_of_a_real_pass():
+def test_activations_are_those_of_a_real_pass(plain_kernels):
     """Counted on the meta device, and by holding what autograd holds in a real one: the same bytes."""
     objective = build_objective(config(), load_teacher("bundled:digits"))
     own = {p.untyped_storage().data_ptr() for m in (objective, *objective.frozen) for p in (*m.parameters(), *m.buffers())}

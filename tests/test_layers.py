@@ -16,7 +16,7 @@ LAYERS = {
     0.1: "tensors seeds plugins files precision provenance progress experiments plots published parallel images memory",
     0.15: "downloads edm_pickle",
     0.2: "config",
-    0.25: "dinov2",
+    0.25: "dinov2 native",
     0.3: "features unet",
     1: "grid schemes distances nets preconditioning",
     1.5: "decoder",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pidistill import native
 from pidistill.errors import PidistillError
 from pidistill.tensors import outside_autocast
 
@@ -104,18 +105,28 @@ class Conv2d(nn.Module):
         if up or down:
             self.register_buffer("resample_filter", filter_kernel(resample_filter))
 
-    def _resample(self, x: Tensor, pad: int) -> Tensor:
-        return resample(x, None if self.box else self.resample_filter, pad, up=self.up)
+    @property
+    def filter_pad(self) -> int:
+        return (self.resample_filter.shape[-1] - 1) // 2
+
+    def resampled(self, x: Tensor, pad: int | None = None) -> Tensor:
+        return resample(x, None if self.box else self.resample_filter, self.filter_pad if pad is None else pad, up=self.up)
 
     def forward(self, x: Tensor) -> Tensor:
-        pad, f_pad = self.kernel // 2, 0
-        if self.up or self.down:
-            f_pad = (self.resample_filter.shape[-1] - 1) // 2
         if self.down and self.fused and self.weight is not None:
-            return self._resample(F.conv2d(x, self.weight, self.bias, padding=pad + f_pad), 0)
+            return self.resampled(F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2 + self.filter_pad), 0)
         if self.up or self.down:
-            x = self._resample(x, f_pad)
-        return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=pad)
+            x = self.resampled(x)
+        return x if self.weight is None else convolve(x, self.weight, self.bias)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, in, H, W) -> (B, out, H, W) of a 1x1 or 3x3 convolution that keeps the size."""
+    if weight.shape[-1] == 3:
+        return native.conv3x3(x, weight, bias)
+    if native.usable(x):  # in NHWC it is one matrix product
+        return F.linear(native.last(x).permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -175,23 +186,43 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(cout, cout, 1, init=style.init_out)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(F.silu(self.norm0(x)))
-        condition = outside_autocast(self.affine, emb)[:, :, None, None]
+        condition = outside_autocast(self.affine, emb)
+        scale: Tensor | None = None
+        shift: Tensor | None = None
+        bias: Any = self.conv0.bias
         if self.adaptive:
             scale, shift = condition.chunk(2, dim=1)
-            h = F.silu(shift + self.norm1(h) * (scale + 1))
+            scale = scale + 1
+        else:  # the embedding is a bias of each sample
+            bias = bias + condition
+        h = self.after(x, self.norm0, self.conv0, bias)
+        if self.dropout and self.training:
+            h = native.norm_silu(h, self.norm1, scale, shift)
+            h = self.conv1(F.dropout(h, self.dropout))
         else:
-            h = F.silu(self.norm1(h + condition))
-        h = self.conv1(F.dropout(h, self.dropout, self.training) if self.dropout else h)
+            h = self.after(h, self.norm1, self.conv1, self.conv1.bias, scale, shift)
         x = ((x if self.skip is None else self.skip(x)) + h) * self.skip_scale
-        if self.attention:
-            b, c, height, width = x.shape
-            # EDM lays qkv out as (head, channel, which of q k v): channel c of a head's q is its output 3 c.
-            qkv = self.qkv(self.norm2(x)).reshape(b, self.heads, c // self.heads, 3, height * width)
-            q, k, v = qkv.permute(3, 0, 1, 4, 2).contiguous()
-            a = F.scaled_dot_product_attention(q, k, v)
-            x = (self.proj(a.transpose(2, 3).reshape(b, c, height, width)) + x) * self.skip_scale
-        return x
+        return self.attend(x) if self.attention else x
+
+    def after(self, x: Tensor, norm: nn.GroupNorm, conv: Conv2d, bias: Tensor | None, scale: Tensor | None = None,
+              shift: Tensor | None = None) -> Tensor:
+        """conv(silu(norm(x) * scale + shift)) with a bias (out,) or (B, out)."""
+        assert conv.weight is not None
+        if conv.up or conv.down:
+            x = native.norm_silu(x, norm, scale, shift)
+            return native.conv3x3(conv.resampled(x), conv.weight, bias)
+        return native.norm_silu_conv(x, norm, conv.weight, bias, scale, shift)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Self-attention over positions, with its residual."""
+        b, c, height, width = x.shape
+        # EDM lays qkv out as (head, channel, which of q k v): its rows are sorted here, not its larger output.
+        parameters: Any = self.qkv.weight, self.qkv.bias
+        weight, bias = (p.unflatten(0, (c, 3)).transpose(0, 1).flatten(0, 1) for p in parameters)
+        qkv = convolve(native.norm_silu(x, self.norm2, silu=False), weight, bias)
+        q, k, v = qkv.reshape(b, 3, self.heads, c // self.heads, height * width).permute(1, 0, 2, 4, 3)
+        a = F.scaled_dot_product_attention(q, k, v)
+        return (self.proj(a.transpose(2, 3).reshape(b, c, height, width)) + x) * self.skip_scale
 
 
 class PositionalEmbedding(nn.Module):

@@ -5,7 +5,7 @@ A distance is called with two (B, ...) tensors, is zero exactly where they are e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate
 
-from pidistill.precision import HALF, Autocast, autocast
+from pidistill.precision import Autocast, autocast
 
 TINY = 1e-10  # LPIPS's: what is added to the norm of a position's features
 
@@ -57,14 +57,11 @@ class Perceptual(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
-            targets = [self.scaled(f) for f in self.maps(target)]
-        distance = torch.zeros(len(prediction), dtype=prediction.dtype, device=prediction.device)
-        heads = self.heads()
-        for k, (f, g) in enumerate(zip(self.maps(prediction), targets, strict=True)):
-            e = (self.scaled(f) - g).square()
-            e = e if heads is None else e * heads[k].reshape(-1, *[1] * (e.ndim - 2))
-            distance = distance + e.sum(dim=1, keepdim=True).flatten(1).mean(dim=1)
-        return distance
+            targets = self.maps(target)
+        heads: Sequence[Tensor | None] = self.heads() or [None] * len(targets)
+        parts = [_Gap.apply(f, g, head, self.normalize)
+                 for f, g, head in zip(self.maps(prediction), targets, heads, strict=True)]
+        return torch.stack(parts).sum(dim=0).to(prediction.dtype)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The network's maps of images, resized, in the chosen precision, lifted to float32."""
@@ -75,15 +72,75 @@ class Perceptual(nn.Module):
         shared: dict[str, Tensor] = {}
         with autocast(self.precision, x.device):
             maps = self.layers(_Restore.apply(x, shared) if self.precision == "fp16" else x)
-        if self.precision == "fp16":
-            return list(_Enlarge.apply(shared, *maps))
-        return [f.float() if f.dtype in HALF.values() else f for f in maps]
+        return list(_Enlarge.apply(shared, *maps)) if self.precision == "fp16" else maps
 
-    def scaled(self, f: Tensor) -> Tensor:
-        if not self.normalize:
-            return f
-        norm = f.square().sum(dim=1, keepdim=True).clamp_min(TINY**2).sqrt()  # clamped: sqrt has no slope at 0
-        return f / (norm + TINY)
+
+BLOCK = 2**20  # numbers of a map that are compared at a time on the CPU: with their differences they stay in its cache
+
+
+class _Gap(torch.autograd.Function):
+    """mean over positions of sum_c head_c (f_c/|f| - g_c/|g|)^2, in float32; (B, c, ...) twice -> (B,).
+
+    As one function, since its chain of operations on VGG's large maps took as long as VGG: kept for the backward pass are
+    the maps alone, in their own type, and on the CPU they are read block by block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, g: Tensor, head: Tensor | None, normalize: bool) -> Tensor:
+        ctx.save_for_backward(f, g, head)
+        ctx.normalize = normalize
+        total = torch.zeros(len(f), dtype=torch.promote_types(f.dtype, torch.float32), device=f.device)
+        for k, x, y in blocks(flat(f), flat(g)):
+            square = (unit(x, normalize)[0] - unit(y, normalize)[0]).square_()
+            total[k] += (square if head is None else square.mul_(head.reshape(-1, 1))).sum(dim=(1, 2))
+        return total / max(1, f[0, 0].numel())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        f, g, head = ctx.saved_tensors
+        normalize, scale = ctx.normalize, 2 * gradient / max(1, f[0, 0].numel())
+        results = [torch.empty_like(flat(each)) if needed else None for each, needed in zip((f, g), ctx.needs_input_grad)]
+        outputs = [blocks(r, r) if r is not None else None for r in results]
+        for k, x, y in blocks(flat(f), flat(g)):
+            (a, norm_a), (b, norm_b) = unit(x, normalize), unit(y, normalize)
+            slope = (a - b) * scale[k].reshape(-1, 1, 1)
+            slope = slope if head is None else slope.mul_(head.reshape(-1, 1))
+            for sign, unit_, norm, output in ((1, a, norm_a, outputs[0]), (-1, b, norm_b, outputs[1])):
+                if output is None:
+                    continue
+                own = slope * sign
+                if norm is not None:  # |f| is a function of f too
+                    own -= unit_ * (unit_ * own).sum(dim=1, keepdim=True)
+                    own /= norm
+                next(output)[1].copy_(own)
+        return *(None if r is None else r.view(f.shape) for r in results), None, None
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, c, ...) -> (B, c, positions), in any memory format."""
+    return x.flatten(2) if x.ndim > 2 else x[..., None]
+
+
+def blocks(f: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(samples, parts of both) of (B, c, positions) twice, small enough for the CPU's cache; one for other devices."""
+    if f.device.type != "cpu":
+        yield slice(None), f, g
+        return
+    positions = max(1, BLOCK // f.shape[1])
+    samples = max(1, positions // f.shape[2])
+    for k in range(0, len(f), samples):
+        for p in range(0, f.shape[2], positions):
+            yield slice(k, k + samples), f[k:k + samples, :, p:p + positions], g[k:k + samples, :, p:p + positions]
+
+
+def unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
+    """x (b, c, p) over its norm over channels, in float32 (or float64), and that norm."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if not normalize:
+        return x, None
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(TINY).add_(TINY)
+    return x / norm, norm
 
 
 # In the network a position's share of the gradient is about 1 / (B H W), 3e-7 for 64 images of 224x224, and float16 loses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from pidistill.distances import Perceptual
 from pidistill.downloads import check_hash, published
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_state_dict
+from pidistill.native import conv3x3
 from pidistill.precision import Autocast
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, ImageNet-1k
@@ -80,7 +81,8 @@ class LPIPS(Perceptual):
         for stage, (_, depth) in enumerate(STAGES):
             x = self.pool(x, 2) if stage else x
             for _ in range(depth):
-                x = F.relu(next(convs)(x))
+                conv: Any = next(convs)
+                x = F.relu(conv3x3(x, conv.weight, conv.bias), inplace=True)  # a convolution does not keep its output
             maps.append(x)
         return maps
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pidistill import native
 from pidistill.errors import PidistillError
 from pidistill.tensors import one_hot, outside_autocast
 from pidistill.unet import ADM, Conv2d, Linear, PositionalEmbedding, UNetBlock, group_norm, image_size, normal, zeros
@@ -82,7 +83,7 @@ class DhariwalUNet(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Last features -> image."""
-        return self.out_conv(F.silu(self.out_norm(x)))
+        return self.out_conv(native.norm_silu(x, self.out_norm))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         emb = outside_autocast(self.embed, c_noise, labels)

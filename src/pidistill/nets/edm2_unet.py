@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pidistill.errors import PidistillError
 from pidistill.tensors import one_hot, outside_autocast
-from pidistill.unet import filter_kernel, image_size, resample
+from pidistill.unet import convolve, filter_kernel, image_size, resample
 
 EPS = 1e-4  # added to every magnitude that is divided by
 
@@ -91,7 +91,7 @@ class MPConv(nn.Module):
     def forward(self, x: Tensor, gain: float | Tensor = 1.0) -> Tensor:
         w = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         w = (w * (gain / (magnitude(w, self._row) * math.sqrt(w[0].numel())))).to(x.dtype)
-        return F.conv2d(x, w, padding=w.shape[-1] // 2) if w.ndim == 4 else F.linear(x, w)
+        return convolve(x, w, None) if w.ndim == 4 else F.linear(x, w)
 
     @torch.no_grad()
     def normalize_weight(self) -> None:

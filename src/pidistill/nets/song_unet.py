@@ -6,14 +6,16 @@ The code is our own; its parts, which `dhariwal_unet` shares, are in `pidistill.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pidistill import native
 from pidistill.plugins import choices
 from pidistill.tensors import one_hot, outside_autocast
 from pidistill.unet import (
@@ -134,7 +136,7 @@ class SongUNet(nn.Module):
                 assert out is not None
                 out = outside_autocast(module, out)
             elif "aux_norm" in name:
-                h = F.silu(outside_autocast(module, x))
+                h = outside_autocast(functools.partial(native.norm_silu, norm=cast(nn.GroupNorm, module)), x)
             elif "aux_conv" in name:
                 y = outside_autocast(module, h)
                 out = y if out is None else y + out

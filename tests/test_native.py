@@ -1,0 +1,171 @@
+"""The kernels in C against PyTorch's operators in float64."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pidistill import native
+from pidistill.denoiser import build_net
+from tests.helpers import shake
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler, or not Linux")
+BOUND = 1e-5  # of a tensor's size
+
+
+def close(ours: Tensor, exact: Tensor, bound: float = BOUND) -> None:
+    assert ours.dtype == torch.float32 and ours.shape == exact.shape
+    assert (ours - exact).norm() <= bound * exact.norm() and exact.norm() > 0, float((ours - exact).norm() / exact.norm())
+
+
+def both(function, *inputs: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Value and gradients in float32 by the kernels, and in float64 by PyTorch."""
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        y = function(*leaves)
+        direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, direction)])
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(2, 16, 16, 8, 8), (3, 32, 48, 6, 7), (1, 64, 32, 14, 14), (5, 48, 16, 5, 3), (1, 16, 16, 1, 1),
+                                   (2, 16, 128, 32, 32)])
+def test_convolution_and_its_gradients(shape, threads, monkeypatch):
+    """Sizes that are no multiples of the tile too, and so many tiles that several blocks are needed."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    b, c, out, h, w = shape
+    x, weight, bias = torch.randn(b, c, h, w), torch.randn(out, c, 3, 3) / (9 * c) ** 0.5, torch.randn(out)
+    for extra in (bias, torch.randn(b, out)):  # one bias, or one of each sample
+        for ours, exact in zip(*both(native.conv3x3, x, weight, extra), strict=True):
+            close(ours, exact)
+
+
+def test_a_convolution_of_any_memory_format_and_without_bias():
+    x, weight = torch.randn(2, 32, 8, 12), torch.randn(16, 32, 3, 3)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    for each in (x, native.last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
+        close(native.conv3x3(each, weight, None), exact)
+
+
+@pytest.mark.parametrize("offset", [0, 100])
+@pytest.mark.parametrize("channels", [16, 48, 192])  # groups of 4 and 6 channels
+def test_norm_and_silu(channels, offset):
+    """Also far from zero, where E[x^2] - E[x]^2 would lose the variance."""
+    norm = nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
+    x, scale, shift = torch.randn(2, channels, 9, 7) * 3 + offset, torch.randn(2, channels), torch.randn(2, channels)
+    weight, bias = torch.randn(channels), torch.randn(channels)
+
+    def function(x, scale, shift, weight, bias):
+        state = {"weight": weight, "bias": bias}
+        module = nn.GroupNorm(norm.num_groups, channels, eps=norm.eps, dtype=x.dtype)
+        del module.weight, module.bias
+        module.weight, module.bias = state["weight"], state["bias"]
+        return native.norm_silu(x, module, scale, shift) + native.norm_silu(x, module, silu=False)
+
+    for ours, exact in zip(*both(function, x, scale, shift, weight, bias), strict=True):
+        close(ours, exact, BOUND if not offset else 30 * BOUND)  # x itself has float32's rounding of 100 here
+
+
+def test_silu_over_its_whole_range():
+    norm = nn.GroupNorm(4, 16, affine=True)
+    x = torch.linspace(-1, 1, 16 * 64).reshape(1, 16, 8, 8)
+    ours = native.norm_silu(x, norm, torch.full((1, 16), 200.0), torch.zeros(1, 16))
+    z = F.group_norm(x.double(), 4, eps=norm.eps) * 200
+    assert z.min() < -200 and z.max() > 200
+    torch.testing.assert_close(ours.double(), F.silu(z), rtol=1e-6, atol=1e-6 * float(z.max()))
+
+
+@pytest.mark.parametrize("name", ["song_unet", "dhariwal_unet", "edm2_unet"])
+def test_networks_are_the_same_function(name, monkeypatch):
+    """Equal outputs within 1e-5 (the contract of a faster network), and gradients as closely as float32 has them."""
+    net = shake(build_net({"name": name, "model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]},
+                          (3, 8, 8), 3)).eval()
+    x, t, y = torch.randn(4, 3, 8, 8), torch.linspace(-1.5, 1.1, 4), torch.arange(4) % 3
+    counted = []
+    call = native.call
+    monkeypatch.setattr(native, "call", lambda name, *args: (counted.append(name), call(name, *args)))
+    results = []
+    for kernels in (native.library(), None):
+        monkeypatch.setattr(native, "library", lambda kernels=kernels: kernels)
+        out = net(x, t, y)
+        gradients = torch.autograd.grad(out.square().sum(), list(net.parameters()))
+        results.append((out.detach(), torch.cat([g.flatten() for g in gradients])))
+        calls = len(counted)
+    assert calls == len(counted) > 20 and "conv3x3_weight" in counted
+    assert (results[0][0] - results[1][0]).norm() <= BOUND * results[1][0].norm()
+    assert (results[0][1] - results[1][1]).norm() <= 3 * BOUND * results[1][1].norm()
+
+
+def test_one_image_does_not_depend_on_its_batch():
+    x, weight = torch.randn(7, 32, 8, 8), torch.randn(32, 32, 3, 3)
+    assert torch.equal(native.conv3x3(x, weight, None)[3:5], native.conv3x3(x[3:5], weight, None))
+
+
+def test_what_is_kept_for_the_backward_pass():
+    """The input alone: a third of what normalisation, SiLU and convolution keep one by one."""
+    norm, conv, x = nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 3, padding=1), torch.randn(4, 16, 32, 32, requires_grad=True) * 1
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (sizes.append(t.nbytes), t)[1], lambda t: t):
+        native.norm_silu_conv(x, norm, conv.weight, conv.bias)
+    assert sum(sizes) < 1.2 * x.nbytes + conv.weight.nbytes
+
+
+@pytest.mark.parametrize("x", [torch.randn(1, 24, 8, 8), torch.randn(1, 16, 8, 8, dtype=torch.float64),
+                               torch.randn(1, 16, 8, 8, device="meta")])
+def test_what_the_kernels_do_not_know_is_left_to_pytorch(x, monkeypatch):
+    monkeypatch.setattr(native, "call", lambda *_: pytest.fail("called"))
+    weight = torch.randn(16, x.shape[1], 3, 3, dtype=x.dtype, device=x.device)
+    assert native.conv3x3(x, weight, None).shape == (1, 16, 8, 8)
+
+
+def test_function_transforms_and_tracers_see_pytorchs_operators(monkeypatch):
+    monkeypatch.setattr(native, "call", lambda *_: pytest.fail("called"))
+    x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3)
+    torch.func.jvp(lambda x: native.conv3x3(x, weight, None), (x,), (x,))
+    torch.jit.trace(lambda x: native.conv3x3(x, weight, None), x, check_trace=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        native.conv3x3(x, weight, None)
+
+
+# Building -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unbuilt(monkeypatch, tmp_path):
+    """No compiled file is known or lies in the cache."""
+    monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path))
+    native.library.cache_clear()
+    yield tmp_path
+    monkeypatch.undo()
+    native.library.cache_clear()
+
+
+def test_it_is_compiled_once(unbuilt, monkeypatch):
+    assert native.library() is not None
+    found = list((unbuilt / "native").iterdir())
+    assert len(found) == 1 and found[0].suffix == ".so"
+    native.library.cache_clear()
+    run, ran = subprocess.run, []
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: (ran.append(command), run(command, **options))[1])
+    assert native.library() is not None and not [command for command in ran if "-o" in command]
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
+def test_without_a_compiler_it_says_so_and_goes_on(unbuilt, monkeypatch, capsys, compiler):
+    monkeypatch.setenv("CC", compiler)
+    x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3)
+    for _ in range(2):
+        torch.testing.assert_close(native.conv3x3(x, weight, None), F.conv2d(x, weight, padding=1))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "kernels cannot be compiled" in said[0]
+
+
+def test_it_can_be_switched_off(unbuilt, monkeypatch):
+    monkeypatch.setenv("PIDISTILL_NATIVE", "0")
+    assert native.library() is None and not (unbuilt / "native").exists()
