@@ -354,23 +354,25 @@ void conv3x3_weight(const float *x, const float *g, float *weight, long b, long 
 
 /* --- group normalisation and SiLU ---------------------------------------------------------------------------------- */
 
-/* 1 / (1 + exp(-x)); exp by 2^n times a polynomial of degree 6 on [-ln 2/2, ln 2/2], relative error 1e-7. */
+INLINE v8 between(v8 x, float low, float high)
+{
+    v8i under = x < low, over = x > high;
+    return (v8)(((v8i)x & ~(under | over)) | ((v8i)((v8){0} + low) & under) | ((v8i)((v8){0} + high) & over));
+}
+
+/* 1 / (1 + exp(-x)); exp as 2^n times a polynomial of degree 6 on [-ln 2/2, ln 2/2], relative error 1e-7. */
 INLINE v8 sigmoid(v8 x)
 {
-    v8i low = x < -87.f, high = x > 87.f;
-    v8 t = (v8)(((v8i)x & ~(low | high)) | ((v8i)((v8){0} - 87.f) & low) | ((v8i)((v8){0} + 87.f) & high));
-    v8 scaled = t * -1.44269504f;
-    v8i negative = scaled < 0.f;
-    v8i n = __builtin_convertvector(scaled + (v8)((v8i)((v8){0} + .5f) | (negative & (int)0x80000000)), v8i);
-    v8 f = __builtin_convertvector(n, v8);
-    v8 r = -t - f * 0.693359375f + f * 2.12194440e-4f;
+    x = between(x, -87.f, 87.f);
+    v8 shifted = x * -1.44269504f + 12582912.f;   /* 1.5 * 2^23: n is in the last bits */
+    v8 n = shifted - 12582912.f, r = n * 2.12194440e-4f - (n * 0.693359375f + x);
     v8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.f;
-    return 1.f / (1.f + p * (v8)((n + 127) << 23));
+    p = p * (r * r) + (r + 1.f);
+    return 1.f / (1.f + p * (v8)(((v8i)shifted + (127 - 0x4b400000)) << 23));
 }
 
 /* Sums over pixels of each channel, to the mean of each channel's group. */
@@ -384,6 +386,28 @@ static void of_groups(float *sums, long channels, long groups, long pixels)
     }
 }
 
+/* Sums over pixels of x, or of (x - mean)^2, for n vectors of channels, which stay in registers. */
+INLINE void moments(const float *x, const float *mean, float *sums, long pixels, long channels, const int n)
+{
+    v8 s[8], m[8];
+    for (int i = 0; i < n; i++) s[i] = (v8){0}, m[i] = mean ? LOAD(mean + 8 * i) : (v8){0};
+    for (long p = 0; p < pixels; p++, x += channels)
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) {
+            v8 d = LOAD(x + 8 * i) - m[i];
+            s[i] += mean ? d * d : d;
+        }
+    for (int i = 0; i < n; i++) STORE(sums + 8 * i, s[i]);
+}
+
+static void moment(const float *x, const float *mean, float *sums, long pixels, long channels)
+{
+    long c = 0;
+    for (; c + 64 <= channels; c += 64) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 8);
+    for (; c + 32 <= channels; c += 32) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 4);
+    for (; c < channels; c += 16) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 2);
+}
+
 /* y = silu(a (x - mean) rstd + b), or without silu; a, b (samples, channels); mean, rstd (samples, groups).
    know: mean and rstd are given, else they are computed: in two passes, since |mean| may be much larger than std. */
 void norm_silu(const float *x, const float *a, const float *b, float *mean, float *rstd, float *y, long samples, long pixels,
@@ -395,15 +419,9 @@ void norm_silu(const float *x, const float *a, const float *b, float *mean, floa
         const float *in = x + k * pixels * channels;
         float *scale = scratch(2 * channels), *shift = scale + channels;
         if (!know) {
-            memset(scale, 0, 2 * channels * sizeof(float));
-            for (long p = 0; p < pixels; p++)
-                for (long c = 0; c < channels; c += 8) STORE(scale + c, LOAD(scale + c) + LOAD(in + p * channels + c));
+            moment(in, 0, scale, pixels, channels);
             of_groups(scale, channels, groups, pixels);
-            for (long p = 0; p < pixels; p++)
-                for (long c = 0; c < channels; c += 8) {
-                    v8 d = LOAD(in + p * channels + c) - LOAD(scale + c);
-                    STORE(shift + c, LOAD(shift + c) + d * d);
-                }
+            moment(in, scale, shift, pixels, channels);
             of_groups(shift, channels, groups, pixels);
             for (long g = 0; g < groups; g++) {
                 mean[k * groups + g] = scale[g * size];
@@ -422,6 +440,28 @@ void norm_silu(const float *x, const float *a, const float *b, float *mean, floa
     }
 }
 
+/* g z of z = a n + b with n = (x - mean) rstd = r x + m, for n vectors of channels; sums of g z n and of g z. */
+INLINE void back(const float *x, const float *r, const float *m, const float *a, const float *b, const float *gy, float *gz,
+                 float *sum_a, float *sum_b, long pixels, long channels, int silu, const int n)
+{
+    v8 da[4], db[4];
+    for (int i = 0; i < n; i++) da[i] = db[i] = (v8){0};
+    for (long p = 0; p < pixels; p++)
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++) {
+            long at = p * channels + 8 * i;
+            v8 normal = LOAD(x + at) * LOAD(r + 8 * i) + LOAD(m + 8 * i), g = LOAD(gy + at);
+            if (silu) {
+                v8 u = LOAD(a + 8 * i) * normal + LOAD(b + 8 * i), s = sigmoid(u);
+                g = g * (s + u * s * (1.f - s));
+            }
+            STORE(gz + at, g);
+            da[i] += g * normal;
+            db[i] += g;
+        }
+    for (int i = 0; i < n; i++) STORE(sum_a + 8 * i, da[i]), STORE(sum_b + 8 * i, db[i]);
+}
+
 /* Gradients for x, a and b from that for y, (samples, pixels, channels); gx may be gy. */
 void norm_silu_back(const float *x, const float *a, const float *b, const float *mean, const float *rstd, const float *gy,
                     float *gx, float *ga, float *gb, long samples, long pixels, long channels, long groups, int silu,
@@ -437,28 +477,22 @@ void norm_silu_back(const float *x, const float *a, const float *b, const float 
         for (long c = 0; c < channels; c++) {
             r[c] = rstd[k * groups + c / size];
             m[c] = -r[c] * mean[k * groups + c / size];
-            da[c] = db[c] = 0;
         }
-        for (long p = 0; p < pixels; p++)
-            for (long c = 0; c < channels; c += 8) {
-                long at = (k * pixels + p) * channels + c;
-                v8 n = LOAD(in + p * channels + c) * LOAD(r + c) + LOAD(m + c), gz = LOAD(gy + at);
-                if (silu) {
-                    v8 u = LOAD(al + c) * n + LOAD(be + c), s = sigmoid(u);
-                    gz = gz * (s + u * s * (1.f - s));
-                }
-                STORE(gx + at, gz);
-                STORE(da + c, LOAD(da + c) + gz * n);
-                STORE(db + c, LOAD(db + c) + gz);
-            }
+        const float *g = gy + k * pixels * channels;
+        float *out = gx + k * pixels * channels;
+        for (long c = 0; c < channels; c += 32) {
+            if (c + 32 <= channels)
+                back(in + c, r + c, m + c, al + c, be + c, g + c, out + c, da + c, db + c, pixels, channels, silu, 4);
+            else
+                back(in + c, r + c, m + c, al + c, be + c, g + c, out + c, da + c, db + c, pixels, channels, silu, 2);
+        }
         for (long c = 0; c < channels; c++) s1[c] = al[c] * db[c], s2[c] = al[c] * da[c];
         of_groups(s1, channels, groups, pixels);
         of_groups(s2, channels, groups, pixels);
-        for (long p = 0; p < pixels; p++)
+        for (long p = 0; p < pixels; p++, in += channels, out += channels)
             for (long c = 0; c < channels; c += 8) {
-                long at = (k * pixels + p) * channels + c;
-                v8 n = LOAD(in + p * channels + c) * LOAD(r + c) + LOAD(m + c);
-                STORE(gx + at, LOAD(r + c) * (LOAD(al + c) * LOAD(gx + at) - LOAD(s1 + c) - n * LOAD(s2 + c)));
+                v8 n = LOAD(in + c) * LOAD(r + c) + LOAD(m + c);
+                STORE(out + c, LOAD(r + c) * (LOAD(al + c) * LOAD(out + c) - LOAD(s1 + c) - n * LOAD(s2 + c)));
             }
     }
 }
