@@ -139,8 +139,11 @@ def parts(folder: Path, num: int = 2000) -> list[list[str]]:
                          *per_image(lambda drawing=drawing: list(drawing()), num).split(" | ")])
     write_pngs = lambda: verb.write_pngs(folder / "parts", torch.from_numpy(images).split(256), range(num))
     write_npz = lambda: verb.write_npz(folder / "parts.npz", torch.from_numpy(images).split(256), shape, range(num), None)
+    pil = folder / "pil"
+    pil.mkdir()
     rows += [["PNG encoded by PIL and written, one thread",
-              *per_image(lambda: [Image.fromarray(each).save(folder / "x.png") for each in images], num).split(" | ")],
+              *per_image(lambda: [Image.fromarray(image).save(pil / f"{k}.png") for k, image in enumerate(images)],
+                         num).split(" | ")],
              ["PNG encoded, one thread", *per_image(lambda: [png(each) for each in images], num).split(" | ")],
              [f"PNG encoded and written, {min(8, cores())} threads", *per_image(write_pngs, num).split(" | ")],
              ["npz deflated", *per_image(lambda: np.savez_compressed(folder / "y.npz", images=images), num).split(" | ")],
@@ -182,7 +185,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=6)
     parser.add_argument("--batch", type=int, help="default: what `fitting_batch` finds")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
-    parser.add_argument("--compile", action="store_true", help="of the pipeline and of the teacher; the plain loop's network is the same")
+    parser.add_argument("--compile", action="store_true", help="the network, which is the plain loop's too")
     parser.add_argument("--device", type=choose_device, default="auto")
     parser.add_argument("--batches", action="store_true")
     parser.add_argument("--write", type=Path)
