@@ -485,7 +485,7 @@ def spread(arguments: list[str], options: tuple[str, ...] = ("--students", "--sa
 
 def main() -> Any:
     # torch makes a million objects while it is imported, none of them rubbish: looking at them now and again, and once more
-    # at the end, takes a quarter of the time of a short command.
+    # at the end, takes a sixth of the time of a short `sample`.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     try:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 MOST = {"cpu": 250, "cuda": 1024}  # more is no faster
-# A CPU is slower once a batch's activations outgrow this: EDM's CIFAR-10 network (95 MB an image) takes 0.53 s an image in
-# batches of 8 and 0.63 to 0.73 s from 16 on; the digits' (1 MB) is fastest at 250 (`benchmarks/sampling.py --batches`).
+# A CPU is slower once a batch's activations outgrow this: on one core of an EPYC, EDM's CIFAR-10 network (95 MB an image)
+# took 0.53 s an image in batches of 8 and 0.63 to 0.73 s from 16 on; the digits' (1 MB) was fastest at 250
+# (`benchmarks/sampling.py --batches` takes these times).
 CPU_WORKING_SET = 800e6  # bytes
 
 
