@@ -129,6 +129,10 @@ def test_batch_that_fits_follows_the_free_memory(student, monkeypatch):
     assert memory.fitting_batch(student, torch.device("cpu")) == 20
     Free.available = 10**15
     assert memory.fitting_batch(student, torch.device("cpu")) == 250
+    monkeypatch.setattr(memory, "CPU_WORKING_SET", 30.5 * per_image)
+    assert memory.fitting_batch(student, torch.device("cpu")) == 30
+    monkeypatch.setattr(memory, "CPU_WORKING_SET", per_image)
+    assert memory.fitting_batch(student, torch.device("cpu")) == 8
     Free.available = 0
     assert memory.fitting_batch(student, torch.device("cpu")) == 1
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pidistill.errors import PidistillError
-from pidistill.pictures import check_drawable, drawable, tile, to_pil, write_captioned, write_comparison, write_grid
+from pidistill.pictures import check_drawable, drawable, png, tile, to_pil, write_captioned, write_comparison, write_grid
 from pidistill.tensors import quantise
 
 
@@ -67,3 +69,12 @@ def test_unwritable_picture_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PidistillError, match="cannot write"):
         write_grid(tmp_path / "file" / "a.png", torch.zeros(1, 1, 4, 4), 1)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 1), (6, 4, 3), (1, 1, 3)])
+def test_a_png_holds_the_pixels(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    picture = Image.open(io.BytesIO(png(pixels)))
+    picture.verify()
+    read = np.asarray(Image.open(io.BytesIO(png(pixels))))
+    assert picture.mode == ("L" if shape[2] == 1 else "RGB") and np.array_equal(read.reshape(shape), pixels)

@@ -91,3 +91,18 @@ def test_any_text_parses_or_is_refused_in_one_line(text):
         assert "\n" not in str(error)
     else:
         assert values and all(v >= 0 for v in values) and len(values) <= 1000
+
+
+def test_noise_and_labels_are_those_of_each_seeds_own_stream():
+    """One generator serves all seeds in turn: an odd number of draws before must leave nothing behind."""
+    seeds = [5, 0, 2**63 - 1, 5, 7]
+    for number, shape in ((0, (3, 5, 5)), (2, (1,)), (0, (3,))):
+        expected = [stream(seed, number, domain=NOISE).standard_normal(shape, dtype=np.float32) for seed in seeds]
+        np.testing.assert_array_equal(noise(seeds, shape, number).numpy(), np.stack(expected))
+    assert labels_of(seeds, 10).tolist() == [int(stream(seed, domain=LABEL).integers(10)) for seed in seeds]
+
+
+def test_the_noise_of_a_seed_is_frozen():
+    """Other values here mean that no published seed gives its image any more."""
+    assert noise([17], (4,))[0].tolist() == [-0.3643823266029358, 1.5763813257217407, -0.05545790120959282,
+                                             -0.28679952025413513]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 
@@ -31,6 +33,7 @@ Ema = Annotated[float | None, typer.Option("--ema", help="EMA rate of the studen
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of the teacher's sampler, where its name has none.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
+Precision = Annotated[str, typer.Option(help="Of the network's products: fp32, tf32, bf16 or fp16.")]
 Metrics = Annotated[str | None, typer.Option(help="Of fid (fd), is, kid, pr, rms; comma-separated.")]
 Features = Annotated[str, typer.Option(help="Feature network: auto, none, digits, inception[:FILE] (FID), dinov2[:FILE], a "
                                             "TorchScript or torch.export file, or python:MODULE:FACTORY.")]
@@ -93,24 +96,29 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
            columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
            batch: AutoBatch = None,
            sampler: Annotated[str, typer.Option(help="Sampler of a teacher: heun:18, ddim,eta=1:50, deis3:10.")] = "heun",
-           steps: Steps = 18, device: Device = "auto", force: Force = False) -> None:
+           steps: Steps = 18, device: Device = "auto", precision: Precision = "fp32",
+           compile: Annotated[bool, typer.Option("--compile", help="Compile the network first: a minute, for many images.")
+                              ] = False, force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
     from pidistill import runs
+    from pidistill import sample as verb
     from pidistill.memory import fitting_batch
     from pidistill.models import load_model
     from pidistill.parallel import choose_device
-    from pidistill.sample import check_target, images_of, write_images
+    from pidistill.precision import set_float32_products
     from pidistill.seeds import parse_integers
 
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
-    chosen = one_sampler(sampler, steps)
+    chosen, rounding = one_sampler(sampler, steps), one_precision(precision)
     runs.check_free(out, force)
     where = choose_device(device)
+    set_float32_products(rounding)
     loaded = load_model(model, ema).to(where)
-    check_target(out, loaded.image_shape)
-    images, y = images_of(loaded, numbers, classes, batch_size=batch or fitting_batch(loaded, where), sampler=chosen)
-    print(write_images(out, images, numbers, y, columns))
+    verb.check_target(out, loaded.image_shape)
+    at_once = min(batch or fitting_batch(loaded, where), len(numbers))
+    call = verb.ready(loaded, rounding, at_once if compile else None)
+    print(verb.sample(out, loaded, numbers, classes, columns=columns, batch_size=at_once, sampler=chosen, call=call))
 
 
 @app.command()
@@ -431,6 +439,15 @@ def one_sampler(text: str, steps: int) -> Any:
     return found[0]
 
 
+def one_precision(text: str) -> Any:
+    from pidistill.plugins import choices
+    from pidistill.precision import Precision
+
+    if text not in get_args(Precision):
+        raise choices("precision", text, list(get_args(Precision)))
+    return text
+
+
 def parse_rates(text: str) -> list[float | None]:
     """`0.999,0.9999` -> numbers, without repetition."""
     try:
@@ -467,6 +484,10 @@ def spread(arguments: list[str], options: tuple[str, ...] = ("--students", "--sa
 
 
 def main() -> Any:
+    # torch makes a million objects while it is imported, none of them rubbish: looking at them now and again, and once more
+    # at the end, takes a sixth of the time of a short `sample`.
+    gc.set_threshold(10_000)
+    atexit.register(gc.freeze)
     try:
         arguments = sys.argv[1:]
         result = app(spread(arguments) if arguments[:1] == ["compare"] else arguments, standalone_mode=False)

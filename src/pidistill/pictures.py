@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -29,6 +32,21 @@ def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
     pixels = quantise(image).cpu().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A PNG file of an image (H, W, C) uint8, C = 1 or 3.
+
+    PIL takes twice the time for 32x32 pixels; here all but some microseconds is zlib's, which holds no lock of the
+    interpreter. Rows are not filtered: that makes photographs 4 % smaller and drawings 20 % larger at this size.
+    """
+    height, width, channels = pixels.shape
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter: 0, none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    chunks = [(b"IHDR", struct.pack(">2I5B", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)),
+              (b"IDAT", zlib.compress(rows.data)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
 
 
 def check_drawable(shape: Sequence[int]) -> None:

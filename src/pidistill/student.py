@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from pidistill.decoder import Decoder, read_decoder
 from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of
 from pidistill.errors import PidistillError
 from pidistill.files import load_weights, read_json, read_tensors, write_folder
+from pidistill.pipeline import drawn, gather
 from pidistill.plugins import member
 from pidistill.preconditioning import Preconditioning, c_in
-from pidistill.seeds import noise
-from pidistill.tensors import clip_images, like, per_sample, send
+from pidistill.tensors import clip_images, like, per_sample
 
 
 class Student(nn.Module):
@@ -76,14 +76,27 @@ class Student(nn.Module):
         """
         seeds = list(seeds)
         y = choose_labels(labels, self.num_classes, seeds)
-        device, images = device_of(self), [torch.empty(0, *self.shape)]
-        for k in range(0, len(seeds), batch_size):
-            z = send(noise(seeds[k:k + batch_size], self.shape), device) * self.t_max
-            x = self(z, self.t_min, None if y is None else send(y[k:k + batch_size], device))
-            x = self.decoder.to(device)(x) if self.decoder and decode else x
-            images.append(x.float().cpu())
-        images = images[1:] or images  # the first is for an empty list of seeds
-        return clip_images(torch.cat(images)) if clip and (decode or not self.decoder) else torch.cat(images)
+        clip = clip and (decode or not self.decoder)
+        parts = self.draw(seeds, y, batch_size=batch_size, decode=decode,
+                          finish=lambda x: clip_images(x.float()) if clip else x.float())
+        return gather(parts, len(seeds), self.image_shape if decode else self.shape)
+
+    def draw(self, seeds: Sequence[int], labels: Tensor | None = None, *, batch_size: int = 250, decode: bool = True,
+             finish: Callable[[Tensor], Tensor] = Tensor.float,
+             call: Callable[..., Tensor] | None = None) -> Generator[Tensor, None, None]:
+        """Images (B, C, H, W) batch by batch, on the CPU, while the next are in work; unclipped. labels: (len(seeds),).
+
+        finish: what is done to each batch before it leaves the device. call: what is called in place of this student, such
+        as it under autocast.
+        """
+        device, student = device_of(self), call or self
+        decoder = self.decoder.to(device) if self.decoder and decode else None
+
+        def draw(z: Tensor, y: Tensor | None, _: Sequence[int]) -> Tensor:
+            x = student(z * self.t_max, self.t_min, y)
+            return finish(decoder(x) if decoder else x)
+
+        return drawn(draw, seeds, labels, self.shape, device, batch_size=batch_size)
 
     @torch.inference_mode()
     def trajectory(self, z: Tensor, ts: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:

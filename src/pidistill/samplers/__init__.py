@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from pidistill.denoiser import Denoiser, device_of
 from pidistill.errors import PidistillError
 from pidistill.grid import snap
+from pidistill.pipeline import drawn, gather
 from pidistill.plugins import build, choices, member, names
 from pidistill.seeds import noise
 from pidistill.tensors import send
@@ -144,13 +145,19 @@ def sample_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | Non
     Also of stochastic samplers, image k is a function of seeds[k] and labels[k] alone.
     """
     chosen = sampler if isinstance(sampler, Sampler) else Sampler(sampler, steps)
-    ts, device, images = chosen.times(teacher), device_of(teacher), [torch.empty(0, *teacher.shape)]
-    for k in range(0, len(seeds), batch_size):
-        part = seeds[k:k + batch_size]
-        draw = lambda k, part=part: send(noise(part, teacher.shape, k + 1), device)
-        y = None if labels is None else send(labels[k:k + batch_size], device)
-        *_, (_, x) = chosen.integrate(teacher, draw(-1) * teacher.t_max, ts, y, draw)
-        x = teacher.decoder(x) if teacher.decoder and decode else x
-        images.append(x.float().cpu())  # the one time that the host waits for the device
-    return torch.cat(images[1:] or images)
+    return gather(draw_teacher(teacher, seeds, labels, sampler=chosen, batch_size=batch_size, decode=decode), len(seeds),
+                  teacher.image_shape if decode else teacher.shape)
 
+
+def draw_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None, *, sampler: Sampler, batch_size: int,
+                 decode: bool = True, finish: Callable[[Tensor], Tensor] = Tensor.float,
+                 call: Callable[..., Tensor] | None = None) -> Generator[Tensor, None, None]:
+    """Images (B, C, H, W) batch by batch, unclipped, on the CPU. finish, call: as in `Student.draw`."""
+    ts, device, denoise = sampler.times(teacher), device_of(teacher), call or teacher
+
+    def draw(z: Tensor, y: Tensor | None, part: Sequence[int]) -> Tensor:
+        again = lambda k: send(noise(part, teacher.shape, k + 1), device)
+        *_, (_, x) = sampler.integrate(denoise, z * teacher.t_max, ts, y, again)
+        return finish(teacher.decoder(x) if teacher.decoder and decode else x)
+
+    return drawn(draw, seeds, labels, teacher.shape, device, batch_size=batch_size)

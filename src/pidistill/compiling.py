@@ -1,0 +1,47 @@
+"""torch.compile where there is a compiler, and eager execution where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(target: F, *, what: str, **options: Any) -> F:
+    """A function compiled, or a module (the same object) that runs compiled whenever it is called.
+
+    Compilation happens at the first call. Where that fails, for want of a C++ compiler or of Triton mostly, one line says
+    so, naming `what`, and this and all later calls run as without compilation; errors of the function itself are raised as
+    ever. options: of torch.compile. Names, weights and copies of a module stay what they were; copies are not compiled.
+    """
+    if isinstance(target, nn.Module):
+        # Where nn.Module.compile puts it: hooks run, and copying and state dictionaries leave it out.
+        target._compiled_call_impl = with_fallback(target._call_impl, what, options)
+        return target
+    return with_fallback(target, what, options)  # type: ignore[return-value]
+
+
+def with_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) -> Callable[..., Any]:
+    from torch._dynamo.exc import BackendCompilerFailed  # half a second, for those who compile
+
+    fast = torch.compile(eager, **options)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal fast
+        if fast is not eager:
+            try:
+                return fast(*args, **kwargs)
+            except BackendCompilerFailed as error:
+                from pidistill.progress import console
+
+                cause = getattr(error, "inner_exception", error)
+                reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+                console.print(f"{what} is not compiled, and slower: {reason}", soft_wrap=True, markup=False)
+                fast = eager
+        return eager(*args, **kwargs)
+
+    return call

@@ -1,0 +1,91 @@
+"""Compiled where there is a compiler; one line, and the same numbers, where there is none."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pidistill.compiling import compiled
+from pidistill.sample import padded
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def net():
+    return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
+
+
+def missing(graph, inputs):
+    raise RuntimeError("No working C++ compiler found\nin this test")
+
+
+def test_a_compiled_module_is_the_same_module(net):
+    plain, x, seen = copy.deepcopy(net), torch.randn(3, 4), []
+
+    def backend(graph, inputs):
+        seen.append(graph)
+        return graph.forward
+
+    assert compiled(net, what="the network", backend=backend) is net
+    assert torch.equal(net(x), plain(x)) and len(seen) == 1
+    assert list(net.state_dict()) == list(plain.state_dict()) and net[0].in_features == 4
+    net(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    assert torch.equal(net[0].weight.grad, plain[0].weight.grad)
+    assert torch.equal(copy.deepcopy(net)(x), plain(x)) and len(seen) == 1  # a copy is not compiled
+
+
+def test_without_a_compiler_one_line_says_so_and_eager_goes_on(net, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    plain, x = copy.deepcopy(net), torch.randn(3, 4)
+    compiled(net, what="the student", backend=missing)
+    double = compiled(lambda x: 2 * x, what="the loss", backend=missing)
+    for _ in range(2):
+        assert torch.equal(net(x), plain(x)) and torch.equal(double(x), 2 * x)
+    net(x).sum().backward()
+    assert net[0].weight.grad is not None
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["the student is not compiled, and slower",
+                                                      "the loss is not compiled, and slower"]
+    assert "No working C++ compiler found" in lines[0]
+
+
+def test_errors_of_the_function_itself_are_raised(net, capsys):
+    compiled(net, what="the network", backend="eager")
+    with pytest.raises(RuntimeError):
+        net(torch.randn(3, 5))
+    assert "not compiled" not in capsys.readouterr().err
+
+
+def test_the_last_batch_is_padded_instead_of_compiled_anew(net):
+    shapes = []
+
+    def call(x, t, labels=None):
+        shapes.append((len(x), t if isinstance(t, float) else len(t), None if labels is None else len(labels)))
+        return x * (t if isinstance(t, float) else t[:, None]) + (0 if labels is None else labels[:, None])
+
+    full, x, y = padded(call, 5), torch.randn(3, 4), torch.tensor([1, 2, 3])
+    assert torch.equal(full(x, 2.0), 2 * x) and torch.equal(full(x, 2.0, y), 2 * x + y[:, None])
+    assert torch.equal(full(x, y.float(), y), x * y[:, None] + y[:, None])
+    assert torch.equal(full(x.repeat(2, 1)[:5], 2.0), 2 * x.repeat(2, 1)[:5])
+    assert shapes == [(5, 2.0, None), (5, 2.0, 5), (5, 5, 5), (5, 2.0, None)]
+
+
+@pytest.mark.slow
+def test_the_real_compiler(net, capsys):
+    plain, x = copy.deepcopy(net), torch.randn(3, 4)
+    compiled(net, what="the network", dynamic=False)
+    torch.testing.assert_close(net(x), plain(x))
+    net(x).square().sum().backward()
+    plain(x).square().sum().backward()
+    torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad)
+    assert "not compiled" not in capsys.readouterr().err
