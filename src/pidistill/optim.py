@@ -21,8 +21,8 @@ class RAdam(torch.optim.Optimizer):
     which is Adam's with the rate lr r_t and eps/sqrt(c2). PyTorch's own RAdam makes a dozen passes over the weights:
     0.67 s for the CIFAR-10 network on two cores, a tenth of a training step; this makes one.
 
-    Where `found_inf` is set (a tensor, by GradScaler or by who finds that gradients are not finite), 1 leaves weights, moments
-    and t as they are. It is read on the device, after the first five steps.
+    Where `found_inf` is set (a tensor, by GradScaler or whoever finds gradients that are not finite), 1 leaves weights,
+    moments and t as they are. It is read on the device, after the first five steps.
     """
 
     _step_supports_amp_scaling = True  # GradScaler then sets found_inf instead of asking for it
@@ -35,8 +35,8 @@ class RAdam(torch.optim.Optimizer):
         self.slow, self.t = True, 0  # slow: until t is known to be past the first steps
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        assert closure is None and self.grad_scale is None, "gradients are unscaled before"
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        assert self.grad_scale is None, "gradients are unscaled before"
         self.t += 1
         for group in self.param_groups:
             by_device: dict[torch.device, list[Tensor]] = {}
