@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import psutil
 import torch
@@ -29,8 +29,8 @@ def automatic(objective: Objective, config: RunConfig, share: int, make_optimize
     free = free_memory(device)
     try:
         rehearse = Rehearsal(objective, config, make_optimizer, device.type == "cuda", processes)
-        micro, found = fitting(rehearse, share, USABLE * free, there={"weights", "teacher", "distance", "EMA"})
-        why = f"{found / 2**30:.3g} GiB beside what is there"
+        micro, found = fitting(rehearse, share, USABLE * free, there=("weights", "teacher", "distance", "EMA"))
+        why = f"{sum(found.values()) / 2**30:.3g} GiB beside what is there"
     except Exception as error:  # whatever a stranger's network does with tensors that have no values
         micro, why = share, f"no prediction: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     if device.type == "cuda":
@@ -46,7 +46,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def fitting(rehearse: Callable[[int, bool], dict[str, int]], share: int, room: float,
-            there: frozenset[str] | set[str] = frozenset()) -> tuple[int, int]:
+            there: Collection[str] = ()) -> tuple[int, dict[str, int]]:
     """How many samples at a time so that a step on `share` of them takes at most `room` bytes, and what it then takes.
 
     As few equal parts as will do; 1 where nothing does. there: parts of a footprint that do not count.
@@ -56,7 +56,7 @@ def fitting(rehearse: Callable[[int, bool], dict[str, int]], share: int, room: f
         found = {label: size for label, size in rehearse(micro, parts > 1).items() if label not in there}
         total, growing = sum(found.values()), sum(found.get(label, 0) for label in GROWING)
         if total <= room or micro == 1:
-            return micro, total
+            return micro, found
         most = int(max(room - (total - growing), 0) / growing * micro) if growing else 1
         parts = max(parts + 1, -(-share // max(most, 1)))
         micro = -(-share // parts)
