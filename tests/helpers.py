@@ -6,11 +6,14 @@ import atexit
 import functools
 import shutil
 import tempfile
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from pidistill.denoiser import Preconditioned, build_net
 from pidistill.grid import Grid, karras_times
@@ -85,6 +88,15 @@ def vgg_weights() -> Path:
     torch.save(state, path)
     atexit.register(shutil.rmtree, path.parent, True)
     return path
+
+
+def held_by(function: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """The function's result, and the bytes that its graph holds for the backward pass."""
+    seen: list[weakref.ref] = []
+    with saved_tensors_hooks(lambda x: seen.append(weakref.ref(x)) or x, lambda x: x):
+        result = function()
+    kept = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for ref in seen if (x := ref()) is not None}
+    return result, sum(kept.values())
 
 
 def invert(x: Tensor, z: Tensor, t: Tensor, t_max: float) -> Tensor:

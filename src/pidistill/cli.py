@@ -62,7 +62,8 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
             preset: Annotated[str | None, typer.Option("--preset", "-p", help="Preset name, or a YAML file.")] = None,
             override: Overrides = None, out: Out = None, force: Force = False,
             dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need, and stop.")] = False,
-            gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run reckons with.")] = 1) -> None:
+            gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run reckons with.")] = 1,
+            memory: Annotated[float, typer.Option(min=0.1, help="GB of each of them.")] = 80) -> None:
     """Train a one-step student; without arguments, of the bundled digits teacher. Ends with a table."""
     from pidistill import distillation, dryrun, runs
     from pidistill.config import DistillConfig, load_config
@@ -72,7 +73,7 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
     given = [f"teacher={teacher!r}"] if teacher else []
     config = load_config(DistillConfig, preset, [*given, *with_out(override, out)])
     if dry_run:
-        print_facts(dryrun.dry_run(config, gpus))
+        print_facts(dryrun.dry_run(config, gpus, memory))
         return
     denoiser = load_teacher(config.teacher)
     finish(distillation.run(config, denoiser, lambda: runs.claim(config, force), BEGAN), Path(config.out))

@@ -71,7 +71,8 @@ class OptimizerConfig(Strict):
 class TrainConfig(Strict):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
-    microbatch: int | None = Field(None, ge=1)
+    microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    recompute: bool = False
     seed: int = Field(0, ge=0, lt=MAX_SEED)
 
 

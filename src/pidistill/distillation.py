@@ -22,7 +22,9 @@ from pidistill.pictures import drawable, write_comparison
 from pidistill.plugins import build
 from pidistill.progress import console
 from pidistill.provenance import commit, versions
+from pidistill.recompute import recomputable
 from pidistill.samplers import sample_teacher
+from pidistill.schemes.autodiff import Autodiff
 from pidistill.seeds import labels_of, parse_integers
 from pidistill.student import Student, load_student, make_student
 from pidistill.teachers import load_teacher
@@ -91,7 +93,13 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     options = dict(config.objective)
     with torch.device(device):
         student = make_student(teacher, config.student.init, config.student.net, config.student.width)
-        return build("objectives", options.pop("name"), student, teacher, grid, **options)
+        objective: Objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
+    if config.train.recompute:
+        recomputable(student)
+        if isinstance(getattr(objective, "scheme", None), Autodiff):
+            raise PidistillError("train.recompute=true does not go with objective.scheme=autodiff, whose derivative PyTorch "
+                                 "cannot compute again; set train.microbatch=auto instead")
+    return objective
 
 
 def students_of(averages: Averages) -> dict[float, Student]:

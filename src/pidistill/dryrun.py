@@ -1,70 +1,70 @@
-"""`pidistill distill --dry-run`: what a run will need, from networks on the meta device; no weight is read or made.
+"""`pidistill distill --dry-run`: what a run will need, from networks without weights; none is read or made.
 
-Counted: the floating-point operations of forward and backward pass of one step (2 a multiply-add, PyTorch's counter),
-and the bytes that autograd keeps for the backward pass, at the run's precision. Estimated: time, see `SUSTAINED`.
+Counted: the floating-point operations of forward and backward pass of one step (2 a multiply-add, PyTorch's counter), on
+the meta device, and the memory of a step of the run, see `footprint`. Estimated: time, see `SUSTAINED`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pidistill.config import DistillConfig
 from pidistill.distillation import build_objective
 from pidistill.errors import PidistillError
+from pidistill.footprint import LikeGPU, Rehearsal, tensors_of
+from pidistill.microbatch import USABLE, fitting
 from pidistill.objectives import Objective
-from pidistill.precision import HALF, Precision
 from pidistill.seeds import stream
 from pidistill.teachers import load_teacher
+from pidistill.trainer import make_optimizer
 
 # FLOP/s of one A100 that the paper's own timings imply with the operations counted here: tf32 from CIFAR-10, 0.713 s a
 # step of 512 on 8 GPUs (Table 4); fp16 from ImageNet, 600k steps of 2048 in 197 h on 64 GPUs (Table 5). Float32 without
 # TF32 cannot pass 19.5e12 there; 0.7 of that is an assumption, as is bf16 = fp16.
 SUSTAINED = {"fp32": 13.7e12, "tf32": 35e12, "bf16": 44e12, "fp16": 44e12}
 
-SAMPLES = 16  # traced at once; what does not grow with the batch weighs little
+SAMPLES = 16   # traced at once; what does not grow with the batch weighs little
+MEMORY = 80.0  # GB of a GPU, an A100's
 
 
-def dry_run(config: DistillConfig, gpus: int = 1) -> dict[str, Any]:
-    """Parameters, operations, memory of each of `gpus` GPUs, checkpoint size and time of the run, to print."""
+def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dict[str, Any]:
+    """Parameters, operations, memory of each of `gpus` GPUs, checkpoint size and time of the run, to print.
+
+    memory: of a GPU, in GB; train.microbatch=auto is what it holds.
+    """
     if config.train.batch % gpus:
         raise PidistillError(f"train.batch must be a multiple of the GPUs, got {config.train.batch} and {gpus}")
     share = config.train.batch // gpus
-    micro = min(config.train.microbatch or share, share)
     teacher = load_teacher(config.teacher, weights=False).to("meta")
     objective = build_objective(config, teacher, "meta")
     student = objective.networks["student"]
     flops = operations(objective)
-    saved = activations(objective, config.precision)
-    weights, rates = size(student), len(config.ema)
-    frozen = [size(module) for module in objective.frozen]
-    # RAdam and Adam keep two moments; every average is a copy; gradients are as large as the weights.
-    training = weights * (4 + rates)
+    rehearse = Rehearsal(objective, config, make_optimizer, gpu=True, processes=gpus)
+    if config.train.microbatch == "auto":
+        micro, parts = fitting(rehearse, share, USABLE * memory * 1e9)
+    else:
+        micro = min(config.train.microbatch or share, share)
+        parts = rehearse(micro, micro < share)
+    room, needed = memory * 1e9, sum(parts.values())
     total_flops = flops * config.train.batch
     seconds = total_flops / gpus / SUSTAINED[config.precision]
-    peak = training + sum(frozen) + saved * micro
+    rates = len(config.ema)
     return {
         "teacher": config.teacher,
         "teacher's parameters": count(teacher), "student's parameters": count(student),
         "batch": f"{config.train.batch} = {gpus} GPU{'s' * (gpus > 1)} x {math.ceil(share / micro)} x {micro}",
         "operations": {"a sample": f"{engineering(flops)}FLOP", "a step": f"{engineering(total_flops)}FLOP",
                        "the run": f"{engineering(total_flops * config.train.steps)}FLOP ({config.train.steps:,} steps)"},
-        "memory of each GPU": {
-            "student, gradients, optimiser": binary(4 * weights),
-            f"{rates} EMA copies" if rates > 1 else "EMA copy": binary(rates * weights),
-            "teacher": binary(frozen[0]), "distance": binary(sum(frozen[1:])),
-            f"activations of {micro}": f"{binary(saved * micro)} ({binary(saved)} a sample)",
-            "together": f"{binary(peak)}, and what the kernels need beside"},
-        "checkpoint": f"{binary((3 + rates) * weights)}; {config.checkpoint.keep} are kept",
+        f"memory of each GPU at its fullest, {micro} at a time": {
+            **{label: binary(size) for label, size in parts.items()},
+            "together": f"{binary(needed)}, and what the kernels need beside; "
+                        f"{'fits' if needed <= USABLE * room else 'too much for'} {memory:g} GB"},
+        "checkpoint": f"{binary((3 + rates) * size(student))}; {config.checkpoint.keep} are kept",
         "time": f"{engineering(seconds)}s a step, {duration(seconds * config.train.steps)} in all, on {gpus} x A100 at "
                 f"{engineering(SUSTAINED[config.precision])}FLOP/s each",
     }
@@ -97,54 +97,11 @@ def binary(size: float) -> str:
     return f"{size / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-class FusedAttention(TorchFunctionMode):
-    """Attention without its matrix in memory, as on a GPU; left alone, the meta device is given the plain formula."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is scaled_dot_product_attention and torch.backends.cuda.mem_efficient_sdp_enabled():
-            return torch.ops.aten._scaled_dot_product_efficient_attention(*args, None, True)[0]
-        return function(*args, **(kwargs or {}))
-
-
 def operations(objective: Objective) -> float:
     """FLOP of one sample, forward and backward."""
-    with FlopCounterMode(display=False) as counter, FusedAttention():
+    with FlopCounterMode(display=False) as counter, LikeGPU():
         objective(batch_of(objective, SAMPLES, "meta")).sum().backward()
     return counter.get_total_flops() / SAMPLES
-
-
-def activations(objective: Objective, precision: Precision) -> float:
-    """Bytes a sample that autograd keeps after the forward pass: every storage once, weights apart.
-
-    Which tensors a half precision keeps in which type is decided by autocast, which knows no meta device: there the
-    pass runs on tensors that pretend to be on a GPU. Changes the objective's device then.
-    """
-    if precision not in HALF:
-        return kept_bytes(objective, "meta")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in (objective, *objective.frozen):
-            module.to_empty(device="cuda")
-        torch.set_autocast_dtype("cuda", HALF[precision])
-        torch.set_autocast_enabled("cuda", True)
-        try:
-            return kept_bytes(objective, "cuda")
-        finally:
-            torch.set_autocast_enabled("cuda", False)
-
-
-def kept_bytes(objective: Objective, device: str) -> float:
-    own = {tensor.untyped_storage()._cdata for tensor in parameters_of([objective, *objective.frozen])}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = tensor  # held, so that no other storage gets the same address
-        return tensor
-
-    with saved_tensors_hooks(keep, lambda tensor: tensor), FusedAttention():
-        objective(batch_of(objective, SAMPLES, device))
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / SAMPLES
 
 
 def batch_of(objective: Objective, batch: int, device: str) -> dict[str, Tensor]:
@@ -153,14 +110,10 @@ def batch_of(objective: Objective, batch: int, device: str) -> dict[str, Tensor]
     return {key: torch.empty((batch, *value.shape), dtype=value.dtype, device=device) for key, value in sample.items()}
 
 
-def parameters_of(modules: Iterable[Any]) -> list[Tensor]:
-    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-
-
 def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 def size(module: nn.Module) -> int:
     """Bytes of parameters and buffers."""
-    return sum(tensor.nbytes for tensor in parameters_of([module]))
+    return sum(tensor.nbytes for tensor in tensors_of(module))

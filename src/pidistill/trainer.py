@@ -21,9 +21,11 @@ from pidistill.config import OptimizerConfig, RunConfig
 from pidistill.ema import EMA
 from pidistill.errors import PidistillError
 from pidistill.files import read_metrics
+from pidistill.microbatch import automatic
 from pidistill.objectives import Objective
 from pidistill.precision import autocast, set_float32_products
-from pidistill.progress import Progress
+from pidistill.progress import Progress, console
+from pidistill.recompute import recompute_blocks
 from pidistill.seeds import stream
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
@@ -66,7 +68,6 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     if plan.batch % accelerator.num_processes:
         raise PidistillError(f"train.batch must be a multiple of {accelerator.num_processes} processes, got {plan.batch}")
     first_k = share * accelerator.process_index  # k counts over the global batch
-    micro = min(plan.microbatch or share, share)
 
     parameters = [p for net in objective.networks.values() for p in net.parameters()]
     optimizer = make_optimizer(config.optimizer, iter(parameters))
@@ -76,6 +77,12 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     ema = EMA(objective.networks, config.ema)
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
     start = restore(folder, objective, ema, optimizer, scaler)
+    if plan.recompute:  # after the averages were copied: those stay as they are
+        for network in objective.networks.values():
+            recompute_blocks(network)
+    micro = share if plan.microbatch is None else min(share, plan.microbatch) if plan.microbatch != "auto" else agreed(
+        accelerator, automatic(objective, config, share, make_optimizer, accelerator.device, accelerator.num_processes,
+                               lambda n: draws(objective, plan.seed, start, range(n), accelerator.device)))
     model = accelerator.prepare(objective)
     log = Log(folder, start) if accelerator.is_main_process else None
     running, logged = torch.zeros((), device=accelerator.device), start
@@ -118,6 +125,14 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                     save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer, scaler)
     accelerator.wait_for_everyone()
     return ema.networks, accelerator.is_main_process
+
+
+def agreed(accelerator: Accelerator, found: tuple[int, str]) -> int:
+    """The smallest microbatch that a process found for itself, said once."""
+    micro = int(accelerator.gather(torch.tensor([found[0]], device=accelerator.device)).min())
+    if accelerator.is_main_process:
+        console.print(f"{found[1]}" if micro == found[0] else f"{found[1]}; another process has room for {micro}")
+    return micro
 
 
 def require_finite(value: float, done: int) -> None:

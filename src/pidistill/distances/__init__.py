@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate
 
+from pidistill.errors import PidistillError
+from pidistill.parts import in_parts
 from pidistill.precision import Autocast, autocast
 
 TINY = 1e-10  # LPIPS's: what is added to the norm of a position's features
@@ -26,13 +28,16 @@ class Perceptual(nn.Module):
     float32. Nothing here is trained, and no graph is kept for a target that needs no gradient.
 
     size: images are resized to size x size, bilinearly. precision: of the network, whatever the run's is.
+    microbatch: samples that go through at a time, however many are asked for; less memory, the same gradient.
     """
 
     normalize: bool = True
 
-    def __init__(self, size: int | None, precision: Autocast, channels_last: bool):
+    def __init__(self, size: int | None, precision: Autocast, channels_last: bool, microbatch: int | None):
         super().__init__()
-        self.size, self.precision, self.channels_last = size, precision, channels_last
+        if microbatch is not None and microbatch < 1:
+            raise PidistillError(f"objective.distance.microbatch must be at least 1, got {microbatch}")
+        self.size, self.precision, self.channels_last, self.microbatch = size, precision, channels_last, microbatch
 
     def layers(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
@@ -56,6 +61,9 @@ class Perceptual(nn.Module):
         return self
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return in_parts(self.compare, prediction, target, self.microbatch)
+
+    def compare(self, prediction: Tensor, target: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
             targets = self.maps(target)
         heads: Sequence[Tensor | None] = self.heads() or [None] * len(targets)

@@ -15,12 +15,12 @@ class Features(Perceptual):
     net: a bundled feature network, such as `digits_perceptual`; a TorchScript file (.ts, .pt) or torch.export file (.pt2),
     or python:MODULE:FACTORY, each a function of images in [-1, 1] that gives (B, c, ...) or several of them. These run
     what they hold: name only what you made.
-    normalize: False compares the features as they are. size, precision, channels_last: as in `lpips`.
+    normalize: False compares the features as they are. size, precision, channels_last, microbatch: as in `lpips`.
     """
 
     def __init__(self, *, net: str, normalize: bool = True, size: int | None = None, precision: Autocast = "fp32",
-                 channels_last: bool = False):
-        super().__init__(size, precision, channels_last)
+                 channels_last: bool = False, microbatch: int | None = None):
+        super().__init__(size, precision, channels_last, microbatch)
         self.net, self.name, self.normalize = load_features(net), net, normalize
         self.freeze()
 

@@ -30,11 +30,13 @@ class LPIPS(Perceptual):
     its code 224.
     weights: a file with VGG16's weights; by default torchvision's, from its cache or fetched there (528 MB).
     precision: of the convolutions, whatever the run's is. channels_last: memory format of the convolutions.
+    microbatch: samples at a time.
     """
 
     def __init__(self, *, pool: Literal["avg", "max"] = "avg", size: int | None = 224, weights: str | None = None,
-                 precision: Autocast = "fp32", channels_last: bool = False):
-        super().__init__(size, precision, channels_last)
+                 precision: Autocast = "fp32", channels_last: bool = False,
+                 microbatch: int | None = None):
+        super().__init__(size, precision, channels_last, microbatch)
         if size is not None and size < 16:
             raise PidistillError(f"lpips: size must be at least 16, since VGG16 halves it four times, got {size}")
         self.pool = F.avg_pool2d if pool == "avg" else F.max_pool2d

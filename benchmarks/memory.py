@@ -1,0 +1,151 @@
+"""What a training step holds in memory: ours against Algorithm 1 as printed, and against what the dry run predicts.
+
+Every number is the peak of a process of its own: on the CPU the resident set's (VmHWM) over that before networks were made,
+on a GPU PyTorch's (`max_memory_allocated`). Ours is `pidistill.trainer.train` for two steps, as it is; the other is
+`reference_step.ReferenceStep` for two steps. Networks and VGG16 have random weights. The prediction is
+`footprint.Rehearsal`'s, from the same configuration; it knows nothing of what the convolutions take for themselves.
+
+    python benchmarks/memory.py --write benchmarks/results/memory.md [--only NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.helpers: random weights of VGG16
+
+from harness import table, write
+from reference_step import PlainLPIPS, ReferenceStep, plain_networks
+from tests.helpers import vgg_weights
+
+from pidistill.config import DistillConfig, load_config
+from pidistill.denoiser import Denoiser
+from pidistill.distillation import build_objective
+from pidistill.footprint import Rehearsal
+from pidistill.teachers import load_teacher, network_teacher, teacher_config
+from pidistill.trainer import draws, make_optimizer, train
+
+ADM = {"name": "dhariwal_unet", "model_channels": 64, "channel_mult": [1, 2, 3], "num_blocks": 2,
+       "attn_resolutions": [16, 8], "dropout": 0.0}
+NETS: dict[str, Any] = {"digits": "bundled:digits", "cifar10": "edm:cifar10-32x32-uncond-vp", "adm": ADM}
+LPIPS = {"objective.distance": {"name": "lpips", "weights": "VGG"}}
+SPARING = {"train.recompute": True}
+
+# Name: network, batch, and what differs from L2 and the defaults.
+CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "digits, L2": ("digits", 128, {}),
+    "digits, L2, recompute": ("digits", 128, SPARING),
+    "digits, LPIPS": ("digits", 6, LPIPS),
+    "digits, LPIPS of 1": ("digits", 6, {"objective.distance": {**LPIPS["objective.distance"], "microbatch": 1}}),
+    "cifar10, L2": ("cifar10", 2, {}),
+    "cifar10, L2, recompute": ("cifar10", 2, SPARING),
+    "cifar10, L2, microbatch 1": ("cifar10", 2, {"train.microbatch": 1}),
+    "cifar10, LPIPS": ("cifar10", 2, LPIPS),
+    "cifar10, LPIPS, bf16": ("cifar10", 2, {**LPIPS, "precision": "bf16"}),
+    "cifar10, LPIPS of 1, recompute": ("cifar10", 2, {
+        **SPARING, "objective.distance": {**LPIPS["objective.distance"], "microbatch": 1}}),
+    "adm, L2": ("adm", 8, {}),
+    "adm, L2, recompute": ("adm", 8, SPARING),
+}
+
+
+def configure(name: str, out: str) -> DistillConfig:
+    _, batch, changes = CASES[name]
+    changes = json.loads(json.dumps(changes).replace('"VGG"', json.dumps(str(vgg_weights()))))
+    return load_config(DistillConfig, "default", {"train.batch": batch, "train.steps": 2, "out": out} | changes)
+
+
+def make_teacher(name: str) -> Denoiser:
+    net = NETS[CASES[name][0]]
+    if net == "bundled:digits":
+        return load_teacher(net)
+    torch.manual_seed(0)
+    spec = teacher_config(load_teacher(net, weights=False))["net"] if isinstance(net, str) else net  # type: ignore[arg-type]
+    return network_teacher(spec, (3, 32, 32), 0).eval().requires_grad_(False)
+
+
+def held() -> tuple[float, float]:
+    """(bytes now, most bytes so far)."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = {key: float(value.split()[0]) * 1024 for key, _, value in (line.partition(":") for line in lines)
+             if key in ("VmRSS", "VmHWM")}
+    return sizes["VmRSS"], sizes["VmHWM"]
+
+
+def measured(name: str, plain: bool) -> float:
+    """Bytes at the peak of two steps over those before, in this process."""
+    vgg_weights()
+    torch.randn(64, 64) @ torch.randn(64, 64)
+    before, _ = held()
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # the most so far becomes that of now
+    with tempfile.TemporaryDirectory() as folder:
+        config, teacher = configure(name, folder), make_teacher(name)
+        objective: Any = build_objective(config, teacher)
+        if not plain:
+            train(objective, config, Path(folder))
+            return held()[1] - before
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    distance = PlainLPIPS(objective.distance) if "name" in CASES[name][2].get("objective.distance", {}) else \
+        lambda a, b: (a - b).square().flatten(1).mean(dim=1)
+    for module in (objective, *objective.frozen):
+        module.to(device)
+    step = ReferenceStep(objective.student, objective.frozen[0], distance, objective.grid)
+    with plain_networks():
+        for k in range(2):
+            step(draws(objective, 0, k, range(config.train.batch), device))
+    return held()[1] - before
+
+
+def predicted(name: str) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        config, teacher = configure(name, folder), make_teacher(name)
+    share = config.train.batch
+    micro = min(share, config.train.microbatch or share)
+    rehearse = Rehearsal(build_objective(config, teacher), config, make_optimizer, gpu=torch.cuda.is_available())
+    return rehearse(micro, accumulate=micro < share)
+
+
+def ask(*arguments: str) -> Any:
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        kind, name = args.child.split(":", 1)
+        print(json.dumps(predicted(name) if kind == "predicted" else measured(name, kind == "plain")))
+        return
+    rows = []
+    for name in args.only:
+        net, batch, changes = CASES[name]
+        first = next(other for other, (n, b, c) in CASES.items()
+                     if (n, b) == (net, batch) and ("objective.distance" in c) == ("objective.distance" in changes))
+        ours, plain = ask("--child", f"ours:{name}"), ask("--child", f"plain:{first}")
+        guess = sum(ask("--child", f"predicted:{name}").values())
+        rows.append([name, str(batch), *(f"{size / 1e6:.0f}" for size in (plain, ours)), f"{ours / plain:.2f}",
+                     f"{guess / 1e6:.0f}", f"{guess / ours:.2f}"])
+        print(rows[-1], file=sys.stderr, flush=True)
+    write(args.write, table(["step", "batch", "Algorithm 1, MB", "ours, MB", "ours / Algorithm 1", "predicted, MB",
+                             "predicted / ours"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""What a training step holds in memory, found by running it on tensors that have shapes and no values.
+
+Every storage's birth and death is followed through forward pass, backward pass, optimiser and averages. What kernels take
+for themselves (convolutions' workspaces) is not seen, nor what an allocator loses between blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import Variable
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pidistill.config import OptimizerConfig, RunConfig
+from pidistill.objectives import Objective
+from pidistill.precision import autocast
+from pidistill.recompute import recompute_blocks
+from pidistill.seeds import stream
+
+MakeOptimizer = Callable[[OptimizerConfig, Iterator[nn.Parameter]], torch.optim.Optimizer]
+GROWING = ("activations", "activations of the distance")  # with the number of samples at a time; all else is there for any
+
+# What autocast lifts to float32 on a GPU and leaves alone on the CPU (PyTorch's lists of operations).
+LIFTED = {"group_norm", "layer_norm", "softmax", "log_softmax", "sum", "prod", "cumsum", "exp", "expm1", "log", "log1p",
+          "pow", "reciprocal", "rsqrt", "softplus", "logsumexp", "cosine_similarity", "mse_loss", "l1_loss",
+          "huber_loss"}
+
+
+class LikeGPU(TorchFunctionMode):
+    """What a GPU computes in another way than the CPU: attention without its matrix in memory, autocast's float32 lists.
+
+    The tensors stay those of the CPU: a backward pass on pretended GPU tensors needs a GPU.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is scaled_dot_product_attention and torch.backends.cuda.mem_efficient_sdp_enabled():
+            return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
+        if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in LIFTED:
+            args = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+        return function(*args, **(kwargs or {}))
+
+
+class Ledger(TorchDispatchMode):
+    """Bytes alive while tensors come and go, by what they are for. `peak` is the split when the sum was highest."""
+
+    def __init__(self, block: int):
+        super().__init__()
+        self.block = block  # sizes are rounded up to its multiples
+        self.alive: Counter[str] = Counter()
+        self.total = self.highest = 0
+        self.peak: dict[str, int] = {}
+        self.label = GROWING[0]
+        self._entries: dict[int, tuple[str, int, Any]] = {}  # of every storage: label, bytes, and what tells of its end
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default:
+            return {torch.bool: False}.get(args[0].dtype, 100)  # of a step count; there is no value to ask for
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(tensor, Tensor):
+                self.note(tensor)
+        return result
+
+    def note(self, tensor: Tensor, label: str | None = None) -> None:
+        """Count the tensor's storage, or, given a label, count it under that one from now on."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._entries and label:
+            before, size, reference = self._entries[key]
+            self._entries[key] = label, size, reference
+            self.alive[before] -= size
+            self.alive[label] += size
+        elif key not in self._entries:
+            label, size = label or self.label, -(-storage.nbytes() // self.block) * self.block
+            self._entries[key] = label, size, weakref.ref(storage, lambda _: self._drop(key))
+            self.alive[label] += size
+            self.total += size
+        if self.total > self.highest:
+            self.highest, self.peak = self.total, dict(self.alive)
+
+    def _drop(self, key: int) -> None:
+        label, size, _ = self._entries.pop(key)
+        self.alive[label] -= size
+        self.total -= size
+
+
+class Rehearsal:
+    """The steps of a run over an objective on the CPU or the meta device, which stays as it is.
+
+    make_optimizer: from the configuration and the parameters. gpu: as on a GPU, else as on the CPU. processes: more than
+    one exchange their gradients, which takes a copy of them.
+    """
+
+    def __init__(self, objective: Objective, config: RunConfig, make_optimizer: MakeOptimizer, gpu: bool,
+                 processes: int = 1):
+        self.config, self.make_optimizer, self.gpu, self.processes = config, make_optimizer, gpu, processes
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.example = {key: torch.as_tensor(np.asarray(value)) for key, value in objective.draw(stream(0)).items()}
+        self.objective = without_values(objective, self.fake)
+        if config.train.recompute:
+            for network in self.objective.networks.values():
+                recompute_blocks(network)
+
+    def __call__(self, micro: int, accumulate: bool) -> dict[str, int]:
+        """Bytes at the fullest moment of a step with `micro` samples at a time, by what they are for.
+
+        accumulate: the step has several such parts, and the gradients of those before are there already.
+        """
+        objective, config = self.objective, self.config
+        parameters = [p for network in objective.networks.values() for p in network.parameters()]
+        trained = [p for p in parameters if p.requires_grad]
+        ledger = Ledger(512 if self.gpu else 64)
+        with ExitStack() as stack:
+            stack.enter_context(self.fake)
+            stack.enter_context(ledger)
+            if self.gpu:
+                stack.enter_context(LikeGPU())
+            for label, tensors in zip(("weights", "teacher", "distance"), owned(objective), strict=True):
+                for tensor in tensors:
+                    ledger.note(tensor, label)
+            for module in objective.frozen[1:]:
+                stack.enter_context(Labelled(module, ledger, GROWING[1]))
+            ledger.label = "EMA"
+            averages = [torch.empty_like(t) for net in objective.networks.values() for t in tensors_of(net)
+                        for _ in config.ema]
+            ledger.label = "gradients"
+            for p in trained:
+                p.grad = torch.zeros_like(p)
+            exchanged = [torch.zeros_like(p) for p in trained] if self.processes > 1 else []
+            ledger.label = "optimiser"
+            optimizer = self.make_optimizer(config.optimizer, iter(parameters))
+            for group in optimizer.param_groups:
+                if self.gpu and not group.get("fused") and group.get("foreach") is None:
+                    group["foreach"] = True  # PyTorch's own choice there
+            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or float("inf"))
+            optimizer.step()
+            if not accumulate:
+                optimizer.zero_grad(set_to_none=True)
+
+            ledger.label = GROWING[0]
+            for p in trained:
+                hook = p.register_post_accumulate_grad_hook(lambda p: ledger.note(p.grad, "gradients"))
+                stack.callback(hook.remove)
+            batch = {key: value.new_empty((micro, *value.shape)) for key, value in self.example.items()}
+            with autocast(config.precision, torch.device("cpu")):
+                loss = objective(batch).sum()
+            # loss.backward() would leave `LikeGPU` meanwhile, and blocks that are computed again would not see it.
+            Variable._execution_engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (),
+                                                    allow_unreachable=True, accumulate_grad=True)
+            for p in trained:
+                p.grad = None
+            del averages, exchanged
+        return {label: size for label, size in ledger.peak.items() if size}
+
+
+class Labelled:
+    """While it is entered, what a module makes is counted under a label of its own."""
+
+    def __init__(self, module: Any, ledger: Ledger, label: str):
+        self.module, self.ledger, self.label = module, ledger, label
+
+    def __enter__(self) -> None:
+        before = self.ledger.label
+        self.hooks = [self.module.register_forward_pre_hook(lambda *_: setattr(self.ledger, "label", self.label)),
+                      self.module.register_forward_hook(lambda *_: setattr(self.ledger, "label", before))]
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def without_values(objective: Objective, mode: FakeTensorMode) -> Objective:
+    """A copy of the objective and all that it calls, whose weights are fake tensors on the CPU."""
+    with mode:
+        made = {}
+        for tensor in (tensor for tensors in owned(objective) for tensor in tensors):
+            empty = torch.empty_like(tensor, device="cpu")
+            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(objective, made)
+
+
+def owned(objective: Objective) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """What is in memory before a step: tensors of the objective, of the teacher, of the distance."""
+    frozen = [tensors_of(module) for module in objective.frozen]
+    return tensors_of(objective), frozen[0] if frozen else [], [tensor for found in frozen[1:] for tensor in found]
+
+
+def tensors_of(module: Any) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []

@@ -1,0 +1,46 @@
+"""Activation checkpointing: residual blocks keep their inputs alone, and are computed again for the backward pass."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pidistill.errors import PidistillError
+from pidistill.nets.edm2_unet import Block
+from pidistill.unet import UNetBlock
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Let every residual block of the network forget what it computed until the backward pass, about a quarter of a step's
+    work more. Names, values and gradients stay, and nothing changes where no gradient is taken.
+
+    Networks of diffusers do it by their own switch. Raises PidistillError for a network without such blocks. Forward-mode
+    derivatives (torch.func.jvp) cannot be taken through it.
+    """
+    for block in recomputable(network):
+        if isinstance(block, (UNetBlock, Block)):  # bound to the block, so that a copy's is bound to the copy
+            block.forward = MethodType(_recomputed, block)  # type: ignore[method-assign]
+        else:
+            block.enable_gradient_checkpointing()
+
+
+def recomputable(network: nn.Module) -> list[Any]:
+    """The network's residual blocks, or networks of diffusers in it; an error where it has neither."""
+    found = [module for module in network.modules()
+             if isinstance(module, (UNetBlock, Block)) or hasattr(module, "enable_gradient_checkpointing")]
+    if not found:
+        raise PidistillError("train.recompute=true needs a network with residual blocks (song_unet, dhariwal_unet, "
+                             "edm2_unet or diffusers'), and this one has none; leave it false")
+    return found
+
+
+def _recomputed(block: UNetBlock | Block, x: Tensor, emb: Tensor) -> Tensor:
+    forward = type(block).forward
+    if not torch.is_grad_enabled():
+        return forward(block, x, emb)  # type: ignore[arg-type]
+    random = block.training and block.dropout > 0  # else there is no state of a generator to save and restore
+    return checkpoint(forward, block, x, emb, use_reentrant=False, preserve_rng_state=random)
