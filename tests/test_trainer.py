@@ -10,6 +10,7 @@ import torch
 from pidistill.config import OptimizerConfig
 from pidistill.errors import PidistillError
 from pidistill.objectives.pid import PID
+from pidistill.optim import RAdam
 from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
 from pidistill.trainer import Watcher, draws, learning_rate, make_optimizer
@@ -127,7 +128,7 @@ def test_learning_rates():
 def test_optimizers():
     p = [torch.nn.Parameter(torch.ones(2))]
     made = make_optimizer(OptimizerConfig(name="radam", lr=0.1, betas=(0.5, 0.6)), iter(p))
-    assert isinstance(made, torch.optim.RAdam) and made.defaults["betas"] == (0.5, 0.6)
+    assert isinstance(made, RAdam) and made.defaults["betas"] == (0.5, 0.6)
     assert made.defaults["weight_decay"] == 0
     assert isinstance(make_optimizer(OptimizerConfig(name="adam"), iter(p)), torch.optim.Adam)
     for name in ("radam", "adam"):

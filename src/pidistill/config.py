@@ -103,6 +103,7 @@ class RunConfig(Strict):
 
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = "fp32"
+    compile: Literal["auto", "never", "default", "reduce-overhead", "max-autotune"] = "auto"  # auto: on GPUs, `default`
     ema: Rates = (0.999,)
     train: TrainConfig
     log: LogConfig = LogConfig()

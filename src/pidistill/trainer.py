@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pidistill.checkpoint import restore, save
+from pidistill.compiling import compiled
 from pidistill.config import OptimizerConfig, RunConfig
 from pidistill.ema import EMA
 from pidistill.errors import PidistillError
 from pidistill.files import read_metrics
 from pidistill.microbatch import automatic
 from pidistill.objectives import Objective
+from pidistill.optim import RAdam
+from pidistill.pipeline import ahead
 from pidistill.precision import autocast, set_float32_products
 from pidistill.progress import Progress, console
 from pidistill.recompute import recompute_blocks
 from pidistill.seeds import stream
+from pidistill.tensors import send
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 
@@ -45,14 +51,67 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    make = {"radam": torch.optim.RAdam, "adam": torch.optim.Adam}[config.name]  # RAdam, weight decay 0: Appendix A.1
-    return make(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.name == "adam":
+        return torch.optim.Adam(parameters, fused=True, **options)
+    return RAdam(parameters, **options)  # with weight decay 0: Appendix A.1
 
 
 def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.device) -> dict[str, Tensor]:
     """Draws number `ks` of a step, stacked. The same whichever process asks and however the batch is split."""
     rows = [objective.draw(stream(seed, step, k)) for k in ks]
-    return {key: torch.from_numpy(np.stack([row[key] for row in rows])).to(device, non_blocking=True) for key in rows[0]}
+    return {key: send(torch.from_numpy(np.stack([row[key] for row in rows])), device) for key in rows[0]}
+
+
+class Batches:
+    """The microbatches of every step, drawn and sent by another thread while the device computes."""
+
+    def __init__(self, objective: Objective, seed: int, steps: range, parts: Sequence[range], device: torch.device):
+        self.parts = len(parts)
+        wanted = ((step, part) for step in steps for part in parts)
+        self.drawn = ahead(lambda each: draws(objective, seed, *each, device), wanted, threads=1, depth=2)
+
+    def step(self) -> Iterator[dict[str, Tensor]]:
+        """Those of the next step."""
+        return itertools.islice(self.drawn, self.parts)
+
+
+class Step:
+    """One step of a run: gradients of its microbatches, clipping, the optimiser, the averages. Nothing comes to the host.
+
+    objective: on its device, with all that it calls. `model` is called in its place, such as it in a data-parallel wrapper;
+    while `no_sync()` is entered, gradients are not exchanged.
+    """
+
+    def __init__(self, objective: Objective, config: RunConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.parameters = [p for net in objective.networks.values() for p in net.parameters()]
+        self.optimizer = make_optimizer(config.optimizer, iter(self.parameters))
+        self.ema = EMA(objective.networks, config.ema)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.model: nn.Module = objective
+        self.no_sync: Callable[[], AbstractContextManager] = nullcontext
+
+    def __call__(self, step: int, batches: Iterable[dict[str, Tensor]], share: int) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of `share` samples over `share`, and the gradient's norm. step: counted from 0."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.optimizer, step, self.config.train.steps)
+        total, done = torch.zeros((), device=self.device), 0
+        for batch in batches:
+            done += len(next(iter(batch.values())))
+            torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave the last microbatch may be overwritten
+            with self.no_sync() if done < share else nullcontext():
+                with autocast(self.config.precision, self.device):
+                    loss = self.model(batch).sum() / share
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)  # fp16 only, as is the leaving out of steps whose gradients overflowed
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip or math.inf, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(step)
+        return total, norm
 
 
 def train(objective: Objective, config: RunConfig, folder: Path,
@@ -62,49 +121,38 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     Writes metrics.jsonl, tensorboard/ and checkpoints/ into `folder`, and continues from the newest checkpoint there.
     Raises PidistillError when the loss is no longer finite.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
     set_float32_products(config.precision)
-    plan, share = config.train, config.train.batch // accelerator.num_processes
+    plan, device = config.train, accelerator.device
+    share = plan.batch // accelerator.num_processes
     if plan.batch % accelerator.num_processes:
         raise PidistillError(f"train.batch must be a multiple of {accelerator.num_processes} processes, got {plan.batch}")
     first_k = share * accelerator.process_index  # k counts over the global batch
 
-    parameters = [p for net in objective.networks.values() for p in net.parameters()]
-    optimizer = make_optimizer(config.optimizer, iter(parameters))
-    objective.train().to(accelerator.device)
-    for module in objective.frozen:
-        module.to(accelerator.device)
-    ema = EMA(objective.networks, config.ema)
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
-    start = restore(folder, objective, ema, optimizer, scaler)
+    objective.train()
+    for module in (objective, *objective.frozen):
+        place(module, device)
+    one = Step(objective, config, device)
+    start = restore(folder, objective, one.ema, one.optimizer, one.scaler)
     if plan.recompute:  # after the averages were copied: those stay as they are
         for network in objective.networks.values():
             recompute_blocks(network)
     micro = share if plan.microbatch is None else min(share, plan.microbatch) if plan.microbatch != "auto" else agreed(
-        accelerator, automatic(objective, config, share, make_optimizer, accelerator.device, accelerator.num_processes,
-                               lambda n: draws(objective, plan.seed, start, range(n), accelerator.device)))
-    model = accelerator.prepare(objective)
+        accelerator, automatic(objective, config, share, make_optimizer, device, accelerator.num_processes,
+                               lambda n: draws(objective, plan.seed, start, range(n), device)))
+    if config.compile != "never" and (config.compile != "auto" or device.type == "cuda"):
+        mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
+        objective.compile_parts(functools.partial(compiled, dynamic=False, **mode))  # shapes are those of every step
+    one.model = accelerator.prepare(objective)
+    one.no_sync = functools.partial(accelerator.no_sync, one.model)
+    parts = [range(first_k + k, first_k + min(k + micro, share)) for k in range(0, share, micro)]
+    batches = Batches(objective, plan.seed, range(start, plan.steps), parts, device)
     log = Log(folder, start) if accelerator.is_main_process else None
-    running, logged = torch.zeros((), device=accelerator.device), start
-    with Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process) as progress:
+    running, logged = torch.zeros((), device=device), start
+    with closing(batches.drawn), Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process) as progress:
         for step in range(start, plan.steps):
-            rate = learning_rate(config.optimizer, step, plan.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            for k in range(0, share, micro):
-                ks = range(first_k + k, first_k + min(k + micro, share))
-                batch = draws(objective, plan.seed, step, ks, accelerator.device)
-                with accelerator.no_sync(model) if k + micro < share else nullcontext():
-                    with autocast(config.precision, accelerator.device):
-                        loss = model(batch).sum() / share
-                    accelerator.backward(scaler.scale(loss))
-                running += loss.detach()
-            scaler.unscale_(optimizer)  # fp16 only, as is the skipping of steps whose gradients overflowed
-            norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or math.inf)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            ema.update(step)
+            loss, norm = one(step, batches.step(), share)
+            running += loss
 
             done, last = step + 1, step + 1 == plan.steps
             if done % config.log.every == 0 or last:  # the only place where values come to the host
@@ -113,18 +161,26 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                 logged = done
                 require_finite(mean, done)
                 if log:
-                    log.write(done, dict(loss=mean, lr=rate, grad_norm=norm.item(), images_per_s=progress.speed(done)))
+                    log.write(done, dict(loss=mean, lr=one.optimizer.param_groups[0]["lr"], grad_norm=norm.item(),
+                                         images_per_s=progress.speed(done)))
                 progress.update(done, mean)
             for watcher in watchers:
                 if log and (done % watcher.every == 0 or last):
-                    log.write(done, watcher.look(ema.networks, done, folder) or {})
+                    log.write(done, watcher.look(one.ema.networks, done, folder) or {})
             if done % config.checkpoint.every == 0 or last:
-                if not scaler.is_enabled():  # before it is saved, or resuming could never recover
+                if not one.scaler.is_enabled():  # before it is saved, or resuming could never recover
                     require_finite(norm.item(), done)
                 if log:
-                    save(folder / "checkpoints", done, config.checkpoint.keep, objective, ema, optimizer, scaler)
+                    save(folder / "checkpoints", done, config.checkpoint.keep, objective, one.ema, one.optimizer, one.scaler)
     accelerator.wait_for_everyone()
-    return ema.networks, accelerator.is_main_process
+    return one.ema.networks, accelerator.is_main_process
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move to the device; on a GPU weights of convolutions lie channels last, as its matrix units want them."""
+    module.to(device)
+    if device.type == "cuda":
+        module.to(memory_format=torch.channels_last)
 
 
 def agreed(accelerator: Accelerator, found: tuple[int, str]) -> int:

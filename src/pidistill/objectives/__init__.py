@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -26,3 +27,8 @@ class Objective(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
+
+    def compile_parts(self, compiled: Callable[..., Any]) -> None:
+        """Let what a step spends its time on run compiled: compiled(module or function, what="its name in messages")."""
+        for name, network in self.networks.items():
+            compiled(getattr(network, "net", network), what=f"the {name}'s network")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -62,9 +63,11 @@ class PID(Objective):
                                  f"points, got grid.points={grid.points}")
         chosen = build_part("distances", distance)
         self.distance: Distance
+        self.teacher: Callable[..., Tensor]
         object.__setattr__(self, "distance", chosen)  # not as a submodule: nothing of it is trained, saved or synchronised
         if hasattr(chosen, "check"):
             chosen.check(student.shape)
+        object.__setattr__(self, "teacher", teacher)  # likewise; `compile_parts` replaces both, and nobody else's
         self.networks = {"student": student}
         self.frozen = [teacher, *([chosen] if isinstance(chosen, nn.Module) else [])]
 
@@ -76,11 +79,16 @@ class PID(Objective):
 
     def ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """D(x, t), (B, C, H, W), in the teacher's precision."""
-        teacher = self.frozen[0]
         if self.teacher_precision is None:
-            return teacher(x, t, labels)
+            return self.teacher(x, t, labels)
         with autocast(self.teacher_precision, x.device):
-            return teacher(x, t, labels)
+            return self.teacher(x, t, labels)
+
+    def compile_parts(self, compiled: Callable[..., Any]) -> None:
+        super().compile_parts(compiled)
+        for name in ("teacher", "distance"):
+            module = getattr(self, name)
+            object.__setattr__(self, name, compiled(functools.partial(call, module), what=f"the {name}"))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         prediction, target = pid_residual(self.student, self.ask, batch["z"], batch["i"], self.grid, self.scheme,
@@ -90,6 +98,11 @@ class PID(Objective):
                                  "no gradient")
         e = self.distance(prediction, target)
         return e / (e.detach() + self.floor) ** self.balance if self.balance else e
+
+
+def call(module: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A function of its own to compile, so that previews and evaluations, with other shapes, call the module as it is."""
+    return module(*arguments)
 
 
 def build_part(family: str, part: str | dict[str, Any]) -> Any:

@@ -1,0 +1,113 @@
+"""What makes a step fast changes no number: kernels, compilation, draws ahead of time."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import pytest
+import torch
+
+from pidistill import native, trainer
+from pidistill.config import DistillConfig, load_config
+from pidistill.distillation import build_objective
+from pidistill.teachers import load_teacher
+from pidistill.trainer import Step, draws
+from tests.training import metrics, start_run
+
+RUN = {"train.steps": 6, "log.every": 1, "train.batch": 5, "train.microbatch": 3}  # microbatches of 3 and of 2
+
+
+def losses(folder, overrides=None, images=True) -> list[float]:
+    start_run(folder, RUN | (overrides or {}), images=images)
+    return [record["loss"] for record in metrics(folder)]
+
+
+def digits_step(compile_: str = "never", device: str = "cpu", **overrides) -> tuple[Step, list[dict]]:
+    values = {"train.batch": 8, "train.steps": 20, "compile": compile_, "optimizer.clip": 1.0, **overrides}
+    config = load_config(DistillConfig, "digits", values)
+    objective = build_objective(config, load_teacher("bundled:digits")).train()
+    for module in (objective, *objective.frozen):
+        trainer.place(module, torch.device(device))
+    step = Step(objective, config, torch.device(device))
+    if compile_ != "never":
+        objective.compile_parts(functools.partial(trainer.compiled, dynamic=False, mode=compile_))
+    return step, [draws(objective, 0, s, range(8), torch.device(device)) for s in range(config.train.steps)]
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler, or not Linux")
+def test_kernels_leave_the_loss_curve_as_it_is(monkeypatch):
+    curves = []
+    for kernels in (native.library(), None):
+        monkeypatch.setattr(native, "library", lambda kernels=kernels: kernels)
+        step, batches = digits_step()
+        curves.append([step(k, [batch], 8)[0].item() for k, batch in enumerate(batches[:8])])
+    assert curves[0] == pytest.approx(curves[1], rel=2e-4) and curves[0] != curves[1]
+    assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_runs_have_the_same_losses_and_compile_once(tmp_path, monkeypatch):
+    """Dynamo without its back end, which needs a compiler: every graph is made in the first step."""
+    torch._dynamo.reset()
+    graphs, when = [], []
+
+    def backend(graph, inputs):
+        graphs.append(len(when))
+        return graph.forward
+
+    compile_, call = torch.compile, Step.__call__
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, dynamic=False, backend=backend))
+    monkeypatch.setattr(Step, "__call__", lambda self, *a: (when.append(0), call(self, *a))[1])
+    fast = losses(tmp_path / "a", {"compile": "default"})
+    torch._dynamo.reset()
+    assert graphs and set(graphs) == {1}
+    assert fast == pytest.approx(losses(tmp_path / "b"), rel=1e-4)
+
+
+@pytest.mark.parametrize("choice, compiles", [("auto", False), ("never", False), ("default", True), ("reduce-overhead", True)])
+def test_what_is_compiled(tmp_path, monkeypatch, choice, compiles):
+    seen = []
+    monkeypatch.setattr(trainer, "compiled", lambda target, what, **options: (seen.append((what, options)), target)[1])
+    losses(tmp_path / "a", {"compile": choice})
+    assert [what for what, _ in seen] == ["the student's network", "the teacher", "the distance"] * compiles
+    assert all(options.get("mode") == (choice if "-" in choice else None) for _, options in seen)
+
+
+def test_the_next_draws_are_made_by_another_thread(tmp_path, monkeypatch):
+    names = set()
+    draw = trainer.draws
+    monkeypatch.setattr(trainer, "draws", lambda *a: (names.add(threading.current_thread().name), draw(*a))[1])
+    losses(tmp_path / "a", images=False)
+    assert names and threading.main_thread().name not in names
+    assert not names & {thread.name for thread in threading.enumerate()}  # it ends with the run
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_compiler_on_the_cpu(tmp_path):
+    torch._dynamo.reset()
+    assert losses(tmp_path / "a", {"compile": "default"}) == pytest.approx(losses(tmp_path / "b"), rel=1e-3)
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+def test_on_a_gpu_a_step_never_waits(precision):
+    step, batches = digits_step(device="cuda", precision=precision)
+    for k in range(10):
+        torch.cuda.set_sync_debug_mode("error" if k > 6 else "default")
+        try:
+            step(k, [batches[k]], 8)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_on_a_gpu_compiled_losses_are_those_of_eager_ones(mode):
+    curves = []
+    for choice in ("never", mode):
+        step, batches = digits_step(choice, "cuda")
+        curves.append([step(k, [batch], 8)[0].item() for k, batch in enumerate(batches[:6])])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
