@@ -87,7 +87,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write(path: Path | None, text: str) -> None:
     """Print a result under the command and the machine that gave it, and write it to a file if one is named."""
-    command = "python " + shlex.join(part for k, part in enumerate(sys.argv) if "--write" not in (part, sys.argv[k - 1]))
+    shown = [part for k, part in enumerate(sys.argv) if k and "--write" not in (part, sys.argv[k - 1])]
+    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *shown])
     text = f"`{command}`: {machine()}.\n\n{text}\n"
     print(text)
     if path:

@@ -1,6 +1,11 @@
-"""(a) A step of PID against a plain transcription of Algorithm 1 (`reference_step.py`), in turn, on the same numbers.
+"""(a) A step of PID against a plain transcription of Algorithm 1, in turn in one program: time, loss and gradient.
 
-    python benchmarks/step.py --network cifar10 --distance lpips --batch 4
+The plain step is `reference_step.py`: two student passes, one of the teacher, two of VGG16, PyTorch's operators one by one,
+in float32 (on NVIDIA GPUs with TF32 convolutions, PyTorch's default), its RAdam and an average. Ours is `trainer.Step`, what
+`pidistill distill` runs. Both have the same networks (random weights of the published sizes; the bundled digits teacher) and
+the same noise. Gradient: cosine between both, and size of their difference.
+
+    python -m benchmarks.step --network cifar10 --distance lpips --batch 4 [--set precision=fp16 ...]
 """
 
 from __future__ import annotations
@@ -12,57 +17,112 @@ from typing import Any
 
 import torch
 from benchmarks import networks
-from benchmarks.harness import alternate
+from benchmarks.harness import Ratio, alternate, table, write
 from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
-from torch import Tensor
+from torch import Tensor, nn
 
+from pidistill.compiling import compiled
+from pidistill.config import DistillConfig, load_config
 from pidistill.distances.l2 import L2
 from pidistill.grid import Grid
 from pidistill.objectives.pid import PID
+from pidistill.precision import autocast, set_float32_products
+from pidistill.recompute import recompute_blocks
+from pidistill.trainer import Step, place
+
+LONG = 100_000  # the step that both believe to be at: RAdam's and the average's factors are settled there
 
 
-def gradient(student: torch.nn.Module) -> Tensor:
-    return torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+def gradient(network: nn.Module) -> Tensor:
+    """All gradients in one vector; they are gone afterwards."""
+    found = torch.cat([p.grad.flatten().double().cpu() for p in network.parameters() if p.grad is not None])
+    network.zero_grad()
+    return found
+
+
+class Pair:
+    """Ours and the plain step over the same networks and numbers."""
+
+    def __init__(self, network: str, distance: str, batch: int, points: int = 250, options: dict[str, Any] | None = None):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        values = {"out": "x", "train.steps": 2 * LONG, "train.batch": batch, "ema": 0.99995, **(options or {})}
+        self.config = load_config(DistillConfig, "default", values)
+        teacher = networks.teacher_of(network).to(self.device)
+        grid = Grid(teacher.grid_times(points))
+        student = networks.student_of(teacher).to(self.device)
+        self.batch = {key: value.to(self.device) for key, value in networks.batch_of(teacher, grid, batch).items()}
+        chosen = dict(self.config.objective)
+        chosen.pop("name")
+        given = chosen.get("distance", {})
+        given = {"name": distance} | (given if isinstance(given, dict) else {})
+        if distance == "lpips":
+            given["weights"] = str(networks.vgg_file())
+        self.objective = PID(copy.deepcopy(student), copy.deepcopy(teacher), grid, **chosen | {"distance": given}).train()
+        for module in (self.objective, *self.objective.frozen):
+            place(module, self.device)
+        self.step = Step(self.objective, self.config, self.device)
+        if self.config.train.recompute:
+            recompute_blocks(self.objective.student)
+        if self.config.compile != "never" and (self.config.compile != "auto" or self.device.type == "cuda"):
+            mode = "default" if self.config.compile == "auto" else self.config.compile
+            self.objective.compile_parts(lambda target, what: compiled(target, what=what, dynamic=False, mode=mode))
+        plain: Any = PlainLPIPS(networks.lpips()).to(self.device) if distance == "lpips" else L2()
+        self.reference = ReferenceStep(student, teacher, plain, grid)
+
+    def ours(self) -> None:
+        set_float32_products(self.config.precision)
+        micro = self.config.train.microbatch
+        size = len(self.batch["z"])
+        parts = [slice(k, k + micro) for k in range(0, size, micro)] if isinstance(micro, int) else [slice(None)]
+        self.step(LONG, [{key: value[part] for key, value in self.batch.items()} for part in parts], size)
+
+    def plain(self) -> None:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
+        with plain_networks():
+            self.reference(self.batch)
+
+    def agreement(self) -> tuple[float, float, float]:
+        """Relative difference of the losses; cosine between the gradients, and size of their difference."""
+        set_float32_products("fp32")
+        with plain_networks():
+            exact = self.reference.loss(self.batch)
+            exact.backward()
+        g = gradient(self.reference.student)
+        set_float32_products(self.config.precision)
+        with autocast(self.config.precision, self.device):
+            loss = self.objective(self.batch).mean()
+        loss.backward()
+        ours = gradient(self.objective.student)
+        cosine = torch.nn.functional.cosine_similarity(ours, g, dim=0).item()
+        return abs(loss.item() / exact.item() - 1), cosine, ((ours - g).norm() / g.norm()).item()
+
+
+def row(network: str, distance: str, batch: int, pairs: int, options: dict[str, Any] | None = None) -> list[str]:
+    pair = Pair(network, distance, batch, options=options)
+    loss, cosine, rest = pair.agreement()
+    ratio: Ratio = alternate(pair.ours, pair.plain, pairs)
+    changed = ", ".join(f"{key}={value}" for key, value in (options or {}).items())
+    seconds = f"{ratio.seconds[0]:.3g} / {ratio.seconds[1]:.3g}"
+    return [network, distance, str(batch), changed, str(ratio), seconds, f"{loss:.1e}", f"1 - {1 - cosine:.1e}", f"{rest:.1e}"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", default="cifar10")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="cifar10", choices=["digits", "cifar10", "imagenet64"])
     parser.add_argument("--distance", default="lpips")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--all", action="store_true", help="the table of docs/performance.md")
+    parser.add_argument("--set", action="append", default=[], help="a run's options, as of pidistill distill")
     parser.add_argument("--write", type=Path)
     a = parser.parse_args()
-    teacher = networks.teacher_of(a.network)
-    grid = Grid(teacher.grid_times(250))
-    plain_student = networks.student_of(teacher)
-    ours_student = copy.deepcopy(plain_student)
-    batch = networks.batch_of(teacher, grid, a.batch)
-    plain_distance: Any = PlainLPIPS(networks.lpips()) if a.distance == "lpips" else L2()
-    reference = ReferenceStep(plain_student, teacher, plain_distance, grid)
-    spec = {"name": "lpips", "weights": str(networks.vgg_file())} if a.distance == "lpips" else a.distance
-    objective = PID(ours_student, teacher, grid, distance=spec)
-    from pidistill.ema import EMA
-    ema = EMA(objective.networks, [0.99995])
-    optimizer = torch.optim.RAdam(objective.parameters(), lr=2e-4, foreach=True)
-
-    def plain() -> Tensor:
-        with plain_networks():
-            return reference(batch)
-
-    def ours() -> Tensor:
-        loss = objective(batch).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(100000)
-        return loss.detach()
-
-    with plain_networks():
-        l0 = reference.loss(batch); l0.backward(); g0 = gradient(plain_student); plain_student.zero_grad()
-    l1 = objective(batch).mean(); l1.backward(); g1 = gradient(ours_student); ours_student.zero_grad()
-    print("loss", l0.item(), l1.item(), (l1/l0-1).item(), "gradient cos", torch.cosine_similarity(g0.double(), g1.double(), dim=0).item(), 'rel', ((g0-g1).norm()/g0.norm()).item())
-    print(alternate(ours, plain, a.pairs))
+    options = dict(pair.split("=", 1) for pair in a.set)
+    cases = [("cifar10", "lpips", 4, a.pairs), ("cifar10", "l2", 4, a.pairs), ("digits", "l2", 64, 4 * a.pairs),
+             ("imagenet64", "l2", 2, a.pairs), ("imagenet64", "lpips", 2, a.pairs)]
+    rows = [row(*case, options) for case in (cases if a.all else [(a.network, a.distance, a.batch, a.pairs)])]
+    head = ["network", "distance", "batch", "options", "ours / plain (quartiles)", "seconds", "loss differs by",
+            "cosine of gradients", "gradients differ by"]
+    write(a.write, table(head, rows))
 
 
 if __name__ == "__main__":
