@@ -103,7 +103,8 @@ def row(network: str, distance: str, batch: int, pairs: int, options: dict[str, 
     ratio: Ratio = alternate(pair.ours, pair.plain, pairs)
     changed = ", ".join(f"{key}={value}" for key, value in (options or {}).items())
     seconds = f"{ratio.seconds[0]:.3g} / {ratio.seconds[1]:.3g}"
-    return [network, distance, str(batch), changed, str(ratio), seconds, f"{loss:.1e}", f"1 - {1 - cosine:.1e}", f"{rest:.1e}"]
+    return [network, distance, str(batch), changed, str(ratio), seconds, f"{loss:.1e}", f"1 - {1 - cosine:.1e}",
+            f"{rest:.1e}"]
 
 
 def main() -> None:
