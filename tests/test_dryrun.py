@@ -61,6 +61,11 @@ def test_automatic_microbatches_are_those_that_the_gpu_holds():
     assert facts["batch"] == "64 = 1 GPU x 1 x 64" and memory_of(facts)["together"].endswith("too much for 0.1 GB")
 
 
+def test_a_step_that_does_not_run_without_values_is_still_counted():
+    facts = dryrun.dry_run(config(**{"objective.scheme": "autodiff"}))
+    assert memory_of(facts)["together"].startswith("not known") and "FLOP" in facts["operations"]["a sample"]
+
+
 def test_the_paper_s_cifar10_batch_fits_a_gpu_of_24_gb():
     """Batch 512, tf32, LPIPS at 224: by accumulation, with a sixth of the memory to spare; more with recomputation."""
     together = {}
