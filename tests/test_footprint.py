@@ -52,9 +52,10 @@ def test_a_ledger_follows_births_and_deaths():
     assert ledger.total == 0
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective.scheme": "central"}, {"precision": "bf16"}, {"train.recompute": True},
-                                     {"objective.distance": {"name": "features", "net": "digits_perceptual"}},
-                                     {"objective.distance": {"name": "features", "net": "digits_perceptual", "microbatch": 2}}])
+@pytest.mark.parametrize("changes", [
+    {}, {"objective.scheme": "central"}, {"precision": "bf16"}, {"train.recompute": True},
+    {"objective.distance": {"name": "features", "net": "digits_perceptual"}},
+    {"objective.distance": {"name": "features", "net": "digits_perceptual", "microbatch": 2}}])
 def test_without_values_as_with_them(changes):
     """The pass of a real objective, followed by the same ledger on real tensors, holds the same bytes at its fullest."""
     config = configure(**changes)

@@ -102,7 +102,7 @@ def test_what_the_device_cannot_bear_is_halved():
     assert bearable(objective, config, 20, batch) == 3 and bearable(objective, config, 2, batch) == 2
     assert all(p.grad is None for p in objective.parameters())
     objective.most = 0
-    with pytest.raises(PidistillError, match="does not hold a step of one sample; set train.recompute=true") as caught:
+    with pytest.raises(PidistillError, match=r"does not hold a step of one sample; set train.recompute=true") as caught:
         bearable(objective, config, 20, batch)
     assert "\n" not in str(caught.value)
 
@@ -125,7 +125,7 @@ def test_a_run_says_its_microbatch_and_ends_with_the_same_weights(tmp_path, monk
 
 @pytest.mark.parametrize("value", ["most", 0, -1, 1.5])
 def test_other_values_are_refused(value):
-    with pytest.raises(PidistillError, match="train.microbatch"):
+    with pytest.raises(PidistillError, match=r"train\.microbatch"):
         load_config(DistillConfig, "digits", {"train.microbatch": value})
 
 

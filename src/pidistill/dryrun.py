@@ -44,7 +44,7 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
     objective = build_objective(config, teacher, "meta")
     student = objective.networks["student"]
     flops = operations(objective)
-    micro = share if config.train.microbatch in ("auto", None) else min(config.train.microbatch, share)
+    micro = min(config.train.microbatch, share) if isinstance(config.train.microbatch, int) else share
     room = USABLE * memory * 1e9
     try:
         rehearse = Rehearsal(objective, config, make_optimizer, gpu=True, processes=gpus)
