@@ -3,7 +3,9 @@
 Every number is the peak of a process of its own: on the CPU the resident set's (VmHWM) over that before networks were made,
 on a GPU PyTorch's (`max_memory_allocated`). Ours is `pidistill.trainer.train` for two steps, as it is; the other is
 `reference_step.ReferenceStep` for two steps. Networks and VGG16 have random weights. The prediction is
-`footprint.Rehearsal`'s, from the same configuration; it knows nothing of what the convolutions take for themselves.
+`footprint.Rehearsal`'s, from the same configuration; it knows nothing of what the convolutions take for themselves. On the
+CPU blocks of 64 KiB and more are the system's again when freed (MALLOC_MMAP_THRESHOLD_): glibc by itself keeps those below
+32 MiB, and the resident set of many small tensors then is up to a third more than what they hold.
 
     python benchmarks/memory.py --write benchmarks/results/memory.md [--only NAME ...]
 """
@@ -11,7 +13,9 @@ on a GPU PyTorch's (`max_memory_allocated`). Ours is `pidistill.trainer.train` f
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.helpers: random weights of VGG16
 
@@ -57,10 +62,10 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 }
 
 
-def configure(name: str, out: str) -> DistillConfig:
-    _, batch, changes = CASES[name]
+def configure(name: str, out: str, batch: int | None = None) -> DistillConfig:
+    _, usual, changes = CASES[name]
     changes = json.loads(json.dumps(changes).replace('"VGG"', json.dumps(str(vgg_weights()))))
-    return load_config(DistillConfig, "default", {"train.batch": batch, "train.steps": 2, "out": out} | changes)
+    return load_config(DistillConfig, "default", {"train.batch": batch or usual, "train.steps": 2, "out": out} | changes)
 
 
 def make_teacher(name: str) -> Denoiser:
@@ -84,27 +89,33 @@ def held() -> tuple[float, float]:
 
 def measured(name: str, plain: bool) -> float:
     """Bytes at the peak of two steps over those before, in this process."""
-    vgg_weights()
-    torch.randn(64, 64) @ torch.randn(64, 64)
+    two_steps(name, plain, batch=1)  # reads the program's own pages
+    gc.collect()
     before, _ = held()
-    if Path("/proc/self/clear_refs").exists():
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
         Path("/proc/self/clear_refs").write_text("5")  # the most so far becomes that of now
+    two_steps(name, plain)
+    return held()[1] - before
+
+
+def two_steps(name: str, plain: bool, batch: int | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config, teacher = configure(name, folder), make_teacher(name)
+        config, teacher = configure(name, folder, batch), make_teacher(name)
         objective: Any = build_objective(config, teacher)
         if not plain:
             train(objective, config, Path(folder))
-            return held()[1] - before
+            return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    distance = PlainLPIPS(objective.distance) if "name" in CASES[name][2].get("objective.distance", {}) else \
+    distance = PlainLPIPS(objective.distance) if isinstance(objective.distance, nn.Module) else \
         lambda a, b: (a - b).square().flatten(1).mean(dim=1)
     for module in (objective, *objective.frozen):
         module.to(device)
-    step = ReferenceStep(objective.student, objective.frozen[0], distance, objective.grid)
+    step = ReferenceStep(objective.student, teacher, distance, objective.grid)
     with plain_networks():
         for k in range(2):
             step(draws(objective, 0, k, range(config.train.batch), device))
-    return held()[1] - before
 
 
 def predicted(name: str) -> dict[str, int]:
@@ -117,7 +128,9 @@ def predicted(name: str) -> dict[str, int]:
 
 
 def ask(*arguments: str) -> Any:
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True)
+    # Large blocks go back to the system when they are freed: glibc keeps those below 32 MB.
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True,
+                          env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])

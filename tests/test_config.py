@@ -49,7 +49,8 @@ def test_a_name_replaces_a_member_and_its_options_follow():
 
 
 @pytest.mark.parametrize("override, words", [
-    ("train.stesp=3", "did you mean 'train.steps'.*choices: train.batch, train.microbatch, train.seed, train.steps"),
+    ("train.stesp=3",
+     "did you mean 'train.steps'.*choices: train.batch, train.microbatch, train.recompute, train.seed, train.steps"),
     ("tain.steps=3", "did you mean 'train'"),
     ("train.steps=0", "train.steps should be greater than or equal to 1, got 0"), ("train.steps=abc", "got 'abc'"),
     ("train.steps=1.5", "train.steps .*got 1.5"), ("grid.points=1", "grid.points .*got 1"),

@@ -33,8 +33,8 @@ def test_values_and_gradients_are_those_of_the_whole(k, target):
     a, b = pair()
     b.requires_grad_(target)
     weights = torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5], dtype=torch.float64)
-    for found, whole in zip(gradients(lambda a, b: in_parts(curved, a, b, k), a, b, weights), gradients(curved, a, b, weights),
-                            strict=True):
+    parts = gradients(lambda a, b: in_parts(curved, a, b, k), a, b, weights)
+    for found, whole in zip(parts, gradients(curved, a, b, weights), strict=True):
         torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-14)
 
 
@@ -61,7 +61,7 @@ def test_without_gradients_there_is_no_graph():
 @pytest.mark.parametrize("precision, exact", [("fp32", 1e-5), ("bf16", 2e-2), ("fp16", 2e-2)])
 @pytest.mark.parametrize("run", ["fp32", "fp16"])
 def test_lpips_in_parts(precision, exact, run):
-    """Also in half precision, whose gradients are scaled by a factor of the part's own; and inside a run of half precision."""
+    """Also in half precision, whose gradients are scaled by a factor of the part's own; and in a run of half precision."""
     make = lambda **options: build("distances", "lpips", weights=str(vgg_weights()), size=32, precision=precision, **options)
     torch.manual_seed(0)
     a, b = (torch.rand(3, 3, 32, 32) * 2 - 1 for _ in range(2))

@@ -30,11 +30,11 @@ main()
 """
 
 
-def run(tmp_path, name: str, processes: int):
+def run(tmp_path, name: str, processes: int, *flags: str):
     script = tmp_path / "record.py"
     script.write_text(RECORD)
     launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run([sys.executable, *launch, str(script), "distill", *FLAGS, "--out", str(tmp_path / name)],
+    done = subprocess.run([sys.executable, *launch, str(script), "distill", *FLAGS, *flags, "--out", str(tmp_path / name)],
                           capture_output=True, text=True, timeout=200,
                           env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
     assert done.returncode == 0, done.stderr[-2000:]
@@ -42,7 +42,7 @@ def run(tmp_path, name: str, processes: int):
 
 
 def test_two_processes_train_the_same_student(tmp_path):
-    outputs = [run(tmp_path, "one", 1), run(tmp_path, "two", 2)]
+    outputs = [run(tmp_path, "one", 1), run(tmp_path, "two", 2, "--set", "train.microbatch=auto")]
     one, two = tmp_path / "one", tmp_path / "two"
     lines = [sorted(line for path in tmp_path.glob(f"{name}.draws*") for line in path.read_text().splitlines())
              for name in ("one", "two")]
@@ -58,3 +58,4 @@ def test_two_processes_train_the_same_student(tmp_path):
     rmse = [read_json(run / "results.json")["student"]["trajectory_rmse"] for run in (one, two)]
     assert rmse[0] == pytest.approx(rmse[1], rel=1e-4)
     assert outputs[1].stdout.count("student in") == 1  # only the main process talks
+    assert outputs[1].stderr.count("microbatches of 4 of 4") == 1

@@ -65,7 +65,7 @@ def test_compiled_runs_have_the_same_losses_and_compile_once(tmp_path, monkeypat
     assert fast == pytest.approx(losses(tmp_path / "b"), rel=1e-4)
 
 
-@pytest.mark.parametrize("choice, compiles", [("auto", False), ("never", False), ("default", True), ("reduce-overhead", True)])
+@pytest.mark.parametrize("choice, compiles", [("auto", False), ("never", False), ("default", True), ("max-autotune", True)])
 def test_what_is_compiled(tmp_path, monkeypatch, choice, compiles):
     seen = []
     monkeypatch.setattr(trainer, "compiled", lambda target, what, **options: (seen.append((what, options)), target)[1])

@@ -44,13 +44,19 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
     objective = build_objective(config, teacher, "meta")
     student = objective.networks["student"]
     flops = operations(objective)
-    rehearse = Rehearsal(objective, config, make_optimizer, gpu=True, processes=gpus)
-    if config.train.microbatch == "auto":
-        micro, parts = fitting(rehearse, share, USABLE * memory * 1e9)
-    else:
-        micro = min(config.train.microbatch or share, share)
-        parts = rehearse(micro, micro < share)
-    room, needed = memory * 1e9, sum(parts.values())
+    micro = min(config.train.microbatch, share) if isinstance(config.train.microbatch, int) else share
+    room = USABLE * memory * 1e9
+    try:
+        rehearse = Rehearsal(objective, config, make_optimizer, gpu=True, processes=gpus)
+        if config.train.microbatch == "auto":
+            micro, parts = fitting(rehearse, share, room)
+        else:
+            parts = rehearse(micro, micro < share)
+        needed = sum(parts.values())
+        together = f"{binary(needed)}, and what the kernels need beside; " \
+                   f"{'fits' if needed <= room else 'too much for'} {memory:g} GB"
+    except Exception as error:  # what cannot run without values, such as a class-conditional network inside jvp
+        parts, together = {}, f"not known: the step does not run without values ({type(error).__name__})"
     total_flops = flops * config.train.batch
     seconds = total_flops / gpus / SUSTAINED[config.precision]
     rates = len(config.ema)
@@ -62,8 +68,7 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
                        "the run": f"{engineering(total_flops * config.train.steps)}FLOP ({config.train.steps:,} steps)"},
         f"memory of each GPU at its fullest, {micro} at a time": {
             **{label: binary(size) for label, size in parts.items()},
-            "together": f"{binary(needed)}, and what the kernels need beside; "
-                        f"{'fits' if needed <= USABLE * room else 'too much for'} {memory:g} GB"},
+            "together": together},
         "checkpoint": f"{binary((3 + rates) * size(student))}; {config.checkpoint.keep} are kept",
         "time": f"{engineering(seconds)}s a step, {duration(seconds * config.train.steps)} in all, on {gpus} x A100 at "
                 f"{engineering(SUSTAINED[config.precision])}FLOP/s each",

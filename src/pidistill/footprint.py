@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import Variable
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pidistill import native
 from pidistill.config import OptimizerConfig, RunConfig
 from pidistill.objectives import Objective
 from pidistill.precision import autocast
@@ -64,8 +65,9 @@ class Ledger(TorchDispatchMode):
         self._entries: dict[int, tuple[str, int, Any]] = {}  # of every storage: label, bytes, and what tells of its end
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten._local_scalar_dense.default:
-            return {torch.bool: False}.get(args[0].dtype, 100)  # of a step count; there is no value to ask for
+        if function is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            # There is no value to ask for; a step count is long past the warm-up of RAdam, a label is the first.
+            return 100.0 if args[0].is_floating_point() else 0
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (list, tuple)) else (result,):
             if isinstance(tensor, Tensor):
@@ -126,6 +128,7 @@ class Rehearsal:
             stack.enter_context(ledger)
             if self.gpu:
                 stack.enter_context(LikeGPU())
+                stack.enter_context(native.switched_off())
             for label, tensors in zip(("weights", "teacher", "distance"), owned(objective), strict=True):
                 for tensor in tensors:
                     ledger.note(tensor, label)

@@ -14,6 +14,9 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +72,34 @@ def fingerprint(compiler: str) -> str:
 def usable(x: Tensor, *channels: int) -> bool:
     """Whether the kernels can take float32 images (B, C, H, W): eagerly on the CPU. Tracers need PyTorch's operators."""
     return (x.device.type == "cpu" and x.dtype == torch.float32 and x.ndim == 4 and not any(c % CHANNELS for c in channels)
-            and type(x) is Tensor and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+            and (type(x) is Tensor or is_fake(x)) and not off.get() and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing() and not torch._C._functorch.maybe_current_level() and library() is not None)
+
+
+off: ContextVar[bool] = ContextVar("off", default=False)
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """PyTorch's operators meanwhile."""
+    token = off.set(True)
+    try:
+        yield
+    finally:
+        off.reset(token)
+
+
+def is_fake(x: Any) -> bool:
+    """A tensor without values, with which a step's memory is predicted: nothing is computed, but storages are made."""
+    return hasattr(x, "fake_mode")
 
 
 def call(name: str, *arguments: Any) -> None:
     """A kernel with tensors as their addresses, None as none, numbers as long, float or (bool) int; threads come last."""
     kinds: dict[type, Any] = {int: ctypes.c_long, float: ctypes.c_float, bool: ctypes.c_int}
+    if any(map(is_fake, arguments)):
+        return
     values = [kinds[type(x)](x) if type(x) in kinds else ctypes.c_void_p(None if x is None else x.data_ptr())
               for x in arguments]
     getattr(library(), name)(*values, ctypes.c_int(torch.get_num_threads()))

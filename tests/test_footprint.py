@@ -1,0 +1,156 @@
+"""The predicted memory of a step: against tensors that are really there, and against what the process really takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pidistill import native
+from pidistill.config import DistillConfig, load_config
+from pidistill.distillation import build_objective
+from pidistill.footprint import GROWING, Ledger, LikeGPU, Rehearsal, owned
+from pidistill.precision import autocast
+from pidistill.teachers import load_teacher
+from pidistill.trainer import draws, make_optimizer
+from tests.helpers import tiny_teacher, vgg_weights
+
+CPU = torch.device("cpu")
+SMALL_NET = {"name": "song_unet", "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
+
+
+def configure(**changes) -> DistillConfig:
+    return load_config(DistillConfig, "digits", {"objective.distance": "l2", "optimizer.clip": None, **changes})
+
+
+def objective_of(config, net=SMALL_NET):
+    return build_objective(config, tiny_teacher(net, (1, 16, 16)))
+
+
+def rehearse(config, micro=8, accumulate=False, net=SMALL_NET, **options):
+    options = {"gpu": False, **options}
+    return Rehearsal(objective_of(config, net), config, make_optimizer, **options)(micro, accumulate)
+
+
+def test_a_ledger_follows_births_and_deaths():
+    ledger = Ledger(block=1)
+    with ledger:
+        a = torch.ones(1000)                    # 4000
+        b = a[:10]                              # a view holds its base
+        del a
+        c = torch.ones(2000, dtype=torch.int8)  # 2000
+        ledger.note(c, "kept")
+        d = b + 1                               # 40
+        del b
+        e = d * 2                               # 40: the first 4000 are gone
+    assert ledger.peak == {GROWING[0]: 4040, "kept": 2000} and ledger.total == 2080
+    del c, d, e
+    assert ledger.total == 0
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"objective.scheme": "central"}, {"precision": "bf16"}, {"train.recompute": True},
+    {"objective.distance": {"name": "features", "net": "digits_perceptual"}},
+    {"objective.distance": {"name": "features", "net": "digits_perceptual", "microbatch": 2}}])
+def test_without_values_as_with_them(changes):
+    """The pass of a real objective, followed by the same ledger on real tensors, holds the same bytes at its fullest."""
+    config = configure(**changes)
+    real = objective_of(config)
+    if config.train.recompute:
+        from pidistill.recompute import recompute_blocks
+        recompute_blocks(real.networks["student"])
+    ledger = Ledger(64)
+    with ledger:
+        for tensors in owned(real):
+            for tensor in tensors:
+                ledger.note(tensor, "there")
+        batch = draws(real, 0, 0, range(16), CPU)
+        with autocast(config.precision, CPU):
+            loss = real(batch).sum()
+        loss.backward()
+    found = rehearse(config, 16)
+    there = ledger.peak["there"]
+    assert sum(found.get(label, 0) for label in ("weights", "teacher", "distance")) == there
+    growing = sum(found.get(label, 0) for label in (*GROWING, "gradients"))
+    assert growing == pytest.approx(sum(ledger.peak.values()) - there, rel=0.02)
+
+
+def test_what_a_footprint_consists_of():
+    """Copies of the weights, each under its name; activations grow with the samples at a time and nothing else does."""
+    found, twice = rehearse(configure(ema=[0.9, 0.5])), rehearse(configure(ema=[0.9, 0.5]), 16)
+    weights = found["weights"]
+    assert found["teacher"] == weights and found["EMA"] == 2 * weights
+    assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and "gradients" not in found
+    assert twice[GROWING[0]] == pytest.approx(2 * found[GROWING[0]], rel=0.02)
+    assert {k: v for k, v in twice.items() if k not in GROWING} == {k: v for k, v in found.items() if k not in GROWING}
+    accumulated = rehearse(configure(), accumulate=True)
+    exchanged = rehearse(configure(), accumulate=True, processes=2)
+    assert accumulated["gradients"] == pytest.approx(weights, rel=0.05)
+    assert exchanged["gradients"] == pytest.approx(2 * weights, rel=0.05)
+
+
+def test_options_that_save_memory_do():
+    lpips = {"name": "lpips", "weights": str(vgg_weights()), "size": 32}
+    plain, parts = (rehearse(configure(**{"objective.distance": {**lpips, **more}})) for more in ({}, {"microbatch": 1}))
+    assert parts[GROWING[1]] < 0.6 * plain[GROWING[1]]
+    kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[GROWING[0]] for recompute in (True, False)]
+    assert kept[0] < 0.6 * kept[1]
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C compiler, or not Linux")
+def test_the_cpu_s_kernels_keep_less():
+    own = rehearse(configure(), 64, net=SMALL_NET)[GROWING[0]]
+    with native.switched_off():
+        assert own < 0.7 * rehearse(configure(), 64, net=SMALL_NET)[GROWING[0]]
+
+
+def test_an_objective_is_left_as_it_is():
+    config = configure()
+    objective = objective_of(config)
+    Rehearsal(objective, config, make_optimizer, gpu=True)(4, True)
+    for tensors in owned(objective):
+        assert all(type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.grad is None for tensor in tensors)
+
+
+def test_as_on_a_gpu():
+    """Attention without its matrix; normalisation lifted to float32 by autocast; the optimiser over all tensors at once."""
+    net = {**SMALL_NET, "attn_resolutions": [16]}
+    with native.switched_off():
+        cpu, gpu = (rehearse(configure(), 64, net=net, gpu=gpu)[GROWING[0]] for gpu in (False, True))
+    assert 0.5 * cpu < gpu <= 1.1 * cpu
+    with LikeGPU(), autocast("fp16", CPU):
+        x = torch.nn.functional.group_norm(torch.ones(2, 4, 3, 3, dtype=torch.float16), 2)
+    assert x.dtype == torch.float32
+
+
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits, L2", "adm, L2", "digits, LPIPS of 1"])
+def test_the_process_takes_what_is_predicted(name):
+    """A run of the trainer in a process of its own: the resident set's peak is within 20 % of the prediction."""
+    folder = Path(__file__).parent.parent / "benchmarks"
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    real, predicted = (json.loads(subprocess.run(
+        [sys.executable, str(folder / "memory.py"), "--child", f"{kind}:{name}"], capture_output=True, text=True, check=True,
+        env=environment).stdout.splitlines()[-1]) for kind in ("ours", "predicted"))
+    assert sum(predicted.values()) == pytest.approx(real, rel=0.2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"train.recompute": True}, {"train.microbatch": 32}])
+def test_the_gpu_takes_what_is_predicted(tmp_path, changes):
+    from pidistill.trainer import train
+
+    config = configure(**{"train.batch": 256, "train.steps": 2, "out": str(tmp_path), **changes})
+    objective = build_objective(config, load_teacher("bundled:digits"))
+    micro = config.train.microbatch or 256
+    found = Rehearsal(objective, config, make_optimizer, gpu=True)(micro, micro < 256)
+    torch.cuda.reset_peak_memory_stats()
+    train(objective, config, tmp_path)
+    assert sum(found.values()) == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.2)

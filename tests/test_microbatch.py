@@ -1,0 +1,137 @@
+"""train.microbatch=auto: the largest that the memory holds, and the same run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pidistill import microbatch
+from pidistill.config import DistillConfig, load_config
+from pidistill.denoiser import FunctionDenoiser
+from pidistill.errors import PidistillError
+from pidistill.footprint import GROWING, Rehearsal
+from pidistill.microbatch import automatic, bearable, fitting
+from pidistill.objectives.pid import PID
+from pidistill.student import make_student
+from pidistill.trainer import draws, make_optimizer
+from tests.helpers import SHAPE, grid_of, tiny_teacher
+from tests.training import metrics, start_run
+
+CPU = torch.device("cpu")
+
+
+def steps(fixed: float, each: float, gradients: float = 0):
+    """A step whose activations are `each` a sample, and the sizes that were asked for."""
+    asked: list[tuple[int, bool]] = []
+
+    def rehearse(micro: int, accumulate: bool) -> dict[str, float]:
+        asked.append((micro, accumulate))
+        return {"weights": fixed, "gradients": gradients * accumulate, GROWING[0]: each * micro}
+
+    return rehearse, asked
+
+
+@pytest.mark.parametrize("share, room, expected", [(512, 1e9, 512), (512, 306, 256), (512, 305, 171), (512, 70, 20),
+                                                   (10, 60, 10), (10, 59, 5), (7, 53.9, 3), (512, 51, 1), (512, 10, 1)])
+def test_as_few_equal_parts_as_the_memory_allows(share, room, expected):
+    """50 for the weights and 1 for every sample."""
+    rehearse, asked = steps(50, 1)
+    micro, found = fitting(rehearse, share, room)
+    assert micro == expected and found[GROWING[0]] == micro
+    assert asked[0] == (share, False) and len(asked) <= 3
+
+
+def test_gradients_of_earlier_parts_count_and_what_is_there_does_not():
+    rehearse, asked = steps(50, 1, gradients=30)
+    assert fitting(rehearse, 100, 149)[0] == 50 and asked[1:] == [(50, True)]
+    assert fitting(rehearse, 100, 90, there=("weights",))[0] == 50
+    assert fitting(steps(50, 1, gradients=60)[0], 100, 149)[0] == 34
+
+
+def objective_and_config(**changes):
+    teacher = tiny_teacher()
+    config = load_config(DistillConfig, "digits", {"train.microbatch": "auto", **changes})
+    return PID(make_student(teacher), teacher, grid_of(teacher, 10)), config
+
+
+def found(objective, config, share=64):
+    return automatic(objective, config, share, make_optimizer, CPU, 1, lambda n: draws(objective, 0, 0, range(n), CPU))
+
+
+def test_on_this_machine_a_small_run_goes_through_at_once():
+    micro, why = found(*objective_and_config())
+    assert micro == 64 and why.startswith("microbatches of 64 of 64 (0.0") and "GiB free" in why
+
+
+def test_little_memory_gives_small_microbatches_that_fit(monkeypatch):
+    objective, config = objective_and_config()
+    whole = sum(Rehearsal(objective, config, make_optimizer, gpu=False)(64, False).values())
+    monkeypatch.setattr(microbatch, "free_memory", lambda device: 0.4 * whole)
+    micro, _ = found(objective, config)
+    assert 1 < micro < 32
+    needed = Rehearsal(objective, config, make_optimizer, gpu=False)(micro, True)
+    assert sum(size for label, size in needed.items() if label not in ("weights", "teacher", "EMA")) < 0.4 * whole
+
+
+def test_a_teacher_that_computes_outside_of_pytorch():
+    """Nothing can be predicted of it; on the CPU all goes through at once."""
+    plain = tiny_teacher()
+    teacher = FunctionDenoiser(lambda x, t, labels: torch.from_numpy(x.numpy() * 0.5), SHAPE, 3, t_min=0.002, t_max=80.0,
+                               sigma_data=0.5)
+    objective = PID(make_student(plain), teacher, grid_of(plain, 10))
+    micro, why = found(objective, objective_and_config()[1])
+    assert micro == 64 and "no prediction" in why and "\n" not in why
+
+
+class Bounded(PID):
+    """Memory for so many samples."""
+
+    most = 3
+
+    def forward(self, batch):
+        if len(batch["z"]) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(batch)
+
+
+def test_what_the_device_cannot_bear_is_halved():
+    _, config = objective_and_config()
+    teacher = tiny_teacher()
+    objective = Bounded(make_student(teacher), teacher, grid_of(teacher, 10))
+    batch = lambda n: draws(objective, 0, 0, range(n), CPU)
+    assert bearable(objective, config, 20, batch) == 3 and bearable(objective, config, 2, batch) == 2
+    assert all(p.grad is None for p in objective.parameters())
+    objective.most = 0
+    with pytest.raises(PidistillError, match=r"does not hold a step of one sample; set train.recompute=true") as caught:
+        bearable(objective, config, 20, batch)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_says_its_microbatch_and_ends_with_the_same_weights(tmp_path, monkeypatch, capsys):
+    plain = start_run(tmp_path / "a", {"train.batch": 16}, images=True)
+    auto = start_run(tmp_path / "b", {"train.batch": 16, "train.microbatch": "auto"}, images=True)
+    for a, b in zip(plain, auto, strict=True):
+        assert torch.equal(a, b)
+    assert "microbatches of 16 of 16" in capsys.readouterr().err.replace("\n", " ")
+    monkeypatch.setattr(microbatch, "free_memory", lambda device: 3e6)
+    split = start_run(tmp_path / "c", {"train.batch": 16, "train.microbatch": "auto"}, images=True)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "microbatches of " in said and "microbatches of 16 " not in said
+    for a, b in zip(plain, split, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    for a, b in zip(metrics(tmp_path / "a"), metrics(tmp_path / "c"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("value", ["most", 0, -1, 1.5])
+def test_other_values_are_refused(value):
+    with pytest.raises(PidistillError, match=r"train\.microbatch"):
+        load_config(DistillConfig, "digits", {"train.microbatch": value})
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_nearly_full(tmp_path):
+    """All but 2 GiB of the GPU is taken: a batch that needs more runs in parts."""
+    taken = torch.empty(torch.cuda.mem_get_info()[0] - 2**31, dtype=torch.uint8, device="cuda")
+    start_run(tmp_path / "a", {"train.batch": 32768, "train.microbatch": "auto", "train.steps": 1}, images=True)
+    del taken
