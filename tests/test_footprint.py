@@ -96,7 +96,8 @@ def test_what_a_footprint_consists_of():
 
 def test_options_that_save_memory_do():
     lpips = {"name": "lpips", "weights": str(vgg_weights()), "size": 32}
-    plain, parts = (rehearse(configure(**{"objective.distance": {**lpips, **more}})) for more in ({}, {"microbatch": 1}))
+    plain, parts = (rehearse(configure(**{"objective.distance": {**lpips, **more}}), gpu=True)
+                    for more in ({}, {"microbatch": 1}))
     assert parts[GROWING[1]] < 0.6 * plain[GROWING[1]]
     kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[GROWING[0]] for recompute in (True, False)]
     assert kept[0] < 0.6 * kept[1]
