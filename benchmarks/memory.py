@@ -7,7 +7,7 @@ on a GPU PyTorch's (`max_memory_allocated`). Ours is `pidistill.trainer.train` f
 CPU blocks of 64 KiB and more are the system's again when freed (MALLOC_MMAP_THRESHOLD_): glibc by itself keeps those below
 32 MiB, and the resident set of many small tensors then is up to a third more than what they hold.
 
-    python benchmarks/memory.py --write benchmarks/results/memory.md [--only NAME ...]
+    python -m benchmarks.memory --write benchmarks/results/memory.md [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -25,12 +25,9 @@ from typing import Any
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # tests.helpers: random weights of VGG16
-
-from harness import table, write
-from reference_step import PlainLPIPS, ReferenceStep, plain_networks
-from tests.helpers import vgg_weights
-
+from benchmarks.harness import table, write
+from benchmarks.networks import vgg_file
+from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
 from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser
 from pidistill.distillation import build_objective
@@ -50,12 +47,12 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "digits, L2, recompute": ("digits", 128, SPARING),
     "digits, LPIPS": ("digits", 6, LPIPS),
     "digits, LPIPS of 1": ("digits", 6, {"objective.distance": {**LPIPS["objective.distance"], "microbatch": 1}}),
-    "cifar10, L2": ("cifar10", 2, {}),
-    "cifar10, L2, recompute": ("cifar10", 2, SPARING),
-    "cifar10, L2, microbatch 1": ("cifar10", 2, {"train.microbatch": 1}),
-    "cifar10, LPIPS": ("cifar10", 2, LPIPS),
-    "cifar10, LPIPS, bf16": ("cifar10", 2, {**LPIPS, "precision": "bf16"}),
-    "cifar10, LPIPS of 1, recompute": ("cifar10", 2, {
+    "cifar10, L2": ("cifar10", 4, {}),
+    "cifar10, L2, recompute": ("cifar10", 4, SPARING),
+    "cifar10, L2, microbatch 1": ("cifar10", 4, {"train.microbatch": 1}),
+    "cifar10, LPIPS": ("cifar10", 4, LPIPS),
+    "cifar10, LPIPS of 1": ("cifar10", 4, {"objective.distance": {**LPIPS["objective.distance"], "microbatch": 1}}),
+    "cifar10, LPIPS of 1, recompute": ("cifar10", 4, {
         **SPARING, "objective.distance": {**LPIPS["objective.distance"], "microbatch": 1}}),
     "adm, L2": ("adm", 8, {}),
     "adm, L2, recompute": ("adm", 8, SPARING),
@@ -64,7 +61,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 def configure(name: str, out: str, batch: int | None = None) -> DistillConfig:
     _, usual, changes = CASES[name]
-    changes = json.loads(json.dumps(changes).replace('"VGG"', json.dumps(str(vgg_weights()))))
+    changes = json.loads(json.dumps(changes).replace('"VGG"', json.dumps(str(vgg_file()))))
     return load_config(DistillConfig, "default", {"train.batch": batch or usual, "train.steps": 2, "out": out} | changes)
 
 
@@ -129,7 +126,7 @@ def predicted(name: str) -> dict[str, int]:
 
 def ask(*arguments: str) -> Any:
     # Large blocks go back to the system when they are freed: glibc keeps those below 32 MB.
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "benchmarks.memory", *arguments], capture_output=True, text=True,
                           env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
     if done.returncode:
         sys.exit(done.stderr)

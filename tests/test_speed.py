@@ -11,8 +11,10 @@ import torch
 from pidistill import native, trainer
 from pidistill.config import DistillConfig, load_config
 from pidistill.distillation import build_objective
+from pidistill.precision import has_instructions
 from pidistill.teachers import load_teacher
 from pidistill.trainer import Step, draws
+from tests.helpers import vgg_weights
 from tests.training import metrics, start_run
 
 RUN = {"train.steps": 6, "log.every": 1, "train.batch": 5, "train.microbatch": 3}  # microbatches of 3 and of 2
@@ -113,3 +115,31 @@ def test_on_a_gpu_compiled_losses_are_those_of_eager_ones(mode):
         step, batches = digits_step(choice, "cuda")
         curves.append([step(k, [batch], 8)[0].item() for k, batch in enumerate(batches[:6])])
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_types_without_instructions_are_named(tmp_path, monkeypatch, capsys):
+    for fast in (False, True):
+        monkeypatch.setattr(trainer, "has_instructions", lambda precision, device, fast=fast: fast)
+        losses(tmp_path / str(fast), {"precision": "bf16", "train.steps": 1}, images=False)
+        assert ("precision=bf16" in capsys.readouterr().err) != fast
+    assert has_instructions("fp32", torch.device("cpu")) and has_instructions("bf16", torch.device("cuda"))
+    assert isinstance(has_instructions("bf16", torch.device("cpu")), bool)
+
+
+@pytest.mark.slow  # many CPUs have no instructions for these types
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_teacher_and_lpips_in_half_precision(half):
+    """What the presets of the paper do: the loss within 1 %, the direction of the student's gradient within 1e-3."""
+    distance = {"name": "lpips", "weights": str(vgg_weights()), "size": 32}
+    results = []
+    for teacher, perceptual in (("fp32", "fp32"), (half, half)):
+        values = {"train.batch": 16, "objective.teacher_precision": teacher,
+                  "objective.distance": distance | {"precision": perceptual}}
+        objective = build_objective(load_config(DistillConfig, "digits", values), load_teacher("bundled:digits")).train()
+        loss = objective(draws(objective, 0, 0, range(16), torch.device("cpu"))).mean()
+        gradients = torch.autograd.grad(loss, list(objective.student.parameters()))
+        results.append((loss.item(), torch.cat([g.flatten().double() for g in gradients])))
+    (loss, g), (other, h) = results
+    assert other == pytest.approx(loss, rel=1e-2) and other != loss
+    assert torch.nn.functional.cosine_similarity(g, h, dim=0) > 0.999

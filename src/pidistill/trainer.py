@@ -28,7 +28,7 @@ from pidistill.microbatch import automatic
 from pidistill.objectives import Objective
 from pidistill.optim import RAdam
 from pidistill.pipeline import ahead
-from pidistill.precision import autocast, set_float32_products
+from pidistill.precision import autocast, has_instructions, set_float32_products
 from pidistill.progress import Progress, console
 from pidistill.recompute import recompute_blocks
 from pidistill.seeds import stream
@@ -127,6 +127,8 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     share = plan.batch // accelerator.num_processes
     if plan.batch % accelerator.num_processes:
         raise PidistillError(f"train.batch must be a multiple of {accelerator.num_processes} processes, got {plan.batch}")
+    if accelerator.is_main_process and not has_instructions(config.precision, device):
+        console.print(f"precision={config.precision}: this CPU has no instructions for it; fp32 is many times faster")
     first_k = share * accelerator.process_index  # k counts over the global batch
 
     objective.train()

@@ -113,13 +113,15 @@ static void transform_input(const float *x, shape s, long channels, long first, 
         place(s, first + k, &b, &y0, &x0);
         const float *pixels[36];
         long stride[36];
-        for (int i = 0; i < 6; i++)
+        for (int i = 0; i < 6; i++) {
+            long y = y0 + i - 1;
+            const float *row = y >= 0 && y < s.h ? x + ((b * s.h + y) * s.w + x0 - 1) * channels : 0;
             for (int j = 0; j < 6; j++) {
-                long y = y0 + i - 1, xx = x0 + j - 1;
-                int inside = y >= 0 && y < s.h && xx >= 0 && xx < s.w;
-                pixels[6 * i + j] = inside ? x + ((b * s.h + y) * s.w + xx) * channels : zero;
+                int inside = row && x0 + j > 0 && x0 + j <= s.w;
+                pixels[6 * i + j] = inside ? row + j * channels : zero;
                 stride[6 * i + j] = inside;
             }
+        }
         for (long c = 0; c < channels; c += 8) {
             v8 t[6][6], d[6], o[6];
             for (int j = 0; j < 6; j++) {
