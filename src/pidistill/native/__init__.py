@@ -172,9 +172,11 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if usable(x, *weight.shape[:2]) and weight.dtype == torch.float32:
         return _Conv3x3.apply(x, weight, bias)
-    if bias is not None and bias.ndim == 2:
-        return F.conv2d(x, weight, padding=1) + bias[:, :, None, None]
-    return F.conv2d(x, weight, bias, padding=1)
+    one = bias is None or bias.ndim == 1
+    y = F.conv2d(x, weight, bias if one else None, padding=1)
+    if usable(x):  # a network's first convolution: all that follows is channels last, and would each be turned
+        y = last(y)
+    return y if one or bias is None else y + bias[:, :, None, None]
 
 
 # Group normalisation and SiLU ----------------------------------------------------------------------------------------
