@@ -66,9 +66,13 @@ def run(a: argparse.Namespace, kind: str) -> float:
         folders = [Path(name) / str(k) for k in range(2 if kind == "two apart" else 1)]
         half, processes = a.batch // len(folders), 2 if kind == "two" else 1
         jobs = [job(a, folder, half, processes, gpu=k) for k, folder in enumerate(folders)]
-        for each, said in [(each, each.communicate()[0]) for each in jobs]:
-            if each.returncode:
-                raise SystemExit(f"{kind}: {said[-2000:]}")
+        try:
+            for each, said in [(each, each.communicate()[0]) for each in jobs]:
+                if each.returncode:
+                    raise SystemExit(f"{kind}: {said[-2000:]}")
+        finally:
+            for each in jobs:
+                each.terminate()  # of those that still run
         return max(seconds(folder, a.warm) for folder in folders)
 
 
@@ -91,11 +95,11 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.batch = a.batch or BATCHES[a.network]
-    if a.batch % 2:
-        parser.error(f"--batch must be even, got {a.batch}")
     if a.child:
         child(a)
         return
+    if a.batch % 2:
+        parser.error(f"--batch must be even, got {a.batch}")
 
     kinds = ["one", "two", "two apart"]
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
