@@ -67,7 +67,7 @@ def batch_of(teacher: Preconditioned, grid: Grid, batch: int, seed: int = 2) -> 
 
 @functools.cache
 def vgg_file() -> Path:
-    """VGG16's convolutions with random weights (He et al., 2015), under torchvision's names; about 60 MB, while this runs."""
+    """VGG16's convolutions with random weights (He et al., 2015), under torchvision's names; 60 MB, while this runs."""
     path = Path(tempfile.mkdtemp(prefix="pidistill-benchmark-")) / "vgg16.pth"
     generator, state, place, channels = torch.Generator().manual_seed(0), {}, 0, 3
     for width, depth in STAGES:
