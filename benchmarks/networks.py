@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import math
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -65,7 +67,7 @@ def batch_of(teacher: Preconditioned, grid: Grid, batch: int, seed: int = 2) -> 
 
 @functools.cache
 def vgg_file() -> Path:
-    """VGG16's convolutions with random weights (He et al., 2015), under torchvision's names; about 60 MB."""
+    """VGG16's convolutions with random weights (He et al., 2015), under torchvision's names; 60 MB, while this runs."""
     path = Path(tempfile.mkdtemp(prefix="pidistill-benchmark-")) / "vgg16.pth"
     generator, state, place, channels = torch.Generator().manual_seed(0), {}, 0, 3
     for width, depth in STAGES:
@@ -76,6 +78,7 @@ def vgg_file() -> Path:
             place, channels = place + 2, width
         place += 1
     torch.save(state, path)
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
     return path
 
 
