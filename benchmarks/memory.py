@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-
 from benchmarks.harness import table, write
 from benchmarks.networks import vgg_file
 from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
+from torch import nn
+
 from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser
 from pidistill.distillation import build_objective

@@ -6,8 +6,8 @@ bundled digits' (a student that starts from its teacher), and one of EDM's CIFAR
 draws few images a second. Then what the parts cost an image: noise by one and by several threads, PNGs, archives.
 `--batches` takes the times behind `memory.fitting_batch` on this device instead.
 
-    python benchmarks/sampling.py --write benchmarks/results/sampling.md
-    python benchmarks/sampling.py --batches                     # about 5 minutes on two cores
+    python -m benchmarks.sampling --write benchmarks/results/sampling.md
+    python -m benchmarks.sampling --batches                     # about 5 minutes on two cores
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from harness import alternate, synchronise, table, write
+from benchmarks.harness import alternate, synchronise, table, write
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -4,7 +4,7 @@ Each verb runs in a process of its own, in turn with one that imports torch and 
 ratio is of the processor's seconds (user and system), which a busy machine distorts less than the clock. `sample` draws
 four images of the digits in one step each.
 
-    python benchmarks/startup.py --write benchmarks/results/startup.md
+    python -m benchmarks.startup --write benchmarks/results/startup.md
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import table, write
+from benchmarks.harness import table, write
 
 from pidistill.student import make_student
 from pidistill.teachers import load_teacher
