@@ -85,7 +85,7 @@ def test_what_a_footprint_consists_of():
     found, twice = rehearse(configure(ema=[0.9, 0.5])), rehearse(configure(ema=[0.9, 0.5]), 16)
     weights = found["weights"]
     assert found["teacher"] == weights and found["EMA"] == 2 * weights
-    assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and "gradients" not in found
+    assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and found.get("gradients", 0) < 0.1 * weights
     assert twice[GROWING[0]] == pytest.approx(2 * found[GROWING[0]], rel=0.02)
     assert {k: v for k, v in twice.items() if k not in GROWING} == {k: v for k, v in found.items() if k not in GROWING}
     accumulated = rehearse(configure(), accumulate=True)

@@ -8,6 +8,7 @@
    turned weights; that for g is the sum over tiles of V^T Q, transformed back. Layouts: every matrix is kept in panels that
    the next product reads from front to back. Numbers of channels are multiples of 16. */
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,7 +28,10 @@ static float *scratch(size_t floats)
         free(memory);
         memory = aligned_alloc(64, (floats * 4 + 4095) / 64 * 64);
         held = memory ? floats : 0;
-        if (!memory) abort();
+        if (!memory) {
+            fputs("pidistill: out of memory for a convolution\n", stderr);
+            abort();
+        }
     }
     return memory;
 }
