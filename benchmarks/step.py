@@ -33,11 +33,15 @@ from pidistill.trainer import Step, place
 LONG = 100_000  # the step that both believe to be at: RAdam's and the average's factors are settled there
 
 
-def gradient(network: nn.Module) -> Tensor:
-    """All gradients in one vector; they are gone afterwards."""
-    found = torch.cat([p.grad.flatten().double().cpu() for p in network.parameters() if p.grad is not None])
+def gradients(network: nn.Module) -> list[Tensor]:
+    """They are gone afterwards."""
+    found = [p.grad for p in network.parameters() if p.grad is not None]
     network.zero_grad()
     return found
+
+
+def dot(a: list[Tensor], b: list[Tensor]) -> float:
+    return sum((x.double() * y.double()).sum().item() for x, y in zip(a, b, strict=True))
 
 
 class Pair:
@@ -57,7 +61,8 @@ class Pair:
         given = {"name": distance} | (given if isinstance(given, dict) else {})
         if distance == "lpips":
             given["weights"] = str(networks.vgg_file())
-        self.objective = PID(copy.deepcopy(student), copy.deepcopy(teacher), grid, **chosen | {"distance": given}).train()
+        own = copy.deepcopy(teacher) if self.device.type == "cuda" else teacher  # there it is laid channels last
+        self.objective = PID(copy.deepcopy(student), own, grid, **chosen | {"distance": given}).train()
         for module in (self.objective, *self.objective.frozen):
             place(module, self.device)
         self.step = Step(self.objective, self.config, self.device)
@@ -87,14 +92,15 @@ class Pair:
         with plain_networks():
             exact = self.reference.loss(self.batch)
             exact.backward()
-        g = gradient(self.reference.student)
+        g = gradients(self.reference.student)
         set_float32_products(self.config.precision)
         with autocast(self.config.precision, self.device):
             loss = self.objective(self.batch).mean()
         loss.backward()
-        ours = gradient(self.objective.student)
-        cosine = torch.nn.functional.cosine_similarity(ours, g, dim=0).item()
-        return abs(loss.item() / exact.item() - 1), cosine, ((ours - g).norm() / g.norm()).item()
+        ours, size = gradients(self.objective.student), dot(g, g)
+        cosine = dot(ours, g) / (dot(ours, ours) * size) ** 0.5
+        rest = [torch.sub(x, y) for x, y in zip(ours, g, strict=True)]
+        return abs(loss.item() / exact.item() - 1), cosine, (dot(rest, rest) / size) ** 0.5
 
 
 def row(network: str, distance: str, batch: int, pairs: int, options: dict[str, Any] | None = None) -> list[str]:
@@ -119,7 +125,7 @@ def main() -> None:
     a = parser.parse_args()
     options = dict(pair.split("=", 1) for pair in a.set)
     cases = [("cifar10", "lpips", 4, a.pairs), ("cifar10", "l2", 4, a.pairs), ("digits", "l2", 64, 4 * a.pairs),
-             ("imagenet64", "l2", 2, a.pairs), ("imagenet64", "lpips", 2, a.pairs)]
+             ("imagenet64", "l2", 1, a.pairs)]
     rows = [row(*case, options) for case in (cases if a.all else [(a.network, a.distance, a.batch, a.pairs)])]
     head = ["network", "distance", "batch", "options", "ours / plain (quartiles)", "seconds", "loss differs by",
             "cosine of gradients", "gradients differ by"]
