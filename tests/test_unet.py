@@ -16,7 +16,20 @@ from pidistill.errors import PidistillError
 from pidistill.grid import Grid, karras_times
 from pidistill.student import Student
 from pidistill.teachers import load_teacher
-from pidistill.unet import ADM, SONG, Conv2d, Linear, PositionalEmbedding, UNetBlock, kaiming, normal, xavier, zeros
+from pidistill.unet import (
+    ADM,
+    SONG,
+    Conv2d,
+    Linear,
+    PositionalEmbedding,
+    UNetBlock,
+    filter_kernel,
+    kaiming,
+    normal,
+    resample,
+    xavier,
+    zeros,
+)
 from tests.helpers import CLASSES, shake, start
 
 NETS = {"song_unet": {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]},
@@ -139,6 +152,22 @@ def test_positional_embedding_orders_and_frequencies():
         torch.testing.assert_close(out[:, 0], first(t))
         torch.testing.assert_close(out[:, 4], second(t))
         torch.testing.assert_close(out[:, 7], second(t * last), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 1), (1, 2, 1), (1, 2, 3, 3, 2, 1)])
+@pytest.mark.parametrize("up", [False, True])
+def test_resampling_is_the_convolution_of_every_channel(taps, up):
+    """As EDM states it: grouped, with stride 2, transposed and times 4 upwards. Values and gradients, any padding."""
+    kernel = filter_kernel(taps).double()
+    for pad in range(len(taps) // 2 + 1):
+        x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+        f = kernel.expand(3, 1, -1, -1)
+        exact = F.conv_transpose2d(x, 4 * f, groups=3, stride=2, padding=pad) if up else \
+            F.conv2d(x, f, groups=3, stride=2, padding=pad)
+        ours = resample(x, kernel, pad, up=up)
+        direction = torch.randn(exact.shape, dtype=torch.float64)
+        for a, b in ((ours, exact), (torch.autograd.grad(ours, x, direction)[0], torch.autograd.grad(exact, x, direction)[0])):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the filter is of float32: not quite a product
 
 
 # precision -----------------------------------------------------------------------------------------------------------

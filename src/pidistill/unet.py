@@ -7,6 +7,7 @@ as what it is: average pooling and nearest-neighbour upsampling.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -73,14 +74,38 @@ def filter_kernel(taps: Sequence[float]) -> Tensor:
 
 
 def resample(x: Tensor, kernel: Tensor | None, pad: int, *, up: bool) -> Tensor:
-    """Double or halve H and W with a filter (1, 1, k, k) and its zero padding; None: the 2x2 box."""
+    """Double or halve H and W with a separable filter (1, 1, k, k) and its zero padding; None: the 2x2 box.
+
+    Axis by axis as sums of slices, where EDM has convolutions of every channel by itself, which no hardware likes.
+    """
     if kernel is None:
         return F.interpolate(x, scale_factor=2, mode="nearest") if up else F.avg_pool2d(x, 2)
-    c = x.shape[1]
-    f = kernel.to(x.dtype).expand(c, 1, -1, -1)
-    if up:
-        return F.conv_transpose2d(x, f * 4, groups=c, stride=2, padding=pad)  # 4: each input feeds four outputs
-    return F.conv2d(x, f, groups=c, stride=2, padding=pad)
+    taps = kernel[0, 0].sum(dim=0).to(x.dtype)
+    for axis in (2, 3):
+        x = (spread if up else halve)(x, taps, pad, axis)
+    return x
+
+
+def edged(x: Tensor, pad: int, axis: int) -> Tensor:
+    return F.pad(x, (0, 0, pad, pad) if axis == 2 else (pad, pad)) if pad else x
+
+
+def halve(x: Tensor, taps: Tensor, pad: int, axis: int) -> Tensor:
+    """y_i = sum_k f_k x_{2i + k - pad}."""
+    x, k, before = edged(x, pad, axis), len(taps), (slice(None),) * axis
+    n = (x.shape[axis] - k) // 2 + 1
+    return functools.reduce(torch.add, (taps[j] * x[(*before, slice(j, j + 2 * n - 1, 2))] for j in range(k)))
+
+
+def spread(x: Tensor, taps: Tensor, pad: int, axis: int) -> Tensor:
+    """y_{2m + r - pad} = 2 sum_j f_{2j + r} x_{m - j}: the adjoint of `halve`, times 2, since an input feeds two outputs."""
+    length = 2 * (x.shape[axis] - 1) - 2 * pad + len(taps)
+    taps = F.pad(taps, (0, len(taps) % 2))
+    half, n = len(taps) // 2, x.shape[axis] + len(taps) // 2 - 1
+    x = edged(x, half - 1, axis)
+    phases = [functools.reduce(torch.add, (2 * taps[2 * j + r] * x.narrow(axis, half - 1 - j, n) for j in range(half)))
+              for r in (0, 1)]
+    return torch.stack(phases, dim=axis + 1).flatten(axis, axis + 1).narrow(axis, pad, length)
 
 
 class Conv2d(nn.Module):
