@@ -166,7 +166,8 @@ def test_resampling_is_the_convolution_of_every_channel(taps, up):
             F.conv2d(x, f, groups=3, stride=2, padding=pad)
         ours = resample(x, kernel, pad, up=up)
         direction = torch.randn(exact.shape, dtype=torch.float64)
-        for a, b in ((ours, exact), (torch.autograd.grad(ours, x, direction)[0], torch.autograd.grad(exact, x, direction)[0])):
+        slopes = [torch.autograd.grad(y, x, direction)[0] for y in (ours, exact)]
+        for a, b in ((ours, exact), slopes):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the filter is of float32: not quite a product
 
 
