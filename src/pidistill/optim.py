@@ -18,8 +18,8 @@ class RAdam(torch.optim.Optimizer):
         p -= lr/c1 m                                 where rho_t <= 5, in the first five steps,
         p -= lr r_t/c1 sqrt(c2) m / (sqrt(v) + eps)  later,
 
-    which is Adam's with the rate lr r_t and eps/sqrt(c2). PyTorch's own RAdam makes a dozen passes over the weights:
-    0.67 s for the CIFAR-10 network on two cores, a tenth of a training step; this makes one.
+    which is Adam's with the rate lr r_t and eps/sqrt(c2). PyTorch's own RAdam makes a dozen passes over the weights, nearly
+    a tenth of a training step on a CPU; this makes one (benchmarks/kernels.py).
 
     Where `found_inf` is set (a tensor, by GradScaler or whoever finds gradients that are not finite), 1 leaves weights,
     moments and t as they are. It is read on the device, after the first five steps.
