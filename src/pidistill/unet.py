@@ -1,8 +1,8 @@
 """Parts of EDM's U-Nets (Karras et al., 2022): linear maps, resampling convolutions, residual blocks, embeddings.
 
 Parameter and buffer names and shapes are those of NVIDIA's EDM checkpoints, so that their weights load by name.
-The code is our own. Where EDM resamples with grouped (transposed) convolutions, filters are sums of slices here, and the 2x2 box
-is what it is: average pooling and nearest-neighbour upsampling.
+The code is our own. Where EDM resamples with grouped (transposed) convolutions, filters are sums of slices here, and
+the 2x2 box is what it is: average pooling and nearest-neighbour upsampling.
 """
 
 from __future__ import annotations
