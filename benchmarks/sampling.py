@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pidistill import native
 from pidistill import sample as verb
 from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser, device_of
@@ -153,7 +154,7 @@ def parts(folder: Path, num: int = 2000) -> list[list[str]]:
 
 def flops(student: Student) -> float:
     """GFLOP an image, a multiplication and an addition counted as two."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with native.switched_off(), FlopCounterMode(display=False) as counter, torch.no_grad():  # which knows PyTorch's alone
         labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
         student(torch.zeros(1, *student.shape), student.t_min, labels)
     return counter.get_total_flops() / 1e9
