@@ -182,7 +182,8 @@ def check(model: type[Config], values: dict[str, Any], where: str) -> Config:
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # A value that may be of several types adds the type to the place of its error: `microbatch.constrained-int`.
+        key = ".".join(str(part) for part in first["loc"] if re.fullmatch(r"\w+", str(part)))
         if first["type"] == "extra_forbidden":
             fields: Any = model
             for part in first["loc"][:-1]:

@@ -33,6 +33,15 @@ class Pictures(Dataset):
         return self.images[k]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def both_cores():
+    """Inception, twice over all images, is the slowest part of the suite."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> str:
     """Random weights whose features vary and do not vanish: every convolution keeps the variance of its input."""
