@@ -23,9 +23,10 @@ from pidistill.plugins import build
 from pidistill.provenance import commit, versions
 from pidistill.samplers import sample_teacher
 from pidistill.seeds import labels_of
+from pidistill.step import learning_rate, make_optimizer
 from pidistill.student import Student, make_student
 from pidistill.teachers import load_teacher
-from pidistill.trainer import draws, learning_rate, make_optimizer
+from pidistill.trainer import draws
 
 BALANCED = {"name": "pid", "balance": 0.75}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -32,8 +32,9 @@ from pidistill.config import DistillConfig, load_config
 from pidistill.denoiser import Denoiser
 from pidistill.distillation import build_objective
 from pidistill.footprint import Rehearsal
+from pidistill.step import make_optimizer
 from pidistill.teachers import load_teacher, network_teacher, teacher_config
-from pidistill.trainer import draws, make_optimizer, train
+from pidistill.trainer import draws, train
 
 ADM = {"name": "dhariwal_unet", "model_channels": 64, "channel_mult": [1, 2, 3], "num_blocks": 2,
        "attn_resolutions": [16, 8], "dropout": 0.0}

@@ -18,7 +18,7 @@ from pidistill.grid import Grid
 from pidistill.objectives.pid import PID
 from pidistill.precision import HALF, set_float32_products
 from pidistill.recompute import recompute_blocks
-from pidistill.trainer import Step, place
+from pidistill.step import Step, place
 
 LONG = 100_000  # the step that it believes to be at: RAdam's and the average's factors are settled there
 

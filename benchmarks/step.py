@@ -28,7 +28,7 @@ from pidistill.grid import Grid
 from pidistill.objectives.pid import PID
 from pidistill.precision import autocast, set_float32_products
 from pidistill.recompute import recompute_blocks
-from pidistill.trainer import Step, place
+from pidistill.step import Step, place
 
 LONG = 100_000  # the step that both believe to be at: RAdam's and the average's factors are settled there
 

@@ -1,14 +1,25 @@
-"""Checkpoints: everything comes back, the newest whole one counts."""
+"""Checkpoints: everything comes back, the newest whole one counts, and no interruption of a write leaves none."""
 
 from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import threading
 
 import pytest
 import torch
 
-from pidistill.checkpoint import latest, prune, restore, save
+from pidistill import checkpoint, files
+from pidistill.checkpoint import Checkpoints, by_step, clean, collect, config_of, latest, newest, restore, set_aside
 from pidistill.ema import EMA
 from pidistill.errors import PidistillError
+from pidistill.files import read_tensors
+from pidistill.manifest import NAME, verify
 from pidistill.objectives.pid import PID
+from pidistill.optim import RAdam
 from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
 from tests.helpers import MLP, grid_of
@@ -20,60 +31,274 @@ def make(seed: int, steps: int = 0):
     torch.manual_seed(seed)
     teacher = gaussian("2")
     objective = PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 5))
-    optimizer, ema = torch.optim.RAdam(objective.parameters(), lr=0.1), EMA(objective.networks, RATES)
+    optimizer, ema = RAdam(objective.parameters(), lr=0.1), EMA(objective.networks, RATES)
     for step in range(steps):
         for p in objective.parameters():
             p.grad = torch.randn_like(p)
         optimizer.step()
         ema.update(step)
-    return objective, ema, optimizer, torch.amp.GradScaler("cpu", enabled=False)
+    return objective, ema, optimizer
+
+
+def write(folder, *steps: int, state=None, **options) -> None:
+    """Checkpoints of the same state."""
+    tensors = collect(*(state or make(0, steps=1)))
+    checkpoints = Checkpoints(folder, **options)
+    for step in steps:
+        checkpoints.save(step, tensors, {"config": {"k": step}})
+    assert checkpoints.close() is None
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """What `files.stage` was called with; `act(k, what)` is called at each."""
+    seen = []
+    monkeypatch.setattr(files, "stage", lambda what: (seen.append(what), stages_act[0](len(seen), what)))
+    monkeypatch.setattr(checkpoint, "stage", files.stage)
+    monkeypatch.setattr("pidistill.manifest.stage", files.stage)
+    stages_act = [lambda k, what: None]
+    seen_of = lambda act: stages_act.__setitem__(0, act)
+    return seen, seen_of
 
 
 def test_everything_comes_back(tmp_path):
-    objective, ema, optimizer, scaler = make(0, steps=3)
-    save(tmp_path / "checkpoints", 3, 2, objective, ema, optimizer, scaler)
-    other, other_ema, other_optimizer, other_scaler = make(1)
-    assert restore(tmp_path, other, other_ema, other_optimizer, other_scaler) == 3
-    averages = [(ema.networks[rate], other_ema.networks[rate]) for rate in RATES]
-    for a, b in ((objective.networks, other.networks), *averages):
-        for key, value in a["student"].state_dict().items():
-            assert torch.equal(value, b["student"].state_dict()[key])
-    ours, theirs = optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]
-    assert ours.keys() == theirs.keys() and ours
-    for i in ours:
-        assert all(torch.equal(ours[i][key], theirs[i][key]) for key in ours[i])
-    assert {path.suffix for path in (tmp_path / "checkpoints" / "000003").iterdir()} == {".json", ".safetensors"}
+    state = make(0, steps=7)  # beyond RAdam's first steps
+    write(tmp_path, 7, state=state)
+    other = make(1)
+    assert restore(tmp_path / "000007", *other) == {"step": 7, "config": {"k": 7}}
+    ours, theirs = collect(*state), collect(*other)
+    assert ours.keys() == theirs.keys() == {"student", "optimizer", *(f"student-ema-{rate}" for rate in RATES)}
+    for name, tensors in ours.items():
+        assert tensors.keys() == theirs[name].keys() and tensors
+        assert all(torch.equal(value, theirs[name][key]) for key, value in tensors.items())
+    assert {path.suffix for path in (tmp_path / "000007").iterdir()} == {".json", ".safetensors"}
 
 
-def test_no_checkpoint_is_step_0(tmp_path):
-    assert restore(tmp_path, *make(0)) == 0 and latest(tmp_path) is None
+def test_a_checkpoint_is_of_the_moment_of_the_call(tmp_path, stages):
+    """The weights go on changing while it is written."""
+    gate = threading.Event()
+    stages[1](lambda k, what: gate.wait(20))
+    objective, ema, optimizer = make(0, steps=1)
+    before = {name: value.clone() for name, value in objective.networks["student"].state_dict().items()}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, collect(objective, ema, optimizer), {})
+    with torch.no_grad():
+        for p in objective.parameters():
+            p.zero_()
+    assert names(tmp_path) == [] or names(tmp_path)[0].startswith(".")  # save did not wait for the disk
+    gate.set()
+    assert checkpoints.close() is None
+    found = read_tensors(tmp_path / "000001" / "student.safetensors")
+    assert all(torch.equal(value, found[name]) for name, value in before.items())
 
 
-def touch(folder, *steps):
-    for step in steps:
-        (folder / f"{step:06d}").mkdir(parents=True)
-        (folder / f"{step:06d}" / "state.json").write_text("{}")
+def test_none_is_there(tmp_path):
+    assert newest(tmp_path) == (None, []) and latest(tmp_path) is None and config_of(tmp_path) is None
 
 
-def test_newest_is_the_largest_number(tmp_path):
-    touch(tmp_path, 5, 999000, 1000000)
-    assert latest(tmp_path).name == "1000000"  # names sort otherwise from a million steps on
-    prune(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1000000", "999000"]
-
-
-def test_half_a_checkpoint_does_not_count(tmp_path):
-    touch(tmp_path, 5)
-    (tmp_path / "000007").mkdir()
-    (tmp_path / ".000009.123").mkdir()
-    assert latest(tmp_path).name == "000005"
-
-
-@pytest.mark.parametrize("name", ["student", "student-ema-0.5", "student-ema-0.9", "optimizer"])
-def test_truncated_checkpoint_is_one_line(tmp_path, name):
-    save(tmp_path / "checkpoints", 1, 2, *make(0, steps=1))
-    path = tmp_path / "checkpoints" / "000001" / f"{name}.safetensors"
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(PidistillError, match="truncated") as caught:
-        restore(tmp_path, *make(0))
+def test_newest_is_the_largest_number_that_is_whole(tmp_path):
+    write(tmp_path, 5, 999000, 1000000, keep=9)
+    assert newest(tmp_path) == (tmp_path / "1000000", [])  # names sort otherwise from a million steps on
+    assert latest(tmp_path).name == "1000000" and config_of(tmp_path) == {"k": 1000000}
+    (tmp_path / "1000000" / "student.safetensors").write_bytes(b"")
+    found, wrong = newest(tmp_path)
+    assert found.name == "999000" and len(wrong) == 1 and "student.safetensors has 0 bytes" in wrong[0]
+    (tmp_path / "999000" / "state.json").unlink()
+    assert newest(tmp_path)[0].name == "000005" and config_of(tmp_path) == {"k": 1000000}
+    (tmp_path / "000005" / NAME).unlink()
+    with pytest.raises(PidistillError, match="none of the 3 checkpoints") as caught:
+        newest(tmp_path)
     assert "\n" not in str(caught.value)
+    set_aside(tmp_path, 5, "damaged")
+    assert names(tmp_path) == ["000005", "1000000.damaged", "999000.damaged"]
+    assert [path.name for path in by_step(tmp_path)] == ["000005"]
+
+
+def test_pruning_keeps_the_newest_and_the_first_of_each_so_many_steps(tmp_path):
+    write(tmp_path / "a", *range(3, 40, 3), keep=2, every=10)
+    assert names(tmp_path / "a") == ["000012", "000021", "000030", "000036", "000039"]
+    write(tmp_path / "b", 1, 2, 3, keep=2)
+    assert names(tmp_path / "b") == ["000002", "000003"]
+    (tmp_path / "b" / ".000004.77").mkdir()
+    (tmp_path / "b" / ".000001.gone").mkdir()
+    clean(tmp_path / "b")
+    assert names(tmp_path / "b") == ["000002", "000003"]
+
+
+def test_another_optimiser_state_is_one_line(tmp_path):
+    write(tmp_path, 1)
+    objective, ema, _ = make(0)
+    with pytest.raises(PidistillError, match="does not fit") as caught:
+        restore(tmp_path / "000001", objective, ema, RAdam([torch.nn.Parameter(torch.ones(3))]))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PidistillError, match=r"no average at the rate 0\.3"):
+        restore(tmp_path / "000001", objective, EMA(objective.networks, [0.3]), make(0)[2])
+
+
+# Damage --------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    """1,000 single bits over all files of a checkpoint, and every bit of the manifest."""
+    write(tmp_path, 1)
+    folder, rng = tmp_path / "000001", random.Random(0)
+    contents = {path: path.read_bytes() for path in folder.iterdir()}
+    weights = [len(content) for content in contents.values()]
+    flips = [(path, rng.randrange(8 * len(contents[path]))) for path in rng.choices([*contents], weights, k=1000)]
+    flips += [(path, rng.randrange(8 * len(contents[path]))) for path in contents for _ in range(100)]
+    flips += [(folder / NAME, bit) for bit in range(8 * len(contents[folder / NAME]))]
+    verify(folder)
+    for path, bit in flips:
+        damaged = bytearray(contents[path])
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(PidistillError) as caught:
+            verify(folder)
+        assert "\n" not in str(caught.value)
+        path.write_bytes(contents[path])
+    verify(folder)
+
+
+def test_every_truncation_and_loss_is_found(tmp_path):
+    write(tmp_path, 1)
+    folder = tmp_path / "000001"
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for size in (0, 1, 8, len(whole) // 2, len(whole) - 1, len(whole) + 1):
+            path.write_bytes((whole + b" ")[:size])
+            with pytest.raises(PidistillError):
+                verify(folder)
+        path.unlink()
+        with pytest.raises(PidistillError, match="missing"):
+            verify(folder)
+        path.mkdir()
+        with pytest.raises(PidistillError):
+            verify(folder)
+        path.rmdir()
+        path.write_bytes(whole)
+    verify(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"files": 3, "sha256": ""}', "[" * 100_000, "\xff", "9" * 5000])
+def test_a_manifest_of_anything_is_one_line(tmp_path, text):
+    (tmp_path / NAME).write_text(text, encoding="latin-1")
+    with pytest.raises(PidistillError) as caught:
+        verify(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_names_no_files_elsewhere(tmp_path):
+    from pidistill.manifest import text_of
+
+    (tmp_path / "outside").write_text("x")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / NAME).write_text(text_of({"files": {"../outside": {"bytes": 1, "sha256": ""}}}))
+    with pytest.raises(PidistillError, match="missing"):
+        verify(tmp_path / "a")
+
+
+# Interruptions -------------------------------------------------------------------------------------------------------------
+
+
+def in_child(function) -> int:
+    """Its exit status; negative: the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_killed_at_every_stage_of_a_write_a_whole_checkpoint_is_left(tmp_path, stages):
+    """SIGKILL at stage 1, 2, ... of writing the third checkpoint, until it comes through."""
+    seen, act = stages
+    state = make(0, steps=1)
+    write(tmp_path / "start", 1, 2, state=state)
+    seen.clear()
+    left = []
+    for k in range(1, 100):
+        folder = tmp_path / str(k)
+        shutil.copytree(tmp_path / "start", folder)
+        act(lambda n, what, k=k: os.kill(os.getpid(), signal.SIGKILL) if n == k else None)
+        status = in_child(lambda folder=folder: write(folder, 3, state=state))
+        found, wrong = newest(folder)  # what is under a number is whole: nothing has to be skipped
+        assert wrong == [] and found.name in ("000002", "000003")
+        clean(folder)
+        assert all(not name.startswith(".") for name in names(folder)) and len(by_step(folder)) >= 2
+        left.append(found.name)
+        act(lambda n, what: None)
+        write(folder, 4, state=state)  # and the next run goes on
+        assert newest(folder)[0].name == "000004"
+        seen.clear()
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert left == sorted(left) and set(left) == {"000002", "000003"} and len(left) > 15
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_an_error_at_every_stage_is_a_warning_and_tried_again(tmp_path, stages, monkeypatch, capsys, code):
+    """The disk fills at stage 1, 2, ...: the run goes on, the old checkpoints stay, and the next attempt writes it."""
+    seen, act = stages
+    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    state = make(0, steps=1)
+    write(tmp_path / "start", 1, 2, state=state)
+    seen.clear()
+    for k in range(1, 100):
+        folder = tmp_path / str(k)
+        shutil.copytree(tmp_path / "start", folder)
+
+        def fail(n, what, k=k, folder=folder):
+            if n == k:
+                assert {"000001", "000002"} & set(names(folder))
+                raise OSError(code, os.strerror(code))
+
+        act(fail)
+        write(folder, 3, state=state)
+        clean(folder)
+        assert newest(folder) == (folder / "000003", []) and names(folder) == ["000002", "000003"]
+        warned = capsys.readouterr().err
+        if len(seen) < k:
+            break
+        if "pruned" not in seen[k - 1]:
+            assert "checkpoint 3 is not written" in warned and os.strerror(code) in " ".join(warned.split())
+        seen.clear()
+    assert k > 15
+
+
+def test_while_the_disk_is_full_the_newest_state_is_kept_for_later(tmp_path, stages, monkeypatch):
+    full = threading.Event()
+    full.set()
+
+    def act(n, what):
+        if full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    stages[1](act)
+    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    checkpoints, tensors = Checkpoints(tmp_path), collect(*make(0, steps=1))
+    for step in (1, 2, 3):
+        checkpoints.save(step, tensors, {})
+    full.clear()
+    assert checkpoints.close() is None
+    assert newest(tmp_path)[0].name == "000003"
+
+
+def test_a_disk_that_stays_full_is_said_at_the_end(tmp_path, stages):
+    def act(n, what):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path, 1)
+    stages[1](act)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, collect(*make(0, steps=1)), {})
+    error = checkpoints.close()
+    assert isinstance(error, PidistillError) and "No space left" in str(error)
+    assert newest(tmp_path) == (tmp_path / "000001", [])

@@ -16,8 +16,9 @@ from pidistill.config import DistillConfig, load_config
 from pidistill.distillation import build_objective
 from pidistill.footprint import GROWING, Ledger, LikeGPU, Rehearsal, owned
 from pidistill.precision import autocast
+from pidistill.step import make_optimizer
 from pidistill.teachers import load_teacher
-from pidistill.trainer import draws, make_optimizer
+from pidistill.trainer import draws
 from tests.helpers import tiny_teacher, vgg_weights
 
 CPU = torch.device("cpu")

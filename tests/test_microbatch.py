@@ -12,8 +12,9 @@ from pidistill.errors import PidistillError
 from pidistill.footprint import GROWING, Rehearsal
 from pidistill.microbatch import automatic, bearable, fitting
 from pidistill.objectives.pid import PID
+from pidistill.step import make_optimizer
 from pidistill.student import make_student
-from pidistill.trainer import draws, make_optimizer
+from pidistill.trainer import draws
 from tests.helpers import SHAPE, grid_of, tiny_teacher
 from tests.training import metrics, start_run
 

@@ -12,8 +12,9 @@ from pidistill import native, trainer
 from pidistill.config import DistillConfig, load_config
 from pidistill.distillation import build_objective
 from pidistill.precision import has_instructions
+from pidistill.step import Step
 from pidistill.teachers import load_teacher
-from pidistill.trainer import Step, draws
+from pidistill.trainer import draws
 from tests.helpers import vgg_weights
 from tests.training import metrics, start_run
 

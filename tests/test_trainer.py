@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from pidistill.config import OptimizerConfig
-from pidistill.errors import PidistillError
 from pidistill.objectives.pid import PID
 from pidistill.optim import RAdam
+from pidistill.step import learning_rate, make_optimizer
 from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
-from pidistill.trainer import Watcher, draws, learning_rate, make_optimizer
+from pidistill.trainer import Watcher, draws
 from tests.helpers import MLP, grid_of
 from tests.training import cut, metrics, start_run
 
@@ -146,22 +146,6 @@ def test_draws_do_not_depend_on_the_split():
     assert len(whole["z"].unique()) == 16 and whole["z"].dtype == torch.float32 and whole["i"].dtype == torch.int64
 
 
-def test_a_loss_that_is_not_finite_stops_in_one_line(tmp_path):
-    with pytest.raises(PidistillError, match=r"the loss is nan near step \d+; lower optimizer.lr") as caught:
-        start_run(tmp_path / "a", {"optimizer.lr": 1e30, "train.steps": 50})
-    assert "\n" not in str(caught.value)
-
-
-def test_no_checkpoint_holds_a_loss_that_was_not_finite(tmp_path):
-    """A checkpoint written between two log lines must not carry NaN, or resuming could never recover."""
-    from pidistill.files import read_tensors
-
-    with pytest.raises(PidistillError, match="the loss is"):
-        start_run(tmp_path / "a", {"optimizer.lr": 1e30, "train.steps": 50, "log.every": 25, "checkpoint.every": 5})
-    for path in (tmp_path / "a").glob("checkpoints/*/student.safetensors"):
-        assert all(bool(v.isfinite().all()) for v in read_tensors(path).values()), path
-
-
 def test_weight_decay_pulls_towards_zero(tmp_path):
     """Where nothing else moves the weights: their gradient is clipped away, and the decay is not."""
     options = {"optimizer.name": "adam", "train.steps": 1, "optimizer.clip": 1e-12}
@@ -209,9 +193,9 @@ def test_previews_and_files(tmp_path):
         seen.append((step, folder.name))
         assert [*averages] == [0.9] and not averages[0.9]["student"].training
 
-    start_run(tmp_path / "a", {"checkpoint.keep": 1}, [Watcher(4, look)])
+    start_run(tmp_path / "a", {"checkpoint.every": 2}, [Watcher(4, look)])
     assert seen == [(4, "a"), (6, "a")]
-    assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["000006"]
+    assert sorted(path.name for path in (tmp_path / "a" / "checkpoints").iterdir()) == ["000004", "000006"]
     assert any((tmp_path / "a" / "tensorboard").iterdir())
     for record in metrics(tmp_path / "a"):
         assert set(record) == {"step", "loss", "lr", "grad_norm"} and math.isfinite(record["loss"])

@@ -43,6 +43,8 @@ Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of im
                                                                    "torchrun, which take --num for theirs: --images.)")]
 AutoBatch = Annotated[int | None, typer.Option("--batch", min=1, help="Images at a time; default: what memory holds.")]
 Output = typer.Option("--out", "-o", help="Where the result goes.")
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is in --out, if one is there: the same line "
+                                                       "starts a job and continues it.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
@@ -60,13 +62,13 @@ def options(context: typer.Context,
 @app.command()
 def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Spec KIND:REST, or a folder.")] = None,
             preset: Annotated[str | None, typer.Option("--preset", "-p", help="Preset name, or a YAML file.")] = None,
-            override: Overrides = None, out: Out = None, force: Force = False,
+            override: Overrides = None, out: Out = None, force: Force = False, resume: Resume = False,
             dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need, and stop.")] = False,
             gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run reckons with.")] = 1,
             memory: Annotated[float, typer.Option(min=0.1, help="GB of each of them.")] = 80) -> None:
     """Train a one-step student; without arguments, of the bundled digits teacher. Ends with a table."""
     from pidistill import distillation, dryrun, runs
-    from pidistill.config import DistillConfig, load_config
+    from pidistill.config import DistillConfig, given_keys, load_config
     from pidistill.teachers import load_teacher
 
     preset = preset or distillation.default_preset(teacher or "bundled:digits")
@@ -76,19 +78,24 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
         print_facts(dryrun.dry_run(config, gpus, memory))
         return
     denoiser = load_teacher(config.teacher)
-    finish(distillation.run(config, denoiser, lambda: runs.claim(config, force), BEGAN), Path(config.out))
+    claim = lambda: runs.claim(config, force, resume, given_keys(override))
+    finish(distillation.run(config, denoiser, claim, BEGAN), Path(config.out))
 
 
 @app.command()
-def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")]) -> None:
-    """Continue an interrupted run from its newest checkpoint."""
+def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")], override: Overrides = None,
+           step: Annotated[int | None, typer.Option(min=1, help="Of the checkpoint to go on from; default: the newest whole "
+                                                                "one. Later ones are set aside.")] = None) -> None:
+    """Continue an interrupted run from its newest whole checkpoint; --set changes its settings from there on."""
     from pidistill import distillation, runs, train_teacher
-    from pidistill.config import TeacherConfig, load_config
+    from pidistill.config import TeacherConfig, given_keys, load_config
 
     if runs.is_teachers(run):
-        said(train_teacher.train_teacher(load_config(TeacherConfig, run / "config.yaml"), lambda: run, command_line()))
+        config = load_config(TeacherConfig, run / "config.yaml", override)
+        claim = lambda: runs.reopen(run, config, given_keys(override), step)
+        said(train_teacher.train_teacher(config, claim, command_line()))
     else:
-        finish(distillation.resume(run, BEGAN), run)
+        finish(distillation.resume(run, BEGAN, override or [], step), run)
 
 
 @app.command()
@@ -337,13 +344,15 @@ def reproduce(
 
 
 @app.command("train-teacher")
-def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Out = None, force: Force = False) -> None:
+def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Out = None, force: Force = False,
+                  resume: Resume = False) -> None:
     """Train a diffusion model (EDM loss) that can teach."""
     from pidistill import runs, train_teacher
-    from pidistill.config import TeacherConfig, load_config
+    from pidistill.config import TeacherConfig, given_keys, load_config
 
     config = load_config(TeacherConfig, preset, with_out(override, out))
-    said(train_teacher.train_teacher(config, lambda: runs.claim(config, force), command_line()))
+    claim = lambda: runs.claim(config, force, resume, given_keys(override))
+    said(train_teacher.train_teacher(config, claim, command_line()))
 
 
 def said(folder: Path | None) -> None:
@@ -494,7 +503,9 @@ def main() -> Any:
         result = app(spread(arguments) if arguments[:1] == ["compare"] else arguments, standalone_mode=False)
     except PidistillError as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            print(stopped, file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's usage errors, whose home module differs between versions

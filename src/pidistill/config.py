@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -73,6 +74,7 @@ class TrainConfig(Strict):
     batch: int = Field(ge=1)
     microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     recompute: bool = False
+    skip_limit: int = Field(20, ge=1)  # steps in a row whose loss or gradient is not finite; then the run stops
     seed: int = Field(0, ge=0, lt=MAX_SEED)
 
 
@@ -87,7 +89,9 @@ class PreviewConfig(Strict):
 
 class CheckpointConfig(Strict):
     every: int = Field(1000, ge=1)
-    keep: int = Field(2, ge=1)
+    minutes: float | None = Field(None, gt=0)  # also after so long, whatever a step takes
+    keep: int = Field(2, ge=2)  # the newest may turn out to be damaged
+    keep_every: int | None = Field(None, ge=1)
 
 
 class EvaluateConfig(Strict):
@@ -159,6 +163,27 @@ def load_config(model: type[Config], source: str | Path, overrides: list[str] | 
     for key, value in pairs:
         _assign(values, key, value)
     return check(model, values, str(source))
+
+
+def differing(old: dict[str, Any], new: RunConfig) -> list[str]:
+    """Dotted keys in which a run's configuration (a checkpoint's, a file's) and a new one differ; `out` may."""
+    with suppress(ValidationError):  # of one that had keys which are gone: those are named
+        old = type(new).model_validate(old).model_dump(mode="json")  # an older file lacks what has a default
+    before, after = flat(old), flat(new.model_dump(mode="json"))
+    return sorted(key for key in (before.keys() | after.keys()) - {"out"} if before.get(key) != after.get(key))
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def given_keys(overrides: list[str] | dict[str, Any] | None) -> list[str]:
+    """The keys of `--set key=value`."""
+    return [key.partition("=")[0].strip() for key in overrides or []]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

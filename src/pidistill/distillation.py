@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pidistill import runs
-from pidistill.config import DistillConfig, load_config
+from pidistill.config import DistillConfig, given_keys, load_config
 from pidistill.denoiser import Denoiser, as_denoiser
 from pidistill.errors import PidistillError
 from pidistill.evaluate import Evaluator, evaluate
@@ -32,12 +33,13 @@ from pidistill.trainer import Averages, Watcher, train
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,
-            overrides: dict[str, Any] | None = None, force: bool = False) -> Student:
+            overrides: dict[str, Any] | None = None, force: bool = False, resume: bool = False) -> Student:
     """Distil a teacher into a one-step student (Algorithm 1); returns the averaged student.
 
     teacher: a spec such as `bundled:digits`, a Denoiser, or any callable with a denoiser's attributes.
     preset: a preset's name or a YAML file; `digits` for the bundled teacher, else `default`.
-    overrides: configuration keys, such as {"train.steps": 2000}. The run's folder is `out`.
+    overrides: configuration keys, such as {"train.steps": 2000}. The run's folder is `out`; a run that is there already is
+    refused, replaced with `force`, or continued with `resume`, where the overrides alone may differ from its settings.
     """
     values = dict(overrides or {})
     spec = teacher if isinstance(teacher, str) else getattr(teacher, "spec", None)
@@ -46,7 +48,7 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
         values["out"] = str(out)
     config = load_config(DistillConfig, preset or default_preset(values.get("teacher")), values)
     denoiser = load_teacher(config.teacher) if isinstance(teacher, str) else as_denoiser(teacher)
-    run(config, denoiser.eval().requires_grad_(False), lambda: runs.claim(config, force))
+    run(config, denoiser.eval().requires_grad_(False), lambda: runs.claim(config, force, resume, given_keys(overrides)))
     return load_student(config.out)
 
 
@@ -106,28 +108,28 @@ def students_of(averages: Averages) -> dict[float, Student]:
     return {rate: student for rate, networks in averages.items() if isinstance(student := networks["student"], Student)}
 
 
-def run(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
-        began: float | None = None) -> dict[str, Any] | None:
-    """Train (or continue) in the folder that `claim` gives, save the student, evaluate it at every EMA rate.
+def run(config: DistillConfig, teacher: Denoiser, claim: runs.Claim, began: float | None = None) -> dict[str, Any] | None:
+    """Train (or continue) in the folder that `claim` holds, save the student, evaluate it at every EMA rate.
 
     Returns results.json's content (main process only). began: time.perf_counter() from which `seconds` is counted.
     """
     began = time.perf_counter() if began is None else began
-    fitted = fit(config, teacher, claim)
-    if fitted is None:
-        return None
-    folder, students = fitted
-    first, *others = students
-    console.print(f"evaluating {config.evaluate.num} images of teacher and student")
-    named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
-    results = evaluate(teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
-                       features=config.evaluate.features, reference=config.evaluate.reference)
-    results |= {"seconds": round(time.perf_counter() - began, 1), "seeds": f"0-{config.evaluate.num - 1}",
-                "ema": list(students), "train_seed": config.train.seed, "steps": config.train.steps,
-                "batch": config.train.batch, "threads": torch.get_num_threads(), "commit": commit(),
-                "versions": versions()}
-    write_json(folder / "results.json", results)
-    return results
+    with ExitStack() as held:
+        fitted = fit(config, teacher, lambda: held.enter_context(claim()))
+        if fitted is None:
+            return None
+        folder, students = fitted
+        first, *others = students
+        console.print(f"evaluating {config.evaluate.num} images of teacher and student")
+        named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
+        results = evaluate(teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
+                           features=config.evaluate.features, reference=config.evaluate.reference)
+        results |= {"seconds": round(time.perf_counter() - began, 1), "seeds": f"0-{config.evaluate.num - 1}",
+                    "ema": list(students), "train_seed": config.train.seed, "steps": config.train.steps,
+                    "batch": config.train.batch, "threads": torch.get_num_threads(), "commit": commit(),
+                    "versions": versions()}
+        write_json(folder / "results.json", results)
+        return results
 
 
 class Preview:
@@ -146,9 +148,14 @@ class Preview:
             write_comparison(path, self.images, student.sample(self.seeds, self.labels))
 
 
-def resume(folder: Path, began: float | None = None) -> dict[str, Any] | None:
-    """Continue a distillation that was interrupted, from its newest checkpoint."""
+def resume(folder: Path, began: float | None = None, overrides: Sequence[str] = (),
+           step: int | None = None) -> dict[str, Any] | None:
+    """Continue a distillation from its newest whole checkpoint, or from that of a step; later ones are set aside then.
+
+    overrides: `key=value`; these settings may differ from those that the run has had.
+    """
     if not (folder / "config.yaml").exists():
         raise PidistillError(f"{folder} holds no run: config.yaml was expected there")
-    config = load_config(DistillConfig, folder / "config.yaml")
-    return run(config, load_teacher(config.teacher), lambda: folder, began)
+    config = load_config(DistillConfig, folder / "config.yaml", list(overrides))
+    given = given_keys(list(overrides))
+    return run(config, load_teacher(config.teacher), lambda: runs.reopen(folder, config, given, step), began)

@@ -20,8 +20,8 @@ from pidistill.footprint import LikeGPU, Rehearsal, tensors_of
 from pidistill.microbatch import USABLE, fitting
 from pidistill.objectives import Objective
 from pidistill.seeds import stream
+from pidistill.step import make_optimizer
 from pidistill.teachers import load_teacher
-from pidistill.trainer import make_optimizer
 
 # FLOP/s of one A100 that the paper's own timings imply with the operations counted here: tf32 from CIFAR-10, 0.713 s a
 # step of 512 on 8 GPUs (Table 4); fp16 from ImageNet, 600k steps of 2048 in 197 h on 64 GPUs (Table 5). Float32 without

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +19,77 @@ from torch import Tensor, nn
 from pidistill.errors import PidistillError
 
 
-def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any]) -> None:
-    """Write NAME.safetensors and NAME.json into a temporary folder, then rename: there is a whole folder or none."""
+def stage(name: str) -> None:
+    """Called between any two steps of a write. The tests put something here that kills the process, or fills the disk."""
+
+
+def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any],
+                 finish: Callable[[Path], None] = lambda folder: None) -> None:
+    """Write NAME.safetensors and NAME.json into a temporary folder, sync it, rename it: there is a whole folder or none.
+
+    finish: called with the temporary folder once all files are in it.
+    """
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in (os.getpid(), "old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        stage("folder made")
         for name, values in tensors.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / f"{name}.safetensors")
+            stage(f"{name} written")
         for name, record in records.items():
             (temporary / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+            stage(f"{name} written")
+        finish(temporary)
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)  # before the rename: after a power cut the name must not stand for empty files
+            stage(f"{path.name} synced")
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)  # what a crash may have left
             folder.rename(old)
+            stage("old one moved")
         try:
             temporary.rename(folder)
         except OSError:
-            old.rename(folder)
+            if old.exists():
+                old.rename(folder)
             raise
+        stage("renamed")
+        sync(folder.parent)
+        stage("rename synced")
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise PidistillError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk and not in its cache alone."""
+    if os.name == "nt":  # where folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file whole or not at all: the old one stays until the new one is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        stage(f"{path.name} written")
+        sync(temporary)
+        temporary.replace(path)
+        stage(f"{path.name} renamed")
+    except OSError as error:
+        raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -57,6 +107,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+        sync(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise PidistillError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
@@ -115,11 +166,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    except OSError as error:
-        raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net: str = "its config.json") -> None:

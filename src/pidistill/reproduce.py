@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ from typing import Any
 import torch
 
 from pidistill import dryrun, runs
-from pidistill.config import DistillConfig, load_config, read_yaml
+from pidistill.config import DistillConfig, differing, load_config, read_yaml
 from pidistill.denoiser import Denoiser
 from pidistill.distillation import fit
-from pidistill.errors import PidistillError
 from pidistill.evaluate import Evaluator
 from pidistill.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment
 from pidistill.files import read_json, read_metrics, write_json
@@ -85,17 +85,12 @@ def plan(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = No
 
 def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator]) -> None:
     """Train one curve, or continue it; a finished one is left alone. Other settings in its folder are refused."""
-    kept = run.folder / "config.yaml"
-    if kept.exists():
-        old, new = (flat(values) for values in (read_yaml(kept), run.config.model_dump(mode="json")))
-        differing = sorted(key for key in (old.keys() | new.keys()) - {"out"} if old.get(key) != new.get(key))
-        if differing:
-            raise PidistillError(f"{run.folder} was made with other settings ({', '.join(differing)}); delete it, or choose "
-                                 "another folder with --out")
-    if not run.done:
-        console.print(f"{CURVES[run.curve].label}, seed {run.seed}: {run.folder}", soft_wrap=True)
-        claim = (lambda: run.folder) if kept.exists() else (lambda: runs.claim(run.config))
-        fit(run.config, teacher, claim, evaluator())
+    with ExitStack() as held:
+        if not run.done:
+            console.print(f"{CURVES[run.curve].label}, seed {run.seed}: {run.folder}", soft_wrap=True)
+            fit(run.config, teacher, lambda: held.enter_context(runs.claim(run.config, resume=True)), evaluator())
+        elif changed := differing(read_yaml(run.folder / "config.yaml"), run.config):
+            raise runs.changed_settings(run.folder, changed)
 
 
 def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None,
@@ -152,14 +147,6 @@ def find(name: str, scale_name: str) -> tuple[Experiment, Scale]:
     if scale_name not in SCALES:
         raise choices("scale", scale_name, list(SCALES))
     return EXPERIMENTS[name], SCALES[scale_name]
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    items: dict[str, Any] = {}
-    for key, value in values.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return items
 
 
 def report(name: str, command: str, scale: Scale, planned: list[Run], teacher: Denoiser,

@@ -1,36 +1,121 @@
-"""A run's folder: made once, never overwritten unasked."""
+"""A run's folder: made once, written by one process at a time, never overwritten unasked."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pidistill.config import RunConfig, dump_yaml, read_yaml
+from filelock import FileLock, Timeout
+
+from pidistill.checkpoint import by_step, clean, config_of, set_aside
+from pidistill.config import RunConfig, differing, dump_yaml, read_yaml
 from pidistill.errors import PidistillError
+from pidistill.files import read_json, write_json, write_text
+from pidistill.progress import console
+
+LOCK = ".lock"
+Claim = Callable[[], AbstractContextManager[Path]]  # gives a run its folder, and lets go of it at the end
 
 
-def claim(config: RunConfig, force: bool = False) -> Path:
-    """Make the folder `config.out` for a new run and write its config.yaml. `force` replaces an earlier run there."""
+@contextmanager
+def claim(config: RunConfig, force: bool = False, resume: bool = False, given: Collection[str] = ()) -> Iterator[Path]:
+    """The folder `config.out`, for this run alone, with its config.yaml in it.
+
+    A run that is there already is refused, or replaced with `force`, or with `resume` continued, if its settings are these
+    but for the keys `given`.
+    """
     folder = Path(config.out)
-    if not is_main_process():  # one process of several makes the folder
-        return folder
-    try:
-        if folder.exists():
-            if not folder.is_dir():
+    if not is_main_process():  # one process of several makes the folder and holds the lock
+        yield folder
+        return
+    with ExitStack() as held:
+        try:
+            begun = (folder / "config.yaml").exists()
+            if folder.exists() and not folder.is_dir():
                 raise PidistillError(f"{folder} is a file; choose another folder with --out")
-            if any(folder.iterdir()):
-                if not (folder / "config.yaml").exists():
-                    raise PidistillError(f"{folder} is not empty and holds no run; choose another folder with --out")
-                if not force:
-                    raise PidistillError(f"{folder} holds another run; choose another folder with --out, "
-                                         f"continue it with `pidistill resume {folder}`, or replace it with --force")
-                shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_yaml(config))
-    except OSError as error:
-        raise PidistillError(f"cannot write the run's folder {folder}: {error.strerror or error}") from None
-    return folder
+            if not begun and any(visible(folder)):
+                raise PidistillError(f"{folder} is not empty and holds no run; choose another folder with --out")
+            if begun and not force and not resume:
+                raise PidistillError(f"{folder} holds another run; choose another folder with --out, continue it with "
+                                     f"`pidistill resume {folder}` or --resume, or replace it with --force")
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(folder))
+            if begun and force:
+                for path in visible(folder):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            elif begun:
+                refuse_changes(folder, config, given)
+            clean(folder / "checkpoints")
+            write_text(folder / "config.yaml", dump_yaml(config))
+        except OSError as error:
+            raise PidistillError(f"cannot write the run's folder {folder}: {error.strerror or error}") from None
+        yield folder
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, if it is there, without locks and temporary files; config.yaml, which makes it a run, last."""
+    found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    return sorted(found, key=lambda path: path.name == "config.yaml")
+
+
+@contextmanager
+def reopen(folder: Path, config: RunConfig, given: Collection[str] = (), step: int | None = None) -> Iterator[Path]:
+    """The folder of a run that goes on, which may have been moved. step: of the checkpoint to go on from, not the newest."""
+    with claim(config.model_copy(update={"out": str(folder)}), resume=True, given=given):
+        if step is not None and is_main_process():
+            checkpoints = folder / "checkpoints"
+            steps = [int(path.name) for path in by_step(checkpoints)]
+            if step not in steps:
+                raise PidistillError(f"{folder} has no checkpoint {step}; there are {', '.join(map(str, steps)) or 'none'}")
+            set_aside(checkpoints, step, "later")
+        yield folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. The kernel lets go of it when the process ends, however it ends, so none is ever stale.
+
+    On file systems without such locks filelock leaves a marker with process and host, and sees whether that one lives.
+    """
+    lock, owner = FileLock(folder / LOCK, timeout=0), folder / f"{LOCK}.json"
+    try:
+        lock.acquire()
+    except Timeout:
+        try:
+            who = read_json(owner)
+            said = f"process {who['process']} on {who['host']}, since {who['since']}"
+        except (PidistillError, KeyError):
+            said = "another process"
+        raise PidistillError(f"{folder} is being written by {said}; wait for it, stop it, or choose another folder with "
+                             f"--out (if it is gone, delete {folder / LOCK})") from None
+    try:
+        write_json(owner, {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
+        yield
+    finally:
+        with suppress(OSError):
+            owner.unlink()
+        lock.release()
+
+
+def refuse_changes(folder: Path, config: RunConfig, given: Collection[str]) -> None:
+    """Compare with what the newest checkpoint was trained with, or the folder's config.yaml; `given` may differ."""
+    old = config_of(folder / "checkpoints") or read_yaml(folder / "config.yaml")
+    changed = differing(old, config)
+    free = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in given)]
+    if free != changed:
+        raise changed_settings(folder, [key for key in changed if key not in free])
+    if changed:
+        console.print(f"{folder} goes on with other settings: {', '.join(changed)}", soft_wrap=True)
+
+
+def changed_settings(folder: Path, keys: list[str]) -> PidistillError:
+    return PidistillError(f"{folder} was made with other settings ({', '.join(keys)}); to go on with the new ones say so "
+                          "with --set, or choose another folder with --out")
 
 
 def is_main_process() -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
+from pidistill import runs
 from pidistill.config import TeacherConfig
 from pidistill.data import load_images
 from pidistill.denoiser import Denoiser, Preconditioned, build_net
@@ -21,8 +22,8 @@ from pidistill.teachers import teacher_config, teacher_tensors
 from pidistill.trainer import Averages, Watcher, train
 
 
-def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str) -> Path | None:
-    """Run or continue the training in the folder that `claim` gives.
+def train_teacher(config: TeacherConfig, claim: runs.Claim, command: str) -> Path | None:
+    """Run or continue the training in the folder that `claim` holds.
 
     Returns folder/teacher (None on all but the main process).
     """
@@ -44,17 +45,19 @@ def train_teacher(config: TeacherConfig, claim: Callable[[], Path], command: str
         images = sample_teacher(teacher, seeds, labels_of(seeds, num_classes))
         write_grid(folder / "samples" / f"{step:06d}.png", images, columns=8)
 
-    folder = claim()  # only now: a mistake above must not leave, or replace, a run
-    averages, main = train(objective, config, folder, [Watcher(config.preview.every, preview)] if drawable(shape) else [])
-    if not main:
-        return None
-    losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
-    provenance = {"command": command, "commit": commit(), "seed": config.train.seed, "steps": config.train.steps,
-                  "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
-                  "data_images": len(data.images), "data_licence": data.licence, "versions": versions(),
-                  "seconds": round(time.perf_counter() - began)}
-    teacher = averages[config.ema[0]]["teacher"]
-    assert isinstance(teacher, Preconditioned)
-    write_folder(folder / "teacher", teacher_tensors(teacher),
-                 {"config": teacher_config(teacher), "provenance": provenance})
-    return folder / "teacher"
+    with ExitStack() as held:
+        folder = held.enter_context(claim())  # only now: a mistake above must not leave, or replace, a run
+        watchers = [Watcher(config.preview.every, preview)] if drawable(shape) else []
+        averages, main = train(objective, config, folder, watchers)
+        if not main:
+            return None
+        losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
+        provenance = {"command": command, "commit": commit(), "seed": config.train.seed, "steps": config.train.steps,
+                      "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
+                      "data_images": len(data.images), "data_licence": data.licence, "versions": versions(),
+                      "seconds": round(time.perf_counter() - began)}
+        teacher = averages[config.ema[0]]["teacher"]
+        assert isinstance(teacher, Preconditioned)
+        write_folder(folder / "teacher", teacher_tensors(teacher),
+                     {"config": teacher_config(teacher), "provenance": provenance})
+        return folder / "teacher"

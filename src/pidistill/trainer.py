@@ -6,34 +6,40 @@ import functools
 import itertools
 import json
 import math
+import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from pidistill.checkpoint import restore, save
+from pidistill.checkpoint import Checkpoints, collect, newest, restore, set_aside
 from pidistill.compiling import compiled
-from pidistill.config import OptimizerConfig, RunConfig
-from pidistill.ema import EMA
+from pidistill.config import RunConfig
 from pidistill.errors import PidistillError
-from pidistill.files import read_metrics
+from pidistill.files import read_metrics, write_text
+from pidistill.finite import Skipped
 from pidistill.microbatch import automatic
 from pidistill.objectives import Objective
-from pidistill.optim import RAdam
+from pidistill.parallel import Votes
 from pidistill.pipeline import ahead
 from pidistill.precision import autocast, has_instructions, set_float32_products
 from pidistill.progress import Progress, console
 from pidistill.recompute import recompute_blocks
 from pidistill.seeds import stream
+from pidistill.signals import Signals, ended
+from pidistill.step import Step, make_optimizer, place
 from pidistill.tensors import send
 
+PATIENCE = timedelta(hours=1)  # of processes that wait while the main one draws and measures
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 
 
@@ -42,19 +48,6 @@ class Watcher(NamedTuple):
 
     every: int
     look: Callable[[Averages, int, Path], dict[str, float] | None]
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then constant (the paper) or a half cosine to zero."""
-    rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
-    return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if config.decay == "cosine" else rate
-
-
-def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
-    if config.name == "adam":
-        return torch.optim.Adam(parameters, fused=True, **options)
-    return RAdam(parameters, **options)  # with weight decay 0: Appendix A.1
 
 
 def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.device) -> dict[str, Tensor]:
@@ -76,113 +69,137 @@ class Batches:
         return itertools.islice(self.drawn, self.parts)
 
 
-class Step:
-    """One step of a run: gradients of its microbatches, clipping, the optimiser, the averages. Nothing comes to the host.
-
-    objective: on its device, with all that it calls. `model` is called in its place, such as it in a data-parallel wrapper;
-    while `no_sync()` is entered, gradients are not exchanged.
-    """
-
-    def __init__(self, objective: Objective, config: RunConfig, device: torch.device):
-        self.config, self.device = config, device
-        self.parameters = [p for net in objective.networks.values() for p in net.parameters()]
-        self.optimizer = make_optimizer(config.optimizer, iter(self.parameters))
-        self.ema = EMA(objective.networks, config.ema)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.model: nn.Module = objective
-        self.no_sync: Callable[[], AbstractContextManager] = nullcontext
-
-    def __call__(self, step: int, batches: Iterable[dict[str, Tensor]], share: int) -> tuple[Tensor, Tensor]:
-        """The sum of the losses of `share` samples over `share`, and the gradient's norm. step: counted from 0."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.optimizer, step, self.config.train.steps)
-        total, done = torch.zeros((), device=self.device), 0
-        for batch in batches:
-            done += len(next(iter(batch.values())))
-            torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave the last microbatch may be overwritten
-            with self.no_sync() if done < share else nullcontext():
-                with autocast(self.config.precision, self.device):
-                    loss = self.model(batch).sum() / share
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
-        self.scaler.unscale_(self.optimizer)  # fp16 only, as is the leaving out of steps whose gradients overflowed
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip or math.inf, foreach=True)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(step)
-        return total, norm
-
-
 def train(objective: Objective, config: RunConfig, folder: Path,
           watchers: Sequence[Watcher] = ()) -> tuple[Averages, bool]:
     """Minimise the objective; returns its averaged networks by EMA rate, and whether this process is the main one.
 
-    Writes metrics.jsonl, tensorboard/ and checkpoints/ into `folder`, and continues from the newest checkpoint there.
-    Raises PidistillError when the loss is no longer finite.
+    Writes metrics.jsonl, tensorboard/ and checkpoints/ into `folder`, and continues from the newest whole checkpoint there.
+    Ends with a checkpoint and KeyboardInterrupt (SIGINT) or SystemExit (SIGTERM, SIGUSR1) after the step in which a signal
+    comes, and with PidistillError after `train.skip_limit` steps in a row that are not finite.
     """
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)])
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                                               InitProcessGroupKwargs(timeout=PATIENCE)])
     set_float32_products(config.precision)
-    plan, device = config.train, accelerator.device
-    share = plan.batch // accelerator.num_processes
-    if plan.batch % accelerator.num_processes:
-        raise PidistillError(f"train.batch must be a multiple of {accelerator.num_processes} processes, got {plan.batch}")
-    if accelerator.is_main_process and not has_instructions(config.precision, device):
+    plan, device, main = config.train, accelerator.device, accelerator.is_main_process
+    if plan.batch < accelerator.num_processes:
+        raise PidistillError(f"train.batch must be at least the {accelerator.num_processes} processes, got {plan.batch}")
+    if main and not has_instructions(config.precision, device):
         console.print(f"precision={config.precision}: this CPU has no instructions for it; fp32 is many times faster")
-    first_k = share * accelerator.process_index  # k counts over the global batch
+    # k counts over the global batch, so that it is the same whatever the number of processes, which need not divide it.
+    ks = range(*(plan.batch * (accelerator.process_index + n) // accelerator.num_processes for n in (0, 1)))
 
     objective.train()
     for module in (objective, *objective.frozen):
         place(module, device)
     one = Step(objective, config, device)
-    start = restore(folder, objective, one.ema, one.optimizer, one.scaler)
+    record = restored(accelerator, folder, objective, one)
+    start, logged = record["step"], record["logged"]
     if plan.recompute:  # after the averages were copied: those stay as they are
         for network in objective.networks.values():
             recompute_blocks(network)
-    micro = share if plan.microbatch is None else min(share, plan.microbatch) if plan.microbatch != "auto" else agreed(
-        accelerator, automatic(objective, config, share, make_optimizer, device, accelerator.num_processes,
+    rows = len(ks)
+    micro = rows if plan.microbatch is None else min(rows, plan.microbatch) if plan.microbatch != "auto" else agreed(
+        accelerator, automatic(objective, config, rows, make_optimizer, device, accelerator.num_processes,
                                lambda n: draws(objective, plan.seed, start, range(n), device)))
     if config.compile != "never" and (config.compile != "auto" or device.type == "cuda"):
         mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
         objective.compile_parts(functools.partial(compiled, dynamic=False, **mode))  # shapes are those of every step
     one.model = accelerator.prepare(objective)
     one.no_sync = functools.partial(accelerator.no_sync, one.model)
-    parts = [range(first_k + k, first_k + min(k + micro, share)) for k in range(0, share, micro)]
+    parts = split(ks, plan.batch, accelerator.num_processes, micro)
     batches = Batches(objective, plan.seed, range(start, plan.steps), parts, device)
-    log = Log(folder, start) if accelerator.is_main_process else None
-    running, logged = torch.zeros((), device=device), start
-    with closing(batches.drawn), Progress(start, plan.steps, plan.batch, enabled=accelerator.is_main_process) as progress:
+    log = Log(folder, start) if main else None
+    running = torch.tensor([record["loss"], record["good"]], device=device)  # since the last line
+    votes, clock = Votes(), time.monotonic()
+    keep = config.checkpoint
+    with (closing(batches.drawn), Signals() as signals, Progress(start, plan.steps, plan.batch, enabled=main) as progress,
+          ExitStack() as held):
+        checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every) if main else None
+        if checkpoints:
+            held.callback(checkpoints.close)
         for step in range(start, plan.steps):
-            loss, norm = one(step, batches.step(), share)
-            running += loss
+            loss, norm = one(step, batches.step(), rows, plan.batch / accelerator.num_processes)
+            running += torch.stack([loss, norm.isfinite()]).to(running)
 
             done, last = step + 1, step + 1 == plan.steps
             if done % config.log.every == 0 or last:  # the only place where values come to the host
-                mean = accelerator.reduce(running, "mean").item() / (done - logged)
+                total, good = accelerator.reduce(running, "mean").tolist()
                 running.zero_()
                 logged = done
-                require_finite(mean, done)
+                mean = total / good if good else math.nan
                 if log:
-                    log.write(done, dict(loss=mean, lr=one.optimizer.param_groups[0]["lr"], grad_norm=norm.item(),
-                                         images_per_s=progress.speed(done)))
+                    skipped = int(one.skipped.counts[2])
+                    values = {"loss": mean, "lr": one.optimizer.param_groups[0]["lr"], "grad_norm": norm.item(),
+                              "images_per_s": progress.speed(done), **({"skipped": skipped} if skipped else {})}
+                    log.write(done, {key: value for key, value in values.items() if math.isfinite(value)})  # JSON has no NaN
                 progress.update(done, mean)
             for watcher in watchers:
                 if log and (done % watcher.every == 0 or last):
                     log.write(done, watcher.look(one.ema.networks, done, folder) or {})
-            if done % config.checkpoint.every == 0 or last:
-                if not one.scaler.is_enabled():  # before it is saved, or resuming could never recover
-                    require_finite(norm.item(), done)
-                if log:
-                    save(folder / "checkpoints", done, config.checkpoint.keep, objective, one.ema, one.optimizer, one.scaler)
+
+            due = main and keep.minutes is not None and time.monotonic() - clock > 60 * keep.minutes
+            stop, due, row = votes(signals.caught, due, one.skipped.look()[1])
+            diverged = row >= plan.skip_limit
+            if due or stop or diverged or last or done % keep.every == 0:
+                clock = time.monotonic()
+                total, good = accelerator.reduce(running, "mean").tolist()
+                saved = save(checkpoints, done, objective, one, {
+                    "logged": logged, "loss": total, "good": good, "skipped": int(one.skipped.counts[2]),
+                    "loss_scale": one.scaler.state_dict(), "config": config.model_dump(mode="json")})
+                if diverged or not saved:
+                    raise PidistillError(divergence(objective, one, config, parts, done, row, saved))
+            if stop and not last:
+                held.close()
+                raise ended(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; "
+                                  f"continue with: pidistill resume {folder}" if main else "")
     accelerator.wait_for_everyone()
-    return one.ema.networks, accelerator.is_main_process
+    return one.ema.networks, main
 
 
-def place(module: nn.Module, device: torch.device) -> None:
-    """Move to the device; on a GPU weights of convolutions lie channels last, as its matrix units want them."""
-    module.to(device)
-    if device.type == "cuda":
-        module.to(memory_format=torch.channels_last)
+def restored(accelerator: Accelerator, folder: Path, objective: Objective, one: Step) -> dict[str, Any]:
+    """Load the newest whole checkpoint, the same on all processes; gives its record, or that of step 0."""
+    chosen: list[Any] = [None, None]  # its path, and what is wrong
+    if accelerator.is_main_process:
+        checkpoints = folder / "checkpoints"
+        try:
+            found, wrong = newest(checkpoints)
+            for each in wrong:
+                console.print(f"WARNING: {each}; going on from {found.name if found else 'the start'}", style="bold red",
+                              soft_wrap=True)
+            if found:
+                set_aside(checkpoints, int(found.name), "damaged")
+            chosen = [found, None]
+        except PidistillError as error:
+            chosen = [None, str(error)]
+    broadcast_object_list(chosen)
+    if chosen[1]:
+        raise PidistillError(chosen[1])
+    empty = {"step": 0, "logged": 0, "loss": 0.0, "good": 0.0, "skipped": 0}
+    if chosen[0] is None:
+        return empty
+    record = restore(chosen[0], objective, one.ema, one.optimizer)
+    if record.get("loss_scale"):
+        one.scaler.load_state_dict(record["loss_scale"])
+    one.skipped = Skipped(one.device, record["skipped"])
+    return empty | record
+
+
+def save(checkpoints: Checkpoints | None, done: int, objective: Objective, one: Step, record: dict[str, Any]) -> bool:
+    """Hand a checkpoint over to be written, on the main process; false, and nothing, if it is not finite throughout."""
+    files = collect(objective, one.ema, one.optimizer)
+    values = [value for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
+    largest = torch._foreach_norm(values, math.inf)
+    if not torch.stack([each.float() for each in largest]).isfinite().all():  # a wait for the device, at checkpoints alone
+        return False
+    if checkpoints:
+        checkpoints.save(done, files, record)
+    return True
+
+
+def split(ks: range, batch: int, processes: int, micro: int) -> list[range]:
+    """A process's samples as microbatches of at most `micro`: of as many on every process, whose samples differ by one."""
+    count = min(-(-batch // (processes * micro)), batch // processes)
+    return [ks[len(ks) * k // count:len(ks) * (k + 1) // count] for k in range(count)]
 
 
 def agreed(accelerator: Accelerator, found: tuple[int, str]) -> int:
@@ -193,9 +210,24 @@ def agreed(accelerator: Accelerator, found: tuple[int, str]) -> int:
     return micro
 
 
-def require_finite(value: float, done: int) -> None:
-    if not math.isfinite(value):
-        raise PidistillError(f"the loss is {value} near step {done}; lower optimizer.lr, or set optimizer.clip=1.0")
+def divergence(objective: Objective, one: Step, config: RunConfig, parts: Sequence[range], done: int, row: int,
+               saved: bool) -> str:
+    """One line on steps that were not finite. The weights are those before them, so their losses are asked again."""
+    asked: list[tuple[float, bool]] = []
+    with torch.no_grad(), autocast(config.precision, one.device):
+        for part in parts:
+            batch = draws(objective, config.train.seed, done - 1, part, one.device)
+            asked += zip(objective.times(batch).tolist(), objective(batch).isfinite().tolist())
+    asked = gather_object(asked)
+    bad = [t for t, finite in asked if not finite]
+    ts = bad or [t for t, _ in asked]
+    what = f"{len(bad)} of {len(asked)} samples have such a loss" if bad else "every sample's loss is finite"
+    scale = f", loss scale {one.scaler.get_scale():g}" if one.scaler.is_enabled() else ""
+    state = "The state before them is saved" if saved else "Weights or optimiser are not finite, so they are not saved"
+    return (f"{row} steps in a row, up to step {done}, had a loss or gradient that is not finite and were left out. At step "
+            f"{done} {what} (t from {min(ts):.4g} to {max(ts):.4g}; learning rate {one.optimizer.param_groups[0]['lr']:g}"
+            f"{scale}). {state}; go on from it, or with --step from an earlier checkpoint, by `pidistill resume RUN --set "
+            "optimizer.lr=...` (or optimizer.clip=1.0, precision=fp32)")
 
 
 class Log:
@@ -204,7 +236,7 @@ class Log:
     def __init__(self, folder: Path, start: int):
         self.path = folder / "metrics.jsonl"
         kept = [record for record in read_metrics(folder) if record["step"] <= start]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
         before = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.started = time.perf_counter() - before  # the time of a run is the sum of its parts

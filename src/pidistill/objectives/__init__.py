@@ -28,6 +28,10 @@ class Objective(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
 
+    def times(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B,): the noise levels t of a batch's samples, to say where a loss is not finite."""
+        raise NotImplementedError
+
     def compile_parts(self, compiled: Callable[..., Any]) -> None:
         """Let what a step spends its time on run compiled: compiled(module or function, what="its name in messages")."""
         for name, network in self.networks.items():

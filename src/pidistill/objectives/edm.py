@@ -33,7 +33,10 @@ class EDM(Objective):
         return sample
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        y, t = batch["y"], batch["ln_t"].exp()
+        y, t = batch["y"], self.times(batch)
         weight = (t**2 + self.denoiser.sigma_data**2) / (t * self.denoiser.sigma_data) ** 2
         error = self.denoiser(y + like(t, y) * batch["n"], t, batch.get("labels")) - y
         return weight * error.square().flatten(1).mean(dim=1)
+
+    def times(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["ln_t"].exp()

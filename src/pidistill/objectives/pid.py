@@ -99,6 +99,9 @@ class PID(Objective):
         e = self.distance(prediction, target)
         return e / (e.detach() + self.floor) ** self.balance if self.balance else e
 
+    def times(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.grid.t.to(batch["i"].device)[batch["i"]]
+
 
 def call(module: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """A function of its own to compile, so that previews and evaluations, with other shapes, call the module as it is."""

@@ -1,0 +1,88 @@
+"""One step of a run, and what it is made of. Nothing comes to the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pidistill.config import OptimizerConfig, RunConfig
+from pidistill.ema import EMA
+from pidistill.finite import Skipped
+from pidistill.objectives import Objective
+from pidistill.optim import RAdam
+from pidistill.precision import autocast
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then constant (the paper) or a half cosine to zero."""
+    rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
+    return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if config.decay == "cosine" else rate
+
+
+def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.name == "adam":
+        return torch.optim.Adam(parameters, fused=True, **options)
+    return RAdam(parameters, **options)  # with weight decay 0: Appendix A.1
+
+
+class Step:
+    """One step of a run: gradients of its microbatches, clipping, the optimiser, the averages. Nothing comes to the host.
+
+    objective: on its device, with all that it calls. `model` is called in its place, such as it in a data-parallel wrapper;
+    while `no_sync()` is entered, gradients are not exchanged.
+    """
+
+    def __init__(self, objective: Objective, config: RunConfig, device: torch.device):
+        self.config, self.device = config, device
+        self.parameters = [p for net in objective.networks.values() for p in net.parameters()]
+        self.optimizer = make_optimizer(config.optimizer, iter(self.parameters))
+        self.ema = EMA(objective.networks, config.ema)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.skipped = Skipped(device)
+        self.model: nn.Module = objective
+        self.no_sync: Callable[[], AbstractContextManager] = nullcontext
+
+    def __call__(self, step: int, batches: Iterable[dict[str, Tensor]], rows: int,
+                 share: float | None = None) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of `rows` samples over `share` (by default `rows`), and the gradient's norm.
+
+        step: counted from 0.
+
+        Where the loss or the norm is not finite, on whatever process, the step changes neither weights nor optimiser
+        anywhere, its loss counts as 0, and `skipped` counts it.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.optimizer, step, self.config.train.steps)
+        total, done, share = torch.zeros((), device=self.device), 0, share or rows
+        for batch in batches:
+            done += len(next(iter(batch.values())))
+            torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave the last microbatch may be overwritten
+            with self.no_sync() if done < rows else nullcontext():
+                with autocast(self.config.precision, self.device):
+                    loss = self.model(batch).sum() / share
+                loss = loss * (1 + 0 * loss.detach())  # or an infinite loss with finite gradients would be known here alone
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)  # fp16 only
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip or math.inf, foreach=True)
+        bad = (~norm.isfinite()).float()  # one value for all processes: it is of the exchanged gradients
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read on the device, by the fused kernels
+        self.optimizer.step()
+        self.scaler.update()  # halves the loss scale where gradients overflowed
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(step)
+        self.skipped.add(bad)
+        return total.where(bad == 0, 0), norm
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move to the device; on a GPU weights of convolutions lie channels last, as its matrix units want them."""
+    module.to(device)
+    if device.type == "cuda":
+        module.to(memory_format=torch.channels_last)
