@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import shutil
 import tempfile
 import weakref
@@ -158,3 +159,17 @@ def loss_of(student: Student, teacher, points: int = 40, batch: int = 64) -> flo
     labels = {"labels": torch.arange(batch) % teacher.num_classes} if teacher.num_classes else {}
     z = torch.randn(batch, *teacher.shape, generator=rng) * teacher.t_max
     return PID(student, teacher, grid)({"z": z, "i": torch.arange(batch) % grid.points, **labels}).mean().item()
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Its exit status; negative: the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+        except SystemExit as exited:
+            os._exit(int(exited.code or 0))
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

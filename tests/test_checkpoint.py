@@ -22,7 +22,7 @@ from pidistill.objectives.pid import PID
 from pidistill.optim import RAdam
 from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
-from tests.helpers import MLP, grid_of
+from tests.helpers import MLP, grid_of, in_child
 
 RATES = (0.5, 0.9, 0.0)
 
@@ -202,18 +202,6 @@ def test_a_manifest_names_no_files_elsewhere(tmp_path):
 
 
 # Interruptions -------------------------------------------------------------------------------------------------------------
-
-
-def in_child(function) -> int:
-    """Its exit status; negative: the signal that killed it."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            function()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_killed_at_every_stage_of_a_write_a_whole_checkpoint_is_left(tmp_path, stages):

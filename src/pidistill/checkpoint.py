@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pidistill.ema import EMA
 from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_json, read_tensors, stage, write_folder
+from pidistill.files import load_weights, read_json, read_tensors, stage, sync, write_folder
 from pidistill.manifest import verify, write_manifest
 from pidistill.objectives import Objective
 from pidistill.progress import console
@@ -29,10 +29,11 @@ class Checkpoints:
 
     keep: how many of the newest stay, two at least; every: beside them, the first in each so many steps. One that cannot be
     written (a full disk) is a warning; it is tried again until the next is there, and nothing older is deleted meanwhile.
+    metrics: a file that has to be on the disk before.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, every: int | None = None):
-        self.folder, self.keep, self.every = folder, keep, every
+    def __init__(self, folder: Path, keep: int = 2, every: int | None = None, metrics: Path | None = None):
+        self.folder, self.keep, self.every, self.metrics = folder, keep, every, metrics
         self.step: int | None = None  # of the newest that was handed over
         self.error: Exception | None = None
         self.buffers: dict[tuple[str, str], Tensor] = {}
@@ -55,11 +56,13 @@ class Checkpoints:
             self.changed.notify_all()
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
-        """Into memory that is kept for the next checkpoint. From a GPU without waiting: the stream keeps the order."""
+        """From a GPU into memory that is kept for the next checkpoint, and without waiting: its stream keeps the order."""
+        if not value.is_cuda:
+            return value.detach().clone()
         buffer = self.buffers.get((file, name))
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-            buffer = self.buffers[file, name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-        return buffer.copy_(value.detach(), non_blocking=value.is_cuda)
+            buffer = self.buffers[file, name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        return buffer.copy_(value.detach(), non_blocking=True)
 
     def _work(self) -> None:
         tries = 2  # left once the run has ended
@@ -86,6 +89,8 @@ class Checkpoints:
         try:
             if self.copied is not None:
                 self.copied.synchronize()
+            if self.metrics:
+                sync(self.metrics)  # its lines up to the step must not be lost if the checkpoint is not
             write_folder(self.folder / f"{step:06d}", files, {"state": record}, write_manifest)
             with suppress(OSError):  # what cannot be deleted is tried again after the next one
                 prune(self.folder, self.keep, self.every)

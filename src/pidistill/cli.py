@@ -505,7 +505,7 @@ def main() -> Any:
         fail(str(error))
     except KeyboardInterrupt as stopped:
         if str(stopped):
-            print(stopped, file=sys.stderr)
+            print(stopped, end="", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's usage errors, whose home module differs between versions

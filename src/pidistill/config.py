@@ -89,7 +89,7 @@ class PreviewConfig(Strict):
 
 class CheckpointConfig(Strict):
     every: int = Field(1000, ge=1)
-    minutes: float | None = Field(None, gt=0)  # also after so long, whatever a step takes
+    minutes: float | None = Field(10.0, gt=0)  # also after so long, whatever a step takes
     keep: int = Field(2, ge=2)  # the newest may turn out to be damaged
     keep_every: int | None = Field(None, ge=1)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,6 +66,18 @@ class Votes:
             return [0] * len(values)
         before[0].wait()
         return before[1].tolist()
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """What PyTorch raises where another process is gone, as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not distributed.is_initialized() or not (isinstance(error, distributed.DistError) or "gloo/" in str(error)):
+            raise
+        raise PidistillError("another process of this run has ended, or cannot be reached; its own output says why. The run "
+                             "goes on from its newest checkpoint, with any number of processes") from None
 
 
 def add_up(tensors: list[Tensor]) -> None:

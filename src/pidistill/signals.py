@@ -48,5 +48,5 @@ def ended(number: int, text: str) -> BaseException:
     """What to raise: for SIGINT a KeyboardInterrupt, else an exit with 128 + its number, as shells and schedulers do."""
     if number == signal.SIGINT:
         return KeyboardInterrupt(text)
-    os.write(2, f"{text}\n".encode())
+    os.write(2, text.encode())
     return SystemExit(128 + number)

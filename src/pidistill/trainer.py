@@ -29,7 +29,7 @@ from pidistill.files import read_metrics, write_text
 from pidistill.finite import Skipped
 from pidistill.microbatch import automatic
 from pidistill.objectives import Objective
-from pidistill.parallel import Votes
+from pidistill.parallel import Votes, lost_processes
 from pidistill.pipeline import ahead
 from pidistill.precision import autocast, has_instructions, set_float32_products
 from pidistill.progress import Progress, console
@@ -69,6 +69,7 @@ class Batches:
         return itertools.islice(self.drawn, self.parts)
 
 
+@lost_processes()
 def train(objective: Objective, config: RunConfig, folder: Path,
           watchers: Sequence[Watcher] = ()) -> tuple[Averages, bool]:
     """Minimise the objective; returns its averaged networks by EMA rate, and whether this process is the main one.
@@ -110,11 +111,11 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     batches = Batches(objective, plan.seed, range(start, plan.steps), parts, device)
     log = Log(folder, start) if main else None
     running = torch.tensor([record["loss"], record["good"]], device=device)  # since the last line
-    votes, clock = Votes(), time.monotonic()
+    votes, clock, saved_at = Votes(), time.monotonic(), start
     keep = config.checkpoint
     with (closing(batches.drawn), Signals() as signals, Progress(start, plan.steps, plan.batch, enabled=main) as progress,
           ExitStack() as held):
-        checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every) if main else None
+        checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, log.path) if log else None
         if checkpoints:
             held.callback(checkpoints.close)
         for step in range(start, plan.steps):
@@ -140,8 +141,9 @@ def train(objective: Objective, config: RunConfig, folder: Path,
             due = main and keep.minutes is not None and time.monotonic() - clock > 60 * keep.minutes
             stop, due, row = votes(signals.caught, due, one.skipped.look()[1])
             diverged = row >= plan.skip_limit
+            due = due and done > saved_at + 1  # what is voted for again before the vote for it has come back
             if due or stop or diverged or last or done % keep.every == 0:
-                clock = time.monotonic()
+                clock, saved_at = time.monotonic(), done
                 total, good = accelerator.reduce(running, "mean").tolist()
                 saved = save(checkpoints, done, objective, one, {
                     "logged": logged, "loss": total, "good": good, "skipped": int(one.skipped.counts[2]),
@@ -150,8 +152,8 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                     raise PidistillError(divergence(objective, one, config, parts, done, row, saved))
             if stop and not last:
                 held.close()
-                raise ended(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; "
-                                  f"continue with: pidistill resume {folder}" if main else "")
+                raise ended(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
+                                  f"with: pidistill resume {folder}\n" if main else "")
     accelerator.wait_for_everyone()
     return one.ema.networks, main
 
@@ -178,6 +180,9 @@ def restored(accelerator: Accelerator, folder: Path, objective: Objective, one: 
     if chosen[0] is None:
         return empty
     record = restore(chosen[0], objective, one.ema, one.optimizer)
+    if record["step"] > one.config.train.steps:
+        raise PidistillError(f"{folder} is at step {record['step']} already, beyond train.steps={one.config.train.steps}; "
+                             "go on from an earlier checkpoint with --step")
     if record.get("loss_scale"):
         one.scaler.load_state_dict(record["loss_scale"])
     one.skipped = Skipped(one.device, record["skipped"])
