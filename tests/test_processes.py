@@ -1,61 +1,152 @@
-"""One process or two: the same draws, the same weights."""
+"""One process or several, fewer or more after an interruption, one that dies: the same draws, the same weights, no hang."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import traceback
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from pidistill.checkpoint import by_step, newest
 from pidistill.files import read_json, read_metrics, read_tensors
 
 FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: random, net: {name: mlp, width: 16, depth: 2}}",
-         "--set", "train={steps: 4, batch: 8, microbatch: 3}", "--set", "evaluate.num=8", "--set", "grid.points=10",
-         "--set", "log.every=1", "--set", "optimizer.lr=1e-2", "--set", "checkpoint.every=2"]
-RECORD = """
+         "--set", "evaluate.num=8", "--set", "grid.points=10", "--set", "log.every=1", "--set", "optimizer.lr=1e-2",
+         "--set", "checkpoint={every: 3, keep: 9}", "--resume"]
+# Records the draws, and sends this process a signal: "RANK STEP NUMBER" (steps from 0).
+SCRIPT = """
 import json, os, sys
 from pidistill import trainer
-plain = trainer.draws
+plain, rank = trainer.draws, os.environ.get("RANK", "0")
+who, when, number = os.environ.get("SIGNAL", "- 0 0").split()
 def draws(objective, seed, step, ks, device):
     batch = plain(objective, seed, step, ks, device)
-    with open(f"{sys.argv[-1]}.draws{os.environ.get('RANK', 0)}", "a") as file:
+    with open(f"{sys.argv[-1]}.draws{rank}", "a") as file:
         for row, k in enumerate(ks):
             file.write(json.dumps([step, k, {key: value[row].tolist() for key, value in batch.items()}]) + "\\n")
     return batch
-trainer.draws = draws
+class Step(trainer.Step):
+    def __call__(self, step, *arguments):
+        if (rank, str(step)) == (who, when):
+            os.kill(os.getpid(), int(number))
+        return super().__call__(step, *arguments)
+trainer.draws, trainer.Step = draws, Step
 from pidistill.cli import main
 main()
 """
 
 
-def run(tmp_path, name: str, processes: int, *flags: str):
-    script = tmp_path / "record.py"
-    script.write_text(RECORD)
-    launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run([sys.executable, *launch, str(script), "distill", *FLAGS, *flags, "--out", str(tmp_path / name)],
-                          capture_output=True, text=True, timeout=200,
-                          env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
-    assert done.returncode == 0, done.stderr[-2000:]
+def launch(tmp_path, name: str, processes: int, *flags: str, send: str = "- 0 0") -> list[tuple[int, str, str]]:
+    """As srun does: every process with its number in its environment. Gives (exit code, stdout, stderr) of each.
+
+    Forked off this one, which has imported torch already.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    of = lambda rank: {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+    argv = ["script.py", "distill", *FLAGS, *flags, "--out", str(tmp_path / name)]
+    outputs = [[tmp_path / f"{rank}.{end}" for end in ("out", "err")] for rank in range(processes)]
+    environment = {"ACCELERATE_USE_CPU": "true", "SIGNAL": send}
+    pids = [fork(argv, environment | of(rank), *outputs[rank]) for rank in range(processes)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    return [(code, *(path.read_text() for path in paths)) for code, paths in zip(codes, outputs)]
+
+
+def fork(argv: list[str], environment: dict[str, str], out, err) -> int:
+    """Run SCRIPT in a child; gives its process number."""
+    pid = os.fork()
+    if pid == 0:
+        os.environ.update(environment)
+        for number, name, path in ((1, "stdout", out), (2, "stderr", err)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
+        sys.argv = argv
+        AcceleratorState._reset_state(reset_partial_state=True)  # of other tests in this process
+        code = 1
+        try:
+            exec(SCRIPT, {})
+        except SystemExit as exited:
+            code = exited.code if isinstance(exited.code, int) else 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def run(tmp_path, name: str, processes: int, *flags: str) -> list[tuple[int, str, str]]:
+    done = launch(tmp_path, name, processes, *flags)
+    assert [code for code, *_ in done] == [0] * processes, done[0][2][-2000:]
     return done
 
 
-def test_two_processes_train_the_same_student(tmp_path):
-    outputs = [run(tmp_path, "one", 1), run(tmp_path, "two", 2, "--set", "train.microbatch=auto")]
-    one, two = tmp_path / "one", tmp_path / "two"
-    lines = [sorted(line for path in tmp_path.glob(f"{name}.draws*") for line in path.read_text().splitlines())
-             for name in ("one", "two")]
-    assert lines[0] == lines[1] and len(lines[0]) == 4 * 8  # every draw once, whoever made it
-    assert len(list(tmp_path.glob("two.draws*"))) == 2
-    for path in ("student/model", "checkpoints/000004/student", "checkpoints/000004/optimizer"):
-        a, b = (read_tensors(run / f"{path}.safetensors") for run in (one, two))
+def drawn(tmp_path, name: str) -> set[str]:
+    return {line for path in tmp_path.glob(f"{name}.draws*") for line in path.read_text().splitlines()}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A run of 6 steps by one process."""
+    folder = tmp_path_factory.mktemp("one")
+    run(folder, "run", 1, "--set", "train={steps: 6, batch: 8, microbatch: 3}")
+    return folder
+
+
+def assert_same(one, other) -> None:
+    for path in ("student/model", "checkpoints/000006/student", "checkpoints/000006/optimizer"):
+        a, b = (read_tensors(folder / f"{path}.safetensors") for folder in (one, other))
         assert a.keys() == b.keys()
         for key in a:
             torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-6, msg=f"{path} {key}")
-    for a, b in zip(read_metrics(one), read_metrics(two), strict=True):
+    for a, b in zip(read_metrics(one), read_metrics(other), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
-    rmse = [read_json(run / "results.json")["student"]["trajectory_rmse"] for run in (one, two)]
+    rmse = [read_json(folder / "results.json")["student"]["trajectory_rmse"] for folder in (one, other)]
     assert rmse[0] == pytest.approx(rmse[1], rel=1e-4)
-    assert outputs[1].stdout.count("student in") == 1  # only the main process talks
-    assert outputs[1].stderr.count("microbatches of 4 of 4") == 1
+
+
+def test_two_then_one_then_three_processes_train_the_same_student(tmp_path, one):
+    """Stopped by SIGTERM to one of two after step 2, continued by one to step 4, finished by three (8 = 2 + 3 + 3)."""
+    steps = lambda n: ["--set", f"train={{steps: {n}, batch: 8, microbatch: auto}}"]
+    two = launch(tmp_path, "run", 2, *steps(6), send="1 1 15")
+    assert [code for code, *_ in two] == [143, 143]  # all agreed, one was asked
+    stopped = int(newest(tmp_path / "run" / "checkpoints")[0].name)
+    assert stopped in (2, 3) and f"stopped by SIGTERM after step {stopped}" in two[0][2] and "stopped" not in two[1][2]
+    assert two[0][2].count("microbatches of 4 of 4") == 1 and two[0][1] == ""
+    run(tmp_path, "run", 1, *steps(4))
+    three = run(tmp_path, "run", 3, *steps(6))
+    assert sum(output.count("student in") for _, output, _ in three) == 1  # only the main process talks
+    assert len(list(tmp_path.glob("run.draws*"))) == 3
+    assert drawn(tmp_path, "run") == drawn(one, "run") and len(drawn(one, "run")) == 6 * 8
+    assert_same(one / "run", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it(tmp_path, one):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           str(tmp_path / "script.py"), "distill", *FLAGS, "--set", "train={steps: 6, batch: 8}",
+                           "--out", str(tmp_path / "run")], capture_output=True, text=True, timeout=200,
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(one / "run", tmp_path / "run")
+
+
+def test_the_others_end_when_one_dies(tmp_path):
+    """SIGKILL to the second of three: the others end with a line, within a minute, and the run can go on."""
+    began = time.monotonic()
+    flags = ["--set", "train={steps: 6, batch: 8}"]
+    done = launch(tmp_path, "run", 3, *flags, send="1 4 9")
+    assert time.monotonic() - began < 60 + 30  # the start of three processes is no part of it
+    assert [code for code, *_ in done] == [2, -signal.SIGKILL, 2]
+    for _, _, said in (done[0], done[2]):
+        assert "error: another process of this run has ended" in said and "Traceback" not in said
+    assert [path.name for path in by_step(tmp_path / "run" / "checkpoints")] == ["000003"]
