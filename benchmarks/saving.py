@@ -1,0 +1,71 @@
+"""What a checkpoint costs a run: steps with one in their midst against steps without, in turn.
+
+    python -m benchmarks.saving --network digits --write benchmarks/results/saving-digits.md
+
+The thread that writes, hashes and syncs shares the cores with the steps, so that all it takes is in the difference. `delay`
+is how long the step itself waits: the check that all is finite, and the copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import harness, networks
+from benchmarks.ours import Ours
+
+from pidistill.checkpoint import Checkpoints
+from pidistill.trainer import save
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="digits", choices=["digits", *networks.NAMES])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8, help="in a turn; the checkpoint must be done within")
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--folder", type=Path, help="on the disk to measure; default: a temporary one")
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    ours = Ours(networks.teacher_of(options.network), options.batch)
+    folder = Path(tempfile.mkdtemp(dir=options.folder))
+    checkpoints, delays, k = Checkpoints(folder), [], 0
+
+    def steps() -> None:
+        for _ in range(options.steps):
+            ours()
+
+    def saved() -> None:
+        nonlocal k
+        k += 1
+        ours()
+        began = time.perf_counter()
+        assert save(checkpoints, k, ours.objective, ours.step, {})
+        delays.append(time.perf_counter() - began)
+        for _ in range(options.steps - 1):
+            ours()
+        with checkpoints.changed:  # what is not done by now counts too
+            checkpoints.changed.wait_for(lambda: checkpoints.job is None or checkpoints.error is not None)
+        assert checkpoints.error is None
+
+    try:
+        ratio = harness.alternate(saved, steps, options.pairs)
+        size = sum(path.stat().st_size for path in max(folder.iterdir()).iterdir())
+    finally:
+        checkpoints.close()
+        shutil.rmtree(folder)
+    cost = [(each - 1) * ratio.seconds[1] for each in (ratio.median, ratio.low, ratio.high)]  # seconds
+    share = [f"{each / 60:.1%}" for each in cost]
+    delay = statistics.median(delays[1:])
+    harness.write(options.write, harness.table(["network, batch", "checkpoint", "a step waits", "a checkpoint costs",
+                                                "of a run that writes one a minute"], [
+        [f"{options.network}, {options.batch}", f"{size / 1e6:.0f} MB", f"{delay:.3f} s",
+         f"{cost[0]:.2f} s ({cost[1]:.2f} to {cost[2]:.2f})", f"{share[0]} ({share[1]} to {share[2]})"]]))
+
+
+if __name__ == "__main__":
+    main()
