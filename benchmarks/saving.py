@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from accelerate import Accelerator
 from benchmarks import harness, networks
 from benchmarks.ours import Ours
 
@@ -34,6 +35,7 @@ def main() -> None:
     ours = Ours(networks.teacher_of(options.network), options.batch)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     checkpoints, delays, k = Checkpoints(folder), [], 0
+    accelerator = Accelerator()
 
     def steps() -> None:
         for _ in range(options.steps):
@@ -44,7 +46,7 @@ def main() -> None:
         k += 1
         ours()
         began = time.perf_counter()
-        assert save(checkpoints, k, ours.objective, ours.step, {})
+        assert save(accelerator, checkpoints, k, ours.objective, ours.step, {})
         delays.append(time.perf_counter() - began)
         for _ in range(options.steps - 1):
             ours()

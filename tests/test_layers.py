@@ -20,7 +20,7 @@ LAYERS = {
     0.25: "dinov2 native",
     0.3: "features unet",
     1: "grid schemes distances nets preconditioning",
-    1.2: "recompute",
+    1.2: "recompute sharding",
     1.5: "decoder",
     2: "denoiser",
     3: "teachers student samplers data",

@@ -18,6 +18,7 @@ from pidistill.files import load_weights, read_json, read_tensors, stage, sync, 
 from pidistill.manifest import verify, write_manifest
 from pidistill.objectives import Objective
 from pidistill.progress import console
+from pidistill.sharding import like, whole
 
 RETRY = 60.0  # seconds until a checkpoint that could not be written is tried again
 
@@ -45,7 +46,10 @@ class Checkpoints:
         self.thread.start()
 
     def save(self, step: int, files: Files, record: dict[str, Any]) -> None:
-        """Copy, and return; the rest goes on behind. Waits only if the checkpoint before is still being written."""
+        """Copy, and return; the rest goes on behind. Waits only if the checkpoint before is still being written.
+
+        Tensors may be shards; the other processes must call `take_part` then.
+        """
         with self.changed:
             self.changed.wait_for(lambda: not self.busy and (self.job is None or self.error is not None))
             self.error = None  # of an older one, which this one replaces
@@ -57,12 +61,13 @@ class Checkpoints:
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
         """From a GPU into memory that is kept for the next checkpoint, and without waiting: its stream keeps the order."""
+        value = whole(value)
         if not value.is_cuda:
-            return value.detach().clone()
+            return value.clone()
         buffer = self.buffers.get((file, name))
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = self.buffers[file, name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-        return buffer.copy_(value.detach(), non_blocking=True)
+        return buffer.copy_(value, non_blocking=True)
 
     def _work(self) -> None:
         tries = 2  # left once the run has ended
@@ -110,6 +115,13 @@ class Checkpoints:
         return self.error
 
 
+def take_part(files: Files) -> None:
+    """What a process does while the main one saves: its shards are asked for."""
+    for tensors in files.values():
+        for value in tensors.values():
+            whole(value)
+
+
 def collect(objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> Files:
     """The tensors of a checkpoint, where they are."""
     files = {name: dict(net.state_dict()) for name, net in parts(objective, ema)}
@@ -131,7 +143,9 @@ def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim
         if "-ema-" in name and not path.exists():
             raise PidistillError(f"{folder} holds no average at the rate {name.split('-ema-')[1]}: `ema` cannot change "
                                  "while a run goes on")
-        load_weights(net, read_tensors(path), path)
+        own = net.state_dict()
+        tensors = read_tensors(path)
+        load_weights(net, {key: like(value, own[key]) if key in own else value for key, value in tensors.items()}, path)
     unflatten_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors"), folder)
     return read_json(folder / "state.json")
 
@@ -144,11 +158,13 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = value
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = value
     known = [p for group in optimizer.param_groups for p in group["params"]]
     if any(index >= len(known) or state[index]["exp_avg"].shape != known[index].shape for index in state):
         raise PidistillError(f"{folder / 'optimizer.safetensors'} does not fit the networks that are trained")
+    for index, values in state.items():
+        values |= {key: like(value, known[index].detach()) for key, value in values.items() if key != "step"}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -71,7 +71,9 @@ def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
     watchers = []
     if drawable(teacher.image_shape):
         watchers.append(Watcher(config.preview.every, Preview(teacher, seeds)))
-    if config.evaluate.every and runs.is_main_process():
+    if config.evaluate.every and not runs.is_main_process():
+        watchers.append(Watcher(config.evaluate.every, lambda *_: None))
+    elif config.evaluate.every:
         measure = evaluator or Evaluator(teacher, num=config.evaluate.num, batch=config.evaluate.batch,
                                          features=config.evaluate.features, reference=config.evaluate.reference)
         watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.each(students_of(averages))))

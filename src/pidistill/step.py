@@ -16,6 +16,7 @@ from pidistill.finite import Skipped
 from pidistill.objectives import Objective
 from pidistill.optim import RAdam
 from pidistill.precision import autocast
+from pidistill.sharding import shard, skeleton, whole
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -36,13 +37,17 @@ class Step:
 
     objective: on its device, with all that it calls. `model` is called in its place, such as it in a data-parallel wrapper;
     while `no_sync()` is entered, gradients are not exchanged.
+    shards: over how many processes weights, optimiser and averages are split (FSDP2); 0: each process has all of them.
     """
 
-    def __init__(self, objective: Objective, config: RunConfig, device: torch.device):
+    def __init__(self, objective: Objective, config: RunConfig, device: torch.device, shards: int = 0):
+        skeletons = {name: skeleton(net) for name, net in objective.networks.items()} if shards else None
+        if shards:
+            shard(objective, shards, device)
         self.config, self.device = config, device
         self.parameters = [p for net in objective.networks.values() for p in net.parameters()]
         self.optimizer = make_optimizer(config.optimizer, iter(self.parameters))
-        self.ema = EMA(objective.networks, config.ema)
+        self.ema = EMA(objective.networks, config.ema, skeletons)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.skipped = Skipped(device)
         self.model: nn.Module = objective
@@ -71,6 +76,7 @@ class Step:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)  # fp16 only
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip or math.inf, foreach=True)
+        norm = whole(norm)
         bad = (~norm.isfinite()).float()  # one value for all processes: it is of the exchanged gradients
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read on the device, by the fused kernels
         self.optimizer.step()
@@ -81,8 +87,8 @@ class Step:
         return total.where(bad == 0, 0), norm
 
 
-def place(module: nn.Module, device: torch.device) -> None:
-    """Move to the device; on a GPU weights of convolutions lie channels last, as its matrix units want them."""
+def place(module: nn.Module, device: torch.device, shards: bool = False) -> None:
+    """Move to the device; on a GPU weights of convolutions, unless sharded, lie channels last, as its matrix units want."""
     module.to(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and not shards:
         module.to(memory_format=torch.channels_last)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from pidistill.checkpoint import Checkpoints, collect, newest, restore, set_aside
+from pidistill.checkpoint import Checkpoints, collect, newest, restore, set_aside, take_part
 from pidistill.compiling import compiled
 from pidistill.config import RunConfig
 from pidistill.errors import PidistillError
@@ -35,6 +36,7 @@ from pidistill.precision import autocast, has_instructions, set_float32_products
 from pidistill.progress import Progress, console
 from pidistill.recompute import recompute_blocks
 from pidistill.seeds import stream
+from pidistill.sharding import local, unsynced, wanted
 from pidistill.signals import Signals, ended
 from pidistill.step import Step, make_optimizer, place
 from pidistill.tensors import send
@@ -44,7 +46,10 @@ Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 
 
 class Watcher(NamedTuple):
-    """Looks at the averaged networks every so many steps, and at the end; what it returns is logged."""
+    """Looks at the averaged networks every so many steps, and at the end, on the main process; what it returns is logged.
+
+    All processes have the same watchers: of shards, all have to gather what one looks at.
+    """
 
     every: int
     look: Callable[[Averages, int, Path], dict[str, float] | None]
@@ -82,6 +87,11 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                                                InitProcessGroupKwargs(timeout=PATIENCE)])
     set_float32_products(config.precision)
     plan, device, main = config.train, accelerator.device, accelerator.is_main_process
+    if not accelerator.use_distributed and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # or each would train its own run
+        raise PidistillError("several processes were started, and accelerate sees one: on CPUs set ACCELERATE_USE_CPU=true")
+    shards = accelerator.num_processes if wanted() else 0
+    if shards and plan.microbatch == "auto":
+        raise PidistillError("train.microbatch=auto does not go with FSDP2; give the number")
     if plan.batch < accelerator.num_processes:
         raise PidistillError(f"train.batch must be at least the {accelerator.num_processes} processes, got {plan.batch}")
     if main and not has_instructions(config.precision, device):
@@ -91,22 +101,22 @@ def train(objective: Objective, config: RunConfig, folder: Path,
 
     objective.train()
     for module in (objective, *objective.frozen):
-        place(module, device)
-    one = Step(objective, config, device)
+        place(module, device, module is objective and shards > 0)
+    one = Step(objective, config, device, shards)
     record = restored(accelerator, folder, objective, one)
     start, logged = record["step"], record["logged"]
     if plan.recompute:  # after the averages were copied: those stay as they are
         for network in objective.networks.values():
             recompute_blocks(network)
-    rows = len(ks)
-    micro = rows if plan.microbatch is None else min(rows, plan.microbatch) if plan.microbatch != "auto" else agreed(
-        accelerator, automatic(objective, config, rows, make_optimizer, device, accelerator.num_processes,
+    rows, most = len(ks), -(-plan.batch // accelerator.num_processes)  # this process's, and what one has at most
+    micro = most if plan.microbatch is None else min(most, plan.microbatch) if plan.microbatch != "auto" else agreed(
+        accelerator, automatic(objective, config, most, make_optimizer, device, accelerator.num_processes,
                                lambda n: draws(objective, plan.seed, start, range(n), device)))
     if config.compile != "never" and (config.compile != "auto" or device.type == "cuda"):
         mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
         objective.compile_parts(functools.partial(compiled, dynamic=False, **mode))  # shapes are those of every step
-    one.model = accelerator.prepare(objective)
-    one.no_sync = functools.partial(accelerator.no_sync, one.model)
+    one.model = objective if shards else accelerator.prepare(objective)
+    one.no_sync = functools.partial(unsynced if shards else accelerator.no_sync, one.model)
     parts = split(ks, plan.batch, accelerator.num_processes, micro)
     batches = Batches(objective, plan.seed, range(start, plan.steps), parts, device)
     log = Log(folder, start) if main else None
@@ -134,9 +144,11 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                               "images_per_s": progress.speed(done), **({"skipped": skipped} if skipped else {})}
                     log.write(done, {key: value for key, value in values.items() if math.isfinite(value)})  # JSON has no NaN
                 progress.update(done, mean)
-            for watcher in watchers:
-                if log and (done % watcher.every == 0 or last):
-                    log.write(done, watcher.look(one.ema.networks, done, folder) or {})
+            looking = [watcher for watcher in watchers if done % watcher.every == 0 or last]
+            averages = one.ema.whole(main) if looking else {}
+            for watcher in looking:
+                if log:
+                    log.write(done, watcher.look(averages, done, folder) or {})
 
             due = main and keep.minutes is not None and time.monotonic() - clock > 60 * keep.minutes
             stop, due, row = votes(signals.caught, due, one.skipped.look()[1])
@@ -145,7 +157,7 @@ def train(objective: Objective, config: RunConfig, folder: Path,
             if due or stop or diverged or last or done % keep.every == 0:
                 clock, saved_at = time.monotonic(), done
                 total, good = accelerator.reduce(running, "mean").tolist()
-                saved = save(checkpoints, done, objective, one, {
+                saved = save(accelerator, checkpoints, done, objective, one, {
                     "logged": logged, "loss": total, "good": good, "skipped": int(one.skipped.counts[2]),
                     "loss_scale": one.scaler.state_dict(), "config": config.model_dump(mode="json")})
                 if diverged or not saved:
@@ -155,7 +167,7 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                 raise ended(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
                                   f"with: pidistill resume {folder}\n" if main else "")
     accelerator.wait_for_everyone()
-    return one.ema.networks, main
+    return one.ema.whole(main), main
 
 
 def restored(accelerator: Accelerator, folder: Path, objective: Objective, one: Step) -> dict[str, Any]:
@@ -189,15 +201,19 @@ def restored(accelerator: Accelerator, folder: Path, objective: Objective, one: 
     return empty | record
 
 
-def save(checkpoints: Checkpoints | None, done: int, objective: Objective, one: Step, record: dict[str, Any]) -> bool:
+def save(accelerator: Accelerator, checkpoints: Checkpoints | None, done: int, objective: Objective, one: Step,
+         record: dict[str, Any]) -> bool:
     """Hand a checkpoint over to be written, on the main process; false, and nothing, if it is not finite throughout."""
     files = collect(objective, one.ema, one.optimizer)
-    values = [value for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
-    largest = torch._foreach_norm(values, math.inf)
-    if not torch.stack([each.float() for each in largest]).isfinite().all():  # a wait for the device, at checkpoints alone
+    values = [local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
+    largest = torch._foreach_norm([value for value in values if value.numel()], math.inf)
+    bad = (~torch.stack([each.float() for each in largest]).isfinite()).sum()
+    if accelerator.reduce(bad).item():  # a wait for the device, at checkpoints alone
         return False
     if checkpoints:
         checkpoints.save(done, files, record)
+    else:
+        take_part(files)
     return True
 
 
@@ -222,7 +238,7 @@ def divergence(objective: Objective, one: Step, config: RunConfig, parts: Sequen
     with torch.no_grad(), autocast(config.precision, one.device):
         for part in parts:
             batch = draws(objective, config.train.seed, done - 1, part, one.device)
-            asked += zip(objective.times(batch).tolist(), objective(batch).isfinite().tolist())
+            asked += zip(objective.times(batch).tolist(), one.model(batch).isfinite().tolist())
     asked = gather_object(asked)
     bad = [t for t, finite in asked if not finite]
     ts = bad or [t for t, _ in asked]
