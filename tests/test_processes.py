@@ -137,7 +137,7 @@ UNET = ["--set", "student={init: random, net: {name: song_unet, model_channels: 
         "attn_resolutions: [4]}}", "--teacher", "gaussian:1x8x8,modes=4,std=0.2", "--set", "evaluate.every=1"]
 
 
-@pytest.mark.parametrize("network", [[], UNET], ids=["mlp", "song_unet"])
+@pytest.mark.parametrize("network", [pytest.param([], id="mlp"), pytest.param(UNET, id="song_unet", marks=pytest.mark.slow)])
 def test_shards_train_the_same_student(tmp_path, network):
     """FSDP2 on two processes, then on three, then none: against one process. Previews and evaluations gather in between."""
     flags = lambda n: ["--set", f"train={{steps: {n}, batch: 8, microbatch: 2}}", *network]
