@@ -15,6 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pidistill.errors import PidistillError
+from pidistill.headers import parse_json, read_bytes, read_header
+from pidistill.headers import read_json as read_json
+
+METRICS_LIMIT = 256 * 10**6  # bytes; a million records
 
 
 def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any]) -> None:
@@ -43,11 +47,11 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: d
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Of a safetensors file whose header was found sound."""
+    read_header(path)
     try:
         return load_file(path)
-    except FileNotFoundError:
-        raise PidistillError(f"{path} does not exist") from None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch lacks
         raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None
 
 
@@ -102,18 +106,6 @@ def cache_folder() -> Path:
     return Path(os.path.expanduser(os.environ.get("PIDISTILL_CACHE") or "~/.cache/pidistill"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PidistillError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise PidistillError(f"cannot read {path}: {error}") from None
-    if not isinstance(record, dict):
-        raise PidistillError(f"cannot read {path}: expected a JSON object")
-    return record
-
-
 def write_json(path: Path, record: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,11 +130,13 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's metrics.jsonl; a half-written last line is left out."""
-    records = []
     path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    records: list[dict[str, Any]] = []
+    for line in read_bytes(path, METRICS_LIMIT).splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError:
             break
+        if isinstance(record, dict):
+            records.append(record)
     return records
