@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """content, tag: the file and its ETag. script: for each request, in order, a dictionary of what is odd about its answer.
+    """content, tag: the file and its ETag. script: for each request, in order, what is odd about its answer.
 
-    cut: only so many bytes of the body. status: this one, without a body. ranges: False ignores them. to: a redirect. headers:
-    more of them, or others; None leaves one out. hang: nothing is sent until `release`.
+    cut: only so many bytes of the body. status: this one, without a body. ranges: False ignores them. to: a redirect.
+    headers: more of them, or others; None leaves one out. hang: nothing is sent until `release`.
     """
 
     daemon_threads = True

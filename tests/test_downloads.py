@@ -179,7 +179,7 @@ def test_a_full_disk_is_found_before_and_during(server, get, tmp_path, monkeypat
 def test_no_network_is_one_line_at_once(server, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "PAUSE", 1e9)  # it would hang if it tried again
     server.server_close()
-    with pytest.raises(PidistillError, match="cannot download a network .*refused.*put the file from http.* to .*x=FILE"):
+    with pytest.raises(PidistillError, match=r"cannot download a network .*refused.*put the file from http.* to .*x=FILE"):
         published(f"{server.url}/{NAME}", "a network", "x=FILE", tmp_path)
 
 

@@ -205,7 +205,7 @@ def test_the_published_pickle_is_downloaded_once_and_remembered(tiny, tmp_path, 
                    sigma_data=0.5)
     calls = []
 
-    def download(url, path, **_):
+    def download(url, path, expected):
         calls.append(url)
         shutil.copy(source, path)
 
