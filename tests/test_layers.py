@@ -14,7 +14,7 @@ LAYERS = {
     0.0: "errors pickle_machine",
     0.05: "headers archives",
     0.1: "tensors seeds plugins files precision provenance progress experiments plots published parallel images memory "
-         "optim parts",
+         "optim parts onnx_file",
     0.15: "downloads edm_pickle pipeline compiling",
     0.2: "config",
     0.25: "dinov2 native",

@@ -54,7 +54,7 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     try:
         facts = schedule(library, read_json(component(folder, "scheduler", "scheduler_config.json")), name)
         facts |= network_facts(config, name)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RuntimeError, NotImplementedError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise PidistillError(f"{name}: its configurations cannot be meant ({type(error).__name__}: {str(error)[:160]})") \
             from None
     facts["sigma_data"] = options.get("sigma_data", facts.get("sigma_data", 1.0 if latent else 0.5))
@@ -69,7 +69,7 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
         del facts["null_label"]
     try:
         teacher = network_teacher(net, weights=False, **facts)
-    except (TypeError, KeyError, AttributeError, ArithmeticError, IndexError, NotImplementedError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise PidistillError(f"{config_file} cannot be meant ({type(error).__name__}: {str(error)[:160]})") from None
     if not weights:
         return teacher
@@ -130,6 +130,8 @@ def component(folder: Path, part: str, file: str) -> Path:
 def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
     """diffusers' model with its weights, strictly, in float32."""
     files = weight_files(folder)
+    if "quantization_config" in read_json(folder / "config.json"):
+        raise PidistillError(f"{folder}: its weights are quantised, by a library of its choice; save them in full")
     try:
         with Allowance(allowance(*files), folder):
             model, info = getattr(library, kind).from_pretrained(
