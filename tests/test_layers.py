@@ -12,7 +12,8 @@ import pidistill
 ROOT = Path(pidistill.__file__).parent
 LAYERS = {
     0.0: "errors pickle_machine",
-    0.05: "headers archives",
+    0.05: "headers",
+    0.07: "archives",
     0.1: "tensors seeds plugins files precision provenance progress experiments plots published parallel images memory "
          "optim parts onnx_file",
     0.15: "downloads edm_pickle pipeline compiling",

@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 
 from pidistill.errors import PidistillError
+from pidistill.headers import open_file
 
 RATIO, LARGE, LARGE_RATIO = 1100, 256 * 10**6, 100  # deflate reaches 1032:1, which large files of real data never do
 MEMBERS = 2_000_000  # ImageNet has 1.3 million
@@ -39,22 +40,20 @@ def reading(where: str) -> Iterator[None]:
 def open_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     """A ZIP file and its members, folders left out. Refuses names that lead out of it, links, and names that come twice."""
     with reading(str(path)):
-        if path.exists() and not path.is_file():  # a pipe would block
-            raise wrong(str(path), "cannot be read: no regular file")
-        archive = zipfile.ZipFile(path)
-    files = [info for info in archive.infolist() if not info.is_dir()]
-    if len(files) > MEMBERS:
-        raise wrong(str(path), f"holds {len(files)} members, more than {MEMBERS}")
-    for info in files:
-        if ESCAPES.search(info.filename) or "\0" in info.orig_filename:
-            raise wrong(str(path), f"the name {info.orig_filename[:200]!r} leads out of the archive; pack it with "
-                                   "relative names")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise wrong(str(path), f"{info.filename[:200]} is a link; archive the file itself")
-    members = {info.filename: info for info in files}
-    if len(members) < len(files):
-        raise wrong(str(path), "holds two members of the same name")
-    return archive, members
+        archive = zipfile.ZipFile(open_file(path))
+        files = [info for info in archive.infolist() if not info.filename.endswith("/")]
+        if len(files) > MEMBERS:
+            raise wrong(str(path), f"holds {len(files)} members, more than {MEMBERS}")
+        for info in files:
+            if ESCAPES.search(info.filename) or "\0" in info.orig_filename:
+                raise wrong(str(path), f"the name {info.orig_filename[:200]!r} leads out of the archive; pack it with "
+                                       "relative names")
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise wrong(str(path), f"{info.filename[:200]} is a link; archive the file itself")
+        members = {info.filename: info for info in files}
+        if len(members) < len(files):
+            raise wrong(str(path), "holds two members of the same name")
+        return archive, members
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, limit: int | None = None) -> IO[bytes]:

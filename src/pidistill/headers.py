@@ -9,7 +9,7 @@ import struct
 from collections import Counter
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pidistill.errors import PidistillError
 
@@ -26,14 +26,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, for reading: a pipe would block, a device never end."""
+    if path.exists() and not path.is_file():
+        raise OSError("no regular file")
+    return path.open("rb")
+
+
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file's bytes, if they are no more than the limit; a pipe would block, a device never end."""
+    """A regular file's bytes, if they are no more than the limit."""
     try:
-        size = path.stat().st_size
-        if not path.is_file() or size > limit:
-            raise PidistillError(f"cannot read {path}: no regular file" if not path.is_file() else
-                                 f"cannot read {path}: {size} bytes, more than the {limit} that such a file may have")
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            if (size := path.stat().st_size) > limit:
+                raise PidistillError(f"cannot read {path}: {size} bytes, more than the {limit} that such a file may have")
             return file.read(limit)
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
@@ -77,9 +82,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_header(path: Path) -> dict[str, Any]:
     """A safetensors file's JSON header: {name: {"dtype", "shape", "data_offsets"}}, which fits the file's size exactly."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would block
-            raise ValueError("no regular file")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             length, = struct.unpack("<Q", file.read(8))
             rest = path.stat().st_size - 8
             if length > min(rest, HEADER_LIMIT):

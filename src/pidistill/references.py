@@ -19,6 +19,7 @@ from pidistill.downloads import published
 from pidistill.errors import PidistillError
 from pidistill.features import ASSETS, check_shape, first_line
 from pidistill.files import cache_folder, read_tensors
+from pidistill.headers import open_file
 from pidistill.images import open_images
 from pidistill.metrics import Batch, Reference
 from pidistill.metrics.frechet import Frechet
@@ -116,7 +117,7 @@ def read_pickle(path: Path, features: str) -> Reference:
     if not kinds:
         raise PidistillError(f"{path}: EDM2's references are of inception or dinov2, not of {features!r}")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             root = Machine(Bounded(file, path.stat().st_size)).run()
         part = root.get(kinds[0]) if isinstance(root, dict) else None
         if not isinstance(part, dict):
