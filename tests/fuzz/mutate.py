@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,9 @@ KINDS: dict[str, Callable[[bytes, bytes, int, int, bytes], bytes]] = {  # (file,
     "random": lambda d, o, i, j, x: x}
 DAMAGE = st.lists(st.tuples(st.sampled_from([*["flip"] * 4, *KINDS]), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1),
                             st.binary(max_size=24)), min_size=1, max_size=3)
-HOSTILE: list[Any] = [None, True, -1, 0, 7, 10**9, 10**30, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "mlp", "../x",
-                      "a\nb\x1b[31m", "x" * 5000, [], [1], [10**9] * 3, ["x"], [[]], {}, {"name": "mlp"}, {"x": {"y": 1}}]
+HOSTILE: list[Any] = [None, True, -1, 0, 7, 10**9, 10**30, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "mlp",
+                      "../x", "a\nb\x1b[31m", "x" * 5000, [], [1], [10**9] * 3, ["x"], [[]], {}, {"name": "mlp"},
+                      {"x": {"y": 1}}]
 CHANGES = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, len(HOSTILE))), min_size=1, max_size=3)
 
 
@@ -48,5 +50,5 @@ def changed(record: Any, changes: list[tuple[int, int]]) -> Any:
             if what == len(HOSTILE):
                 del container[key]
             else:
-                container[key] = HOSTILE[what]
+                container[key] = copy.deepcopy(HOSTILE[what])
     return record

@@ -131,7 +131,8 @@ READERS = {
     "safetensors": Reader("a.safetensors", read_tensors, [save(WEIGHTS), save({"x": torch.ones(2)})], tensors),
     "state dictionary": Reader("a.pt", read_state_dict, [
         saved(WEIGHTS), saved({"ema": WEIGHTS}), saved(WEIGHTS, _use_new_zipfile_serialization=False)], tensors),
-    "edm pickle": Reader("a.pkl", lambda path: read_edm_pickle(path).tensors, [dumps({"ema": NETWORK}), dumps(NETWORK)], tensors),
+    "edm pickle": Reader("a.pkl", lambda path: read_edm_pickle(path).tensors, [
+        dumps({"ema": NETWORK}), dumps(NETWORK)], tensors),
     "reference pickle": Reader("a.pkl", lambda path: read_pickle(path, "inception"), [
         pickle.dumps({"fid": STATISTICS}, protocol) for protocol in (3, 4)], lambda found: found.mean.isfinite().all()),
     "reference": Reader("a.npz", read_npz, [

@@ -1,4 +1,4 @@
-"""The corpus: files made to harm, each refused in one printable line, with nothing executed and nothing allocated on a claim."""
+"""The corpus: files made to harm, each refused in one printable line; nothing runs, nothing is allocated on a claim."""
 
 from __future__ import annotations
 
@@ -85,55 +85,75 @@ def inside(depth: int) -> bytes:
 
 
 DEEP = 100_000
-BOMB = b"a0: &a0 [x, x]\n" + b"".join(b"a%d: &a%d [%s]\n" % (k, k, b", ".join([b"*a%d" % (k - 1)] * 9)) for k in range(1, 30))
-MERGE = b"a0: &a0 {x: 1}\n" + b"".join(b"a%d: &a%d {<<: [%s]}\n" % (k, k, b", ".join([b"*a%d" % (k - 1)] * 9)) for k in range(1, 30))
-YAML = {"alias bomb": BOMB, "merge bomb": MERGE, "alias of itself": b"a: &a [*a]", "deep lists": b"a: " + b"[" * DEEP,
-        "deep mappings": b"{a: " * DEEP, "deep blocks": b"- " * DEEP, "python": b"a: !!python/object/apply:os.system ['touch executed']",
-        "python name": b"a: !!python/name:os.system", "long integer": b"a: " + b"9" * DEEP, "long hexadecimal": b"a: 0x" + b"f" * DEEP,
-        "sexagesimal": b"a: 1" + b":59" * DEEP, "key twice": b"train: {steps: 1, steps: 2}", "no date": b"a: 2001-02-30",
-        "tag of no value": b"a: !!timestamp x", "empty integer": b"a: !!int ''", "no truth": b"a: !!bool x", "huge": b"a: 1\n" * 60_000,
-        "key is a list": b"? [1]\n: 2", "control": b"a: \x07", "not utf-8": b"a: \xff"}
-JSON = {"deep lists": b'{"a": ' + b"[" * DEEP, "deep mappings": b'{"a":' * DEEP, "deep and whole": b'{"a": ' + b"[" * 90 + b"]" * 90 + b"}",
-        "long integer": b'{"a": ' + b"9" * DEEP + b"}", "key twice": b'{"a": 1, "a": 2}', "not utf-8": b'{"a": "\xff"}', "list": b"[]",
-        "utf-16": '{"a": 1}'.encode("utf-16"), "huge": b'{"a": "' + b"x" * 16 * 10**6 + b'"}'}
-TENSORS = {"long header": header({}, length=2**63), "header of the file": header({}, bytes(100), length=10**8),
-           "overlap": header({"a": tensor(1), "b": tensor(1)}, bytes(4)),
-           "hole": header({"a": tensor(1), "b": tensor(1, start=8, end=12)}, bytes(12)),
-           "out of range": header({"a": tensor(1, start=0, end=10**12)}, bytes(4)), "negative": header({"a": tensor(1, start=-4, end=0)}),
-           "backwards": header({"a": tensor(1, start=4, end=0)}, bytes(4)), "lying shape": header({"a": tensor(10**9, 10**9)}, bytes(4)),
-           "overflow": header({"a": tensor(2**32, 2**32, 2**32)}, bytes(4)), "negative shape": header({"a": tensor(-1, -1)}, bytes(4)),
-           "key twice": header(b'{"a": %s, "a": %s}' % ((json.dumps(tensor(1)).encode(),) * 2), bytes(4)),
-           "unknown type": header({"a": tensor(1, dtype="Q32")}, bytes(4)), "deep": header(b"[" * DEEP),
-           "fractions": header({"a": tensor(1) | {"shape": [1.0]}}, bytes(4)), "trailing": header({"a": tensor(1)}, bytes(8)),
-           "list": header([1]), "names": header({"a\n\x1b[31m": tensor(1, end=3)}, bytes(3))}
-EXECUTES = {"os.system": pickle.dumps(Evil()), "in a list": pickle.dumps({"ema": [Evil()], "fid": {"mu": Evil(), "sigma": Evil()}}),
-            "protocol 0": pickle.dumps(Evil(), 0)}
-ARCHIVES = {"up": zipped({"../../a.png": PNGS["0.png"]}), "absolute": zipped({"/tmp/a.png": PNGS["0.png"]}),
-            "drive": zipped({"C:\\a.png": PNGS["0.png"]}), "link": linked("a.png"), "claims": claiming(zipped(PNGS), 2**32 - 2),
-            "bomb": zipped({"a.png": bytes(110 * 10**6)}), "image bomb": zipped({"a.png": png(60_000, 60_000)}),
-            "labels bomb": zipped(PNGS | {"dataset.json": b"[" * DEEP}), "labels twice": zipped(PNGS | {"dataset.json": b'{"labels": 1,' + LABELS[1:]}),
-            "pickle": zipped({"a.png": EXECUTES["os.system"]})}
+
+
+def layers(form: str) -> bytes:
+    """Nine aliases of nine aliases of ...: 9^29 values in a kilobyte."""
+    return b"".join((form % (k, k, ", ".join([f"*a{k - 1}"] * 9))).encode() for k in range(1, 30))
+
+
+YAML = {
+    "alias bomb": b"a0: &a0 [x]\n" + layers("a%d: &a%d [%s]\n"), "alias of itself": b"a: &a [*a]",
+    "merge bomb": b"a0: &a0 {x: 1}\n" + layers("a%d: &a%d {<<: [%s]}\n"),
+    "deep lists": b"a: " + b"[" * DEEP, "deep mappings": b"{a: " * DEEP, "deep blocks": b"- " * DEEP,
+    "python": b"a: !!python/object/apply:os.system ['touch executed']", "python name": b"a: !!python/name:os.system",
+    "long integer": b"a: " + b"9" * DEEP, "long hexadecimal": b"a: 0x" + b"f" * DEEP, "sexagesimal": b"a: 1" + b":59" * DEEP,
+    "key twice": b"train: {steps: 1, steps: 2}", "no date": b"a: 2001-02-30", "tag of no value": b"a: !!timestamp x",
+    "empty integer": b"a: !!int ''", "no truth": b"a: !!bool x", "key is a list": b"? [1]\n: 2", "control": b"a: \x07",
+    "huge": b"a: 1\n" * 60_000, "not utf-8": b"a: \xff"}
+JSON = {
+    "deep lists": b'{"a": ' + b"[" * DEEP, "deep mappings": b'{"a":' * DEEP,
+    "deep and whole": b'{"a": ' + b"[" * 90 + b"]" * 90 + b"}", "long integer": b'{"a": ' + b"9" * DEEP + b"}",
+    "key twice": b'{"a": 1, "a": 2}', "list": b"[]", "not utf-8": b'{"a": "\xff"}', "utf-16": '{"a": 1}'.encode("utf-16"),
+    "huge": b'{"a": "' + b"x" * 16 * 10**6 + b'"}'}
+TENSORS = {
+    "long header": header({}, length=2**63), "header of the file": header({}, bytes(100), length=10**8),
+    "overlap": header({"a": tensor(1), "b": tensor(1)}, bytes(4)),
+    "hole": header({"a": tensor(1), "b": tensor(1, start=8, end=12)}, bytes(12)),
+    "out of range": header({"a": tensor(1, end=10**12)}, bytes(4)), "negative": header({"a": tensor(1, start=-4, end=0)}),
+    "backwards": header({"a": tensor(1, start=4, end=0)}, bytes(4)),
+    "lying shape": header({"a": tensor(10**9, 10**9)}, bytes(4)),
+    "overflow": header({"a": tensor(2**32, 2**32, 2**32)}, bytes(4)),
+    "negative shape": header({"a": tensor(-1, -1)}, bytes(4)),
+    "key twice": header(b'{"a": %s, "a": %s}' % ((json.dumps(tensor(1)).encode(),) * 2), bytes(4)),
+    "unknown type": header({"a": tensor(1, dtype="Q32")}, bytes(4)), "deep": header(b"[" * DEEP),
+    "fractions": header({"a": tensor(1) | {"shape": [1.0]}}, bytes(4)), "trailing": header({"a": tensor(1)}, bytes(8)),
+    "list": header([1]), "names": header({"a\n\x1b[31m": tensor(1, end=3)}, bytes(3))}
+EXECUTES = {
+    "os.system": pickle.dumps(Evil()), "protocol 0": pickle.dumps(Evil(), 0),
+    "in a list": pickle.dumps({"ema": [Evil()], "fid": {"mu": Evil(), "sigma": Evil()}})}
+ARCHIVES = {
+    "up": zipped({"../../a.png": PNGS["0.png"]}), "absolute": zipped({"/tmp/a.png": PNGS["0.png"]}),
+    "drive": zipped({"C:\\a.png": PNGS["0.png"]}), "link": linked("a.png"), "claims": claiming(zipped(PNGS), 2**32 - 2),
+    "bomb": zipped({"a.png": bytes(110 * 10**6)}), "image bomb": zipped({"a.png": png(60_000, 60_000)}),
+    "labels bomb": zipped(PNGS | {"dataset.json": b"[" * DEEP}), "pickle": zipped({"a.png": EXECUTES["os.system"]}),
+    "labels twice": zipped(PNGS | {"dataset.json": b'{"labels": 1,' + LABELS[1:]})}
+WANTED = ("mu", "sigma", "images")
 LYING = npy("'<f8'", "(1000000, 1000000)", bytes(100))
-ARRAYS = {"lying header": zipped({f"{key}.npy": LYING for key in ("mu", "sigma", "images")}),
-          "objects": npz(**dict.fromkeys(("mu", "sigma", "images"), np.array([Evil(), Evil()]))),
-          "negative": zipped({f"{key}.npy": npy("'|u1'", "(-1, -8, 8)", bytes(64)) for key in ("mu", "sigma", "images")}),
-          "deep header": zipped({f"{key}.npy": npy("(" * 9000, "()") for key in ("mu", "sigma", "images")}),
-          "claims": claiming(npz(True, images=PIXELS, **STATISTICS), 2**32 - 2), "up": zipped({"../images.npy": LYING, "mu.npy": LYING})}
+ARRAYS = {
+    "lying header": zipped({f"{key}.npy": LYING for key in WANTED}), "up": zipped({"../images.npy": LYING, "mu.npy": LYING}),
+    "objects": npz(**dict.fromkeys(WANTED, np.array([Evil(), Evil()]))),
+    "negative": zipped({f"{key}.npy": npy("'|u1'", "(-1, -8, 8)", bytes(64)) for key in WANTED}),
+    "deep header": zipped({f"{key}.npy": npy("(" * 9000, "()") for key in WANTED}),
+    "claims": claiming(npz(True, images=PIXELS, **STATISTICS), 2**32 - 2)}
 PICKLES = EXECUTES | {"code in a network": dumps({"ema": network(), "x": Evil()})}
-ONNX = {"up": onnx_model("../../etc/passwd"), "absolute": onnx_model("/etc/passwd"), "down and up": onnx_model("a/../../b"),
-        "missing": onnx_model("weights.bin"), "link": onnx_model("out"), "NUL": onnx_model("a.onnx\0b"), "folder": onnx_model("."),
-        "deep": inside(40), "ORT": b"\0\0\0\0ORTM" + bytes(50), "pickle": EXECUTES["os.system"]}
-CORPUS = [(reader, name, content) for readers, files in (
+STATES = EXECUTES | {
+    "allocates": pickle.dumps(Allocates()), "object": saved({"a": Evil()}), "deflated": zipped({"a/data.pkl": bytes(10**7)}),
+    "one element for many": saved({"a": torch.zeros(1).expand(10**9)}), "names": saved({"a\n": torch.ones(1)}),
+    "meta": saved({"a": torch.empty(10**9, device="meta")}), "sparse": saved({"a": torch.eye(3).to_sparse()}),
+    "number": saved({"a": 3})}
+PICTURES = {
+    "decompression bomb": png(60_000, 60_000), "larger than it says": png(3, 3)[:-20], "gif": b"GIF89a" + bytes(30),
+    "pickle": EXECUTES["os.system"]}
+ONNX = {
+    "up": onnx_model("../../etc/passwd"), "absolute": onnx_model("/etc/passwd"), "down and up": onnx_model("a/../../b"),
+    "missing": onnx_model("weights.bin"), "link": onnx_model("out"), "NUL": onnx_model("a.onnx\0b"),
+    "folder": onnx_model("."), "deep": inside(40), "ORT": b"\0\0\0\0ORTM" + bytes(50), "pickle": EXECUTES["os.system"]}
+FILES = [
     (("yaml", "configuration"), YAML), (("json", "labels"), JSON), (("safetensors header", "safetensors"), TENSORS),
-    (("edm pickle", "reference pickle"), PICKLES),
-    (("state dictionary",), EXECUTES | {
-        "allocates": pickle.dumps(Allocates()), "object": saved({"a": Evil()}), "deflated": zipped({"a/data.pkl": bytes(10**7)}),
-        "one element for many": saved({"a": torch.zeros(1).expand(10**9)}), "meta": saved({"a": torch.empty(10**9, device="meta")}),
-        "sparse": saved({"a": torch.eye(3).to_sparse()}), "number": saved({"a": 3}), "names": saved({"a\n": torch.ones(1)})}),
-    (("images zip",), ARCHIVES), (("images npz", "data", "reference"), ARRAYS),
-    (("png", "jpeg", "webp", "bmp"), {"decompression bomb": png(60_000, 60_000), "larger than it says": png(3, 3)[:-20],
-                                      "gif": b"GIF89a" + bytes(30), "pickle": EXECUTES["os.system"]}),
-    (("onnx structure",), ONNX)) for reader in readers for name, content in files.items()]
+    (("edm pickle", "reference pickle"), PICKLES), (("state dictionary",), STATES), (("images zip",), ARCHIVES),
+    (("images npz", "data", "reference"), ARRAYS), (("png", "jpeg", "webp", "bmp"), PICTURES), (("onnx structure",), ONNX)]
+CORPUS = [(reader, name, content) for readers, files in FILES for reader in readers for name, content in files.items()]
 
 
 @pytest.mark.parametrize("reader, name, content", CORPUS, ids=[f"{reader}-{name}" for reader, name, _ in CORPUS])

@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from pidistill.errors import PidistillError
 from pidistill.files import write_folder
 from pidistill.headers import describe_stored
-from pidistill.student import Student, load_student, make_student
+from pidistill.student import load_student, make_student
 from pidistill.teachers import load_teacher, teacher_config
 from tests.fuzz.mutate import CHANGES, DAMAGE, changed, damaged
 from tests.fuzz.test_readers import fuzz, one_line
 from tests.helpers import MLP, tiny_teacher
 
-FEW, MANY = 100, 2000
+FEW, MANY = 200, 2000
 AMOUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
 
 
@@ -73,7 +72,8 @@ def test_damaged_weights(model, examples):
 
 
 @pytest.mark.parametrize("net", [
-    {"name": "mlp", "width": 10**6}, {"name": "mlp", "width": 10**12}, {"name": "mlp", "depth": 10**9}, {"name": "mlp", "octaves": 10**9},
+    {"name": "mlp", "width": 10**6}, {"name": "mlp", "width": 10**12}, {"name": "mlp", "depth": 10**9},
+    {"name": "mlp", "octaves": 10**9},
     {"name": "song_unet", "model_channels": 10**5}, {"name": "song_unet", "num_blocks": 10**8},
     {"name": "dhariwal_unet", "model_channels": 64 * 10**3}, {"name": "edm2_unet", "model_channels": 64 * 10**3},
     {"name": "edm2_unet", "num_blocks": 10**8}, {"name": "mlp", "width": 10**400}], ids=str)
@@ -85,8 +85,9 @@ def test_networks_larger_than_their_weights_are_refused_before_they_are_made(mod
 
 
 @pytest.mark.parametrize("change", [
-    {"shape": [10**5] * 3}, {"num_classes": 10**9}, {"t_max": 1e300}, {"shape": [1, 8.0, 8]}, {"sigma_data": 0}, {"rho": None},
-    {"preconditioning": {"name": "iddpm", "M": 10**9}}, {"preconditioning": {"name": "epsilon", "sigmas": [[1], [2]]}}], ids=str)
+    {"shape": [10**5] * 3}, {"num_classes": 10**9}, {"t_max": 1e300}, {"shape": [1, 8.0, 8]}, {"sigma_data": 0},
+    {"rho": None}, {"preconditioning": {"name": "iddpm", "M": 10**9}},
+    {"preconditioning": {"name": "epsilon", "sigmas": [[1], [2]]}}], ids=str)
 def test_impossible_facts_are_refused(model, change):
     folder, load = model
     config = json.loads((folder / "config.json").read_text())
