@@ -113,6 +113,20 @@ def test_names_that_are_paths_are_refused(name, tmp_path, monkeypatch):
     assert describe_stored(f"bundled:{name}") is None
 
 
+def test_a_file_does_not_decide_what_runs(tmp_path, monkeypatch):
+    """A student's provenance may name Python code as its teacher; only the user's own word runs it."""
+    from pidistill.models import load_pair
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evil.py").write_text("open('executed', 'w')\nraise SystemExit('executed')")
+    make_student(tiny_teacher(MLP)).save(tmp_path / "s", {"teacher": "python:evil:run"})
+    assert "say --teacher python:evil:run" in (one_line(lambda: load_pair("s")) or "")
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(SystemExit, match="executed"):
+        load_pair("s", "python:evil:run")
+
+
 @pytest.mark.parametrize("examples", AMOUNTS)
 def test_damaged_pipelines_of_diffusers(examples, tmp_path):
     diffusers = pytest.importorskip("diffusers")

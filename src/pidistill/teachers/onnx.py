@@ -77,6 +77,7 @@ def onnx(rest: str) -> Denoiser:
     providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        _ = [(node.name, node.type) for node in (*session.get_inputs(), session.get_outputs()[0])]  # names that are no text
     except Exception as error:  # onnxruntime's own classes, several
         raise PidistillError(f"cannot read {path} as an ONNX file ({reason(error)})") from None
     facts = read_facts(session, given, rest)
@@ -88,7 +89,8 @@ def onnx(rest: str) -> Denoiser:
         raise PidistillError(f"{path}: the graph must take x (B, ...), t (B,){' and labels (B,)' if classes else ''}, it "
                              f"takes {got}" + ("" if classes else "; with labels, say classes=N"))
     batch, *shape = inputs[0].shape
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape) or math.prod(shape) > ELEMENTS:
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape) or math.prod(shape) > ELEMENTS \
+            or (isinstance(batch, int) and not 0 < batch * math.prod(shape) <= ELEMENTS):
         raise PidistillError(f"{path}: the shape of {inputs[0].name} must be fixed but for the batch, got {inputs[0].shape}")
     teacher = ONNXDenoiser(session, tuple(shape), classes, facts, batch if isinstance(batch, int) else None)
     teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": "as the file's source says", "left_out": []}
