@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from pidistill import native
 from tests.helpers import NET, Result, gaussian64, tiny_teacher
+from tests.server import Server
 
 torch.set_num_threads(1)
 
@@ -82,3 +84,16 @@ def net_flags() -> list[str]:
     """The tiny network as command line options."""
     return [f"--set=net={{name: {NET['name']}, model_channels: 8, channel_mult: [1, 1], num_blocks: 1, "
             "attn_resolutions: [4]}"]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server of one file, which is fetched from as from a published one; without pauses between tries."""
+    monkeypatch.setattr("pidistill.downloads.SCHEMES", ("http", "https"))
+    monkeypatch.setattr("pidistill.downloads.PAUSE", 0)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield running
+        running.release.set()
+        running.shutdown()

@@ -217,7 +217,7 @@ def test_the_verbs_are_frozen(cli):
 
 
 @pytest.mark.parametrize("args, words", [
-    (["--preset", "digit"], "did you mean 'digits'"), (["--preset", "nowhere.yaml"], "No such file"),
+    (["--preset", "digit"], "did you mean 'digits'"), (["--preset", "nowhere.yaml"], "does not exist"),
     (["--teacher", "gausian:2"], "did you mean 'gaussian'"), (["--teacher", "nowhere"], "no folder and no KIND:REST"),
     (["--teacher", "gaussian:two"], "gaussian: takes SHAPE"), (["--teacher", "folder:/nowhere"], "holds no teacher"),
     ([*QUICK, "--set", "objective.distance=l22"], "did you mean 'l2'"),

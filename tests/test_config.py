@@ -50,7 +50,8 @@ def test_a_name_replaces_a_member_and_its_options_follow():
 
 @pytest.mark.parametrize("override, words", [
     ("train.stesp=3",
-     "did you mean 'train.steps'.*choices: train.batch, train.microbatch, train.recompute, train.seed, train.steps"),
+     "did you mean 'train.steps'.*choices: train.batch, train.microbatch, train.recompute, train.seed, train.skip_limit, "
+     "train.steps"),
     ("tain.steps=3", "did you mean 'train'"),
     ("train.steps=0", "train.steps should be greater than or equal to 1, got 0"), ("train.steps=abc", "got 'abc'"),
     ("train.steps=1.5", "train.steps .*got 1.5"), ("grid.points=1", "grid.points .*got 1"),
@@ -88,8 +89,9 @@ def test_bad_files_are_one_line(tmp_path, text, words):
         load_config(DistillConfig, path)
 
 
-@pytest.mark.parametrize("source, words", [("digit", "did you mean 'digits'.*default"), ("/nowhere/a.yaml", "No such file"),
-                                           ("a.json", "choices: cifar10, default")])
+@pytest.mark.parametrize("source, words", [
+    ("digit", "did you mean 'digits'.*default"), ("/nowhere/a.yaml", "does not exist"),
+    ("a.json", "choices: cifar10, default"), ("../digits", "choices: cifar10, default"), ("digits\0", "choices: cifar10")])
 def test_unknown_sources_are_one_line(source, words):
     with pytest.raises(PidistillError, match=words):
         load_config(DistillConfig, source)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import stat
 import struct
 import tracemalloc
 import zipfile
@@ -270,13 +271,34 @@ def test_links_and_pipes(tmp_path):
     refused(path, "no regular file", "e.png")
 
 
-def test_names_in_an_archive_are_only_names(tmp_path):
+@pytest.mark.parametrize("name", ["../../up.png", "a/../../up.png", "..", "/etc/root.png", "C:\\x.png", "..\\up.png",
+                                  "\\\\host\\x.png", "a.png\0.exe"])
+def test_names_that_lead_out_of_an_archive_are_refused(tmp_path, name):
     (tmp_path / "in").mkdir()
-    names = ["../../up.png", "/etc/root.png", "C:\\x.png", "a\n\x1b[31m.png"]
-    path = make_zip(tmp_path / "in" / "a.zip", {name: encoded(GREY[0]) for name in names})
-    assert len(everything(path)) == 4
+    path = make_zip(tmp_path / "in" / "a.zip", {"a.png": encoded(GREY[0]), name.replace("\0", "#"): encoded(GREY[0])})
+    path.write_bytes(path.read_bytes().replace(name.replace("\0", "#").encode(), name.encode()))  # zipfile cuts at the NUL
+    refused(path, "leads out of the archive")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.zip", "in"]
-    line = refused(make_zip(path, {names[0]: encoded(GREY[0]), names[3]: b""}), "cannot be read", "[31m.png")
+
+
+def test_links_in_an_archive_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        link = zipfile.ZipInfo("a.png")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    refused(tmp_path / "a.zip", "a.png is a link")
+
+
+def test_an_archive_of_too_many_members_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("pidistill.archives.MEMBERS", 3)
+    assert len(everything(make_zip(tmp_path / "a.zip", {f"{i}.png": encoded(GREY[0]) for i in range(3)}))) == 3
+    refused(make_zip(tmp_path / "a.zip", {f"{i}.png": encoded(GREY[0]) for i in range(4)}), "4 members, more than 3")
+
+
+def test_odd_names_in_an_archive_are_only_names(tmp_path):
+    path, names = tmp_path / "a.zip", ["a..b.png", "a\n\x1b[31m.png", "b/...png"]
+    assert len(everything(make_zip(path, {name: encoded(GREY[0]) for name in names}))) == 3
+    line = refused(make_zip(path, {names[0]: encoded(GREY[0]), names[1]: b""}), "cannot be read", "[31m.png")
     assert line.isprintable()
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.png", encoded(GREY[0]))
@@ -296,7 +318,7 @@ def test_members_that_cannot_be_read(tmp_path):
     refused(path, "cannot be read", "a.png")
 
 
-def test_bombs_are_refused_before_they_are_inflated(tmp_path):
+def test_bombs_are_refused_before_they_are_inflated(tmp_path, monkeypatch):
     hundred = make_zip(tmp_path / "a.zip", {"a.png": bytes(FILE_LIMIT + 1)}, method=zipfile.ZIP_DEFLATED)
     claims = make_zip(tmp_path / "b.zip", {"a.png": bytes(1000)}, method=zipfile.ZIP_DEFLATED)
     patch(claims, size=90 * 10**6)
@@ -330,6 +352,8 @@ def test_bombs_are_refused_before_they_are_inflated(tmp_path):
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (100, 100, 100)})
     black = make_zip(tmp_path / "c.npz", {"images.npy": header.getvalue() + bytes(10**6)}, method=zipfile.ZIP_DEFLATED)
     assert not everything(black).any()  # as much as deflate can is no bomb
+    monkeypatch.setattr("pidistill.archives.LARGE", 10**5)
+    refused(black, "more than its", "images")  # but in a large file it is
 
 
 @pytest.mark.parametrize("header", [

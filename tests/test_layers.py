@@ -13,8 +13,9 @@ ROOT = Path(pidistill.__file__).parent
 LAYERS = {
     0.0: "errors pickle_machine",
     0.05: "headers",
+    0.07: "archives",
     0.1: "tensors seeds plugins files precision provenance progress experiments plots published parallel images memory "
-         "optim parts signals finite",
+         "optim parts signals finite onnx_file",
     0.15: "downloads edm_pickle pipeline compiling manifest",
     0.2: "config",
     0.25: "dinov2 native",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,12 +12,16 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pidistill.errors import PidistillError
+from pidistill.headers import DEPTH, read_bytes
 from pidistill.plugins import choices
 from pidistill.precision import Precision
 from pidistill.seeds import MAX_SEED
 
 # Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
+
+
+YAML_LIMIT, NUMBER = 256_000, 400  # bytes of a configuration; characters of a number, or of any scalar with a tag
 
 
 class Strict(BaseModel):
@@ -188,11 +193,9 @@ def given_keys(overrides: list[str] | dict[str, Any] | None) -> list[str]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PidistillError(f"cannot read the configuration {path}: {getattr(error, 'strerror', error)}") from None
-    try:
-        values = _yaml(text)
+        values = _yaml(read_bytes(path, YAML_LIMIT).decode())
+    except UnicodeDecodeError as error:
+        raise PidistillError(f"cannot read the configuration {path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -221,12 +224,41 @@ def check(model: type[Config], values: dict[str, Any], where: str) -> Config:
 
 
 def _yaml(text: str) -> Any:
-    """Safe YAML, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3, which nobody writes)."""
-    return yaml.load(text, Loader=_Loader)
+    """Safe YAML, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3, which nobody writes). Raises YAMLError alone."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # a value that does not fit its tag, such as the date 2001-02-30: half a dozen classes
+        raise yaml.constructor.ConstructorError(None, None, f"a value that cannot be read: {error}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    pass
+    """Values are as many as are written: no aliases, which a few lines can multiply to billions; no key twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias, which is not read: write the value again", mark)
+        if self.depth >= DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"more than {DEPTH} levels of values in each other", mark)
+        self.depth += 1
+        try:
+            node = super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+        if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str" and len(node.value) > NUMBER:
+            raise yaml.composer.ComposerError(None, None, f"a number of more than {NUMBER} characters", mark)
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[:60]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pidistill.archives import read_arrays
 from pidistill.errors import PidistillError
 from pidistill.tensors import dequantise
 
@@ -36,10 +36,12 @@ def load_images(spec: str) -> Images:
     if path.suffix != ".npz":
         raise PidistillError(f"data must be `digits` or an .npz file with `images` and `labels`, got {spec!r}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels = file["images"], file.get("labels")
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise PidistillError(f"cannot read images from {path}: {error}") from None
+        found = read_arrays(path, ("images", "labels"))
+        images, labels = found["images"], found.get("labels")
+    except KeyError:
+        raise PidistillError(f"cannot read images from {path}: it holds no array `images`") from None
+    except PidistillError as error:
+        raise PidistillError(f"cannot read images from {error}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         raise PidistillError(f"{path}: images must be uint8 of shape (N, H, W) or (N, H, W, C), "
                              f"got {images.dtype} {images.shape}")

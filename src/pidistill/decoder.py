@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.files import load_weights, read_tensors
+from pidistill.files import Allowance, allowance, load_weights, read_tensors
 from pidistill.nets.diffusers_net import import_diffusers
 
 
@@ -55,6 +55,8 @@ def read_decoder(config: dict[str, Any], folder: Path) -> Decoder | None:
     """The decoder of a student's or a teacher's folder, if its config.json has one."""
     if "decoder" not in config:
         return None
-    decoder, path = Decoder(config["decoder"]), folder / "decoder.safetensors"
+    path = folder / "decoder.safetensors"
+    with Allowance(allowance(path), path):
+        decoder = Decoder(config["decoder"])
     load_weights(decoder, read_tensors(path), path)
     return decoder

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
 from pidistill.decoder import Decoder
 from pidistill.errors import PidistillError
+from pidistill.files import ANY, Allowance
 from pidistill.grid import karras_times
 from pidistill.plugins import build
 from pidistill.preconditioning import Preconditioning
 from pidistill.seeds import labels_of
 from pidistill.tensors import like, per_sample
 
+CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
 
 
@@ -133,14 +135,32 @@ def device_of(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
-def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
-    """A network for images of the shape (C, H, W) from {"name": ..., options}."""
+def facts_of(config: dict[str, Any]) -> dict[str, Any]:
+    """FACTS out of a config.json, each of a possible size. Raises KeyError or ValueError."""
+    facts = {name: config[name] for name in FACTS}
+    for name, value in facts.items():
+        if name == "shape":
+            possible = isinstance(value, list) and 0 < len(value) <= 4 and all(type(n) is int and n > 0 for n in value)
+            wanted, possible = f"1 to 4 sides of at most {ELEMENTS} in all", possible and math.prod(value) <= ELEMENTS
+        elif name == "num_classes":
+            wanted, possible = f"an integer from 0 to {CLASSES}", type(value) is int and 0 <= value <= CLASSES
+        else:
+            wanted, possible = "a positive number", type(value) in (int, float) and 0 < value < 1e9
+        if not possible:
+            raise ValueError(f"{name} must be {wanted}, got {str(value)[:40]}")
+    return facts
+
+
+def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int, elements: int = ANY,
+              where: Any = "") -> nn.Module:
+    """A network for images of the shape (C, H, W) from {"name": ..., options}, of so many elements at most."""
     options = dict(spec)
     name = options.pop("name")
     if "num_classes" in options:
         raise PidistillError(f"nets/{name}: num_classes comes from the teacher or the data; leave it out")
     try:
-        return build("nets", name, shape, num_classes=num_classes, **options)
+        with Allowance(elements, where or f"nets/{name}"):
+            return build("nets", name, shape, num_classes=num_classes, **options)
     except (RuntimeError, ValueError, ArithmeticError) as error:  # impossible sizes, such as width=-3
         raise PidistillError(f"nets/{name} cannot be built with {options}: {error}") from None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_state_dict
+from pidistill.files import Allowance, allowance, load_weights, read_state_dict
 from pidistill.tensors import quantise
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
@@ -121,6 +121,7 @@ def load_dinov2(path: Path) -> Dinov2:
         raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
     if min(width, depth, places) < 1 or width % HEAD or math.isqrt(places) ** 2 != places:
         raise PidistillError(f"{path}: {width} channels, {depth} blocks and {places} positions are no DINOv2's")
-    net = Dinov2(width=width, depth=depth, grid=math.isqrt(places))
+    with Allowance(allowance(path), path):
+        net = Dinov2(width=width, depth=depth, grid=math.isqrt(places))
     load_weights(net, state, path, "DINOv2")
     return net.eval()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pidistill.errors import PidistillError
-from pidistill.headers import sha256
+from pidistill.headers import open_file, sha256
 from pidistill.pickle_machine import Bad, Bounded, Machine, Record, Stored, kind, mapping, short
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class EDMPickle:
 def read_edm_pickle(path: Path) -> EDMPickle:
     """The network under `ema` of a pickle, or of one that is a network itself. Raises PidistillError in one line."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.read(2) not in (b"\x80\x04", b"\x80\x03", b"\x80\x05", b"\x80\x02"):
                 raise Bad("it is no pickle")
             file.seek(0)

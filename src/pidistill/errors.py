@@ -1,5 +1,11 @@
 """The one exception that users are meant to read."""
 
+LONGEST = 590  # characters: names and values out of files have no bound of their own
+
 
 class PidistillError(Exception):
-    """Wrong input or state. The message is one line: the value, what was expected, and the fix."""
+    """Wrong input or state. The message is one printable line: the value, what was expected, and the fix."""
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else "?" for c in message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 205]} ... {line[-200:]}")

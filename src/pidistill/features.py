@@ -107,6 +107,7 @@ def load_features(spec: str) -> Any:
 
 
 def read_program(path: Path) -> Callable[[Tensor], Any]:
+    """A file that is code by nature, and runs with the user's rights: only ever one that the user names as such."""
     if not path.is_file():
         raise PidistillError(f"{path} does not exist, or is no file")
     try:
@@ -114,7 +115,7 @@ def read_program(path: Path) -> Callable[[Tensor], Any]:
         return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path, map_location="cpu").eval()
     except Exception as error:  # a damaged file can end in almost any of them
         kind = "torch.export" if path.suffix == ".pt2" else "TorchScript"
-        raise PidistillError(f"cannot read {path} as a {kind} file ({first_line(error)})") from None
+        raise PidistillError(f"cannot read {path} as a {kind} file, which is a program ({first_line(error)})") from None
 
 
 def first_line(error: Exception) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +17,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from pidistill.archives import reading
 from pidistill.errors import PidistillError
+from pidistill.headers import parse_json, read_bytes, read_header
+from pidistill.headers import read_json as read_json
+
+TENSORS, ANY = 50_000, 10**12  # of a network; elements where no weights are read
+FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+METRICS_LIMIT = 256 * 10**6  # bytes; a million records
 
 
 def stage(name: str) -> None:
@@ -93,11 +103,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Of a safetensors file whose header was found sound."""
+    read_header(path)
     try:
         return load_file(path)
-    except FileNotFoundError:
-        raise PidistillError(f"{path} does not exist") from None
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch lacks
         raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None
 
 
@@ -126,6 +136,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         state: Any = read_tensors(path)
     else:
+        check_packing(path)
         try:
             with warnings.catch_warnings(action="ignore"):  # of odd files, which end in an error anyway
                 state = torch.load(path, map_location="cpu", weights_only=True)
@@ -140,7 +151,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise PidistillError(f"{path} holds no state dictionary of weights, but "
                              f"{'nothing' if isinstance(state, dict) else f'a {type(state).__name__}'}")
     for name, value in state.items():
-        plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+        plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu" \
+            and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no element stands for many
         counter = str(name).endswith(".num_batches_tracked")  # of batch normalisation
         if not isinstance(name, str) or not name.isprintable() or not plain or not (value.is_floating_point() or counter):
             raise PidistillError(f"{path}: the entry {str(name)[:60]!r} is no weight "
@@ -148,25 +160,49 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def check_packing(path: Path) -> None:
+    """Refuse what torch.save never writes and torch.load inflates: members of a ZIP that are larger than the file."""
+    if zipfile.is_zipfile(path):
+        with reading(str(path)), zipfile.ZipFile(path) as archive:
+            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+                raise PidistillError(f"cannot read {path}: it inflates, which what torch.save writes does not")
+
+
 def cache_folder() -> Path:
     """Where downloaded and converted weights lie: $PIDISTILL_CACHE, or ~/.cache/pidistill."""
     return Path(os.path.expanduser(os.environ.get("PIDISTILL_CACHE") or "~/.cache/pidistill"))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PidistillError(f"{path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise PidistillError(f"cannot read {path}: {error}") from None
-    if not isinstance(record, dict):
-        raise PidistillError(f"cannot read {path}: expected a JSON object")
-    return record
-
-
 def write_json(path: Path, record: dict[str, Any]) -> None:
     write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+class Allowance(TorchFunctionMode):
+    """Networks that are built inside have so many elements at most: more is refused before it is allocated.
+
+    A configuration can ask for any size in a few bytes; the weights beside it must then have as many.
+    """
+
+    def __init__(self, elements: int, where: Any):
+        super().__init__()
+        self.left, self.tensors, self.where = elements, TENSORS, where
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FACTORIES:
+            size = (kwargs or {}).get("size", args)
+            numbers = size[0] if size and isinstance(size[0], list | tuple | torch.Size) else size
+            self.left -= math.prod(n for n in numbers if isinstance(n, int))
+            self.tensors -= 1
+        elif func is torch.arange:
+            self.left -= int(max(map(abs, args), default=0))
+        if min(self.left, self.tensors) < 0:
+            raise PidistillError(f"{self.where}: the network that it describes is too large for the weights beside it")
+        return func(*args, **(kwargs or {}))
+
+
+def allowance(*files: Path) -> int:
+    """Elements that a network with weights in these files may have. A byte holds no more than one; some are not stored."""
+    return 10**7 + 2 * sum(path.stat().st_size for path in files if path.is_file())
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net: str = "its config.json") -> None:
@@ -185,11 +221,13 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run's metrics.jsonl; a half-written last line is left out."""
-    records = []
     path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    records: list[dict[str, Any]] = []
+    for line in read_bytes(path, METRICS_LIMIT).splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = parse_json(line)
         except ValueError:
             break
+        if isinstance(record, dict):
+            records.append(record)
     return records

@@ -6,26 +6,23 @@ Nothing is extracted or unpickled. The files are taken to be hostile: sizes are 
 from __future__ import annotations
 
 import io
-import json
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pidistill.archives import array_header, open_archive, open_member, read_array, reading, wrong
 from pidistill.errors import PidistillError
+from pidistill.headers import parse_json
 
 ENDINGS, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("PNG", "JPEG", "WEBP", "BMP")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's, and what they become
 SIDE = 4096  # pixels
-RATIO = 1100  # deflate reaches 1032:1
 FILE_LIMIT, JSON_LIMIT = 100 * 10**6, 200 * 10**6  # bytes; the largest BMP has 67 MB
 
 
@@ -47,7 +44,7 @@ class ImageSet:
         image = self._decode(index)
         height, width, channels = image.shape
         if (channels, height, width) != self.shape:
-            raise _wrong(self._where(index), f"{_kind(channels, height, width)}, but the first image, {self._where(0)}, "
+            raise wrong(self._where(index), f"{_kind(channels, height, width)}, but the first image, {self._where(0)}, "
                                              f"is {_kind(*self.shape)}; all must be of one size and kind")
         return image
 
@@ -66,39 +63,24 @@ def open_images(path: Path) -> ImageSet:
     Folder and .zip: images sorted by name, labels from `dataset.json` = {"labels": [[NAME, LABEL], ...] or null}.
     .npz: uint8 `images`, `arr_0`, `x` or `data`, (N, H, W), (N, H, W, C) or (N, C, H, W); `labels`, `arr_1` or `y` (N,).
     """
-    with _reading(str(path)):
+    with reading(str(path)):
         folder, file, there = path.is_dir(), path.is_file(), path.exists()
     if folder:
         return _folder(path)
     if file and path.suffix.lower() in (".zip", ".npz"):
         return (_zip if path.suffix.lower() == ".zip" else _npz)(path)
-    raise _wrong(str(path), "images come as a folder, a .zip or an .npz" if there else "does not exist")
-
-
-def _wrong(where: str, words: str) -> PidistillError:
-    return PidistillError("".join(c if c.isprintable() else "?" for c in f"{where}: {words}"))  # names may hold newlines
+    raise wrong(str(path), "images come as a folder, a .zip or an .npz" if there else "does not exist")
 
 
 def _kind(channels: int, height: int, width: int) -> str:
     return f"{'grey' if channels == 1 else 'colour'} {width}x{height}"
 
 
-@contextmanager
-def _reading(where: str) -> Iterator[None]:
-    try:
-        yield
-    except PidistillError:
-        raise
-    except Exception as error:  # a damaged or hostile file can end in almost any of them
-        detail = getattr(error, "strerror", None) or (str(error) if type(error) is OSError else type(error).__name__)
-        raise _wrong(where, f"cannot be read: damaged, truncated or of another format ({detail})") from None
-
-
 def _folder(path: Path) -> ImageSet:
     def fail(error: OSError) -> None:  # os.walk would pass over it
         raise error
 
-    with _reading(str(path)):
+    with reading(str(path)):
         names = _images(path, (Path(top).relative_to(path).joinpath(name).as_posix()
                                for top, _, files in os.walk(path, onerror=fail) for name in files))
     record = path / "dataset.json"
@@ -108,14 +90,14 @@ def _folder(path: Path) -> ImageSet:
 
 
 def _zip(path: Path) -> ImageSet:
-    archive, members = _archive(path)
+    archive, members = open_archive(path)
     names = _images(path, members)
 
     def where(name: str) -> str:
         return f"{path}: {name[:200]}"
 
     def read(name: str, limit: int) -> bytes:
-        with _reading(where(name)), _member(archive, members[name], where(name), limit) as file:
+        with reading(where(name)), open_member(archive, members[name], where(name), limit) as file:
             data = file.read(members[name].file_size)  # not read(), which inflates without a bound
             if len(data) != members[name].file_size:
                 raise EOFError
@@ -128,28 +110,28 @@ def _zip(path: Path) -> ImageSet:
 
 
 def _npz(path: Path) -> ImageSet:
-    archive, members = _archive(path)
+    archive, members = open_archive(path)
     key = next((key for key in ("images", "arr_0", "x", "data") if f"{key}.npy" in members), None)
     if key is None:
-        raise _wrong(str(path), "holds no array `images`, `arr_0`, `x` or `data`")
-    shape, dtype = _header(archive, members[f"{key}.npy"], f"{path}: {key}")
+        raise wrong(str(path), "holds no array `images`, `arr_0`, `x` or `data`")
+    shape, dtype = array_header(archive, members[f"{key}.npy"], f"{path}: {key}")
     colour = {3: "NHW", 4: "NHWC" if shape[-1:] in ((1,), (3,)) else "NCHW" if shape[1:2] in ((1,), (3,)) else ""}
     axes = colour.get(len(shape), "")
     if dtype != np.uint8 or not axes or min(shape) < 1:
-        raise _wrong(f"{path}: {key}", "images must be uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or "
+        raise wrong(f"{path}: {key}", "images must be uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or "
                                        f"3, got {dtype} {shape}")
-    images = _array(archive, members[f"{key}.npy"], f"{path}: {key}")
+    images = read_array(archive, members[f"{key}.npy"], f"{path}: {key}")
     images = images[..., None] if axes == "NHW" else np.moveaxis(images, 1, -1) if axes == "NCHW" else images
     labels = None
     for key in ("labels", "arr_1", "y"):
         if labels is None and (info := members.get(f"{key}.npy")):
-            form, dtype = _header(archive, info, f"{path}: {key}")
+            form, dtype = array_header(archive, info, f"{path}: {key}")
             if form == shape[:1] and dtype.kind in "iu":
-                labels = _array(archive, info, f"{path}: {key}")
+                labels = read_array(archive, info, f"{path}: {key}")
                 if labels.min() < 0 or labels.max() >= 2**63:
-                    raise _wrong(f"{path}: {key}", "labels must be integers from 0")
+                    raise wrong(f"{path}: {key}", "labels must be integers from 0")
             elif key != "arr_1":  # which has no name of its own, and may be anything
-                raise _wrong(f"{path}: {key}", f"labels must be {shape[0]} integers, got {dtype} {form}")
+                raise wrong(f"{path}: {key}", f"labels must be {shape[0]} integers, got {dtype} {form}")
     return ImageSet(len(images), images.__getitem__, lambda i: f"{path}: image {i}",
                     None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
@@ -157,67 +139,23 @@ def _npz(path: Path) -> ImageSet:
 def _images(path: Path, names: Iterable[str]) -> list[str]:
     """The names of images among those below the path, sorted."""
     if not (found := sorted(name for name in names if PurePosixPath(name).suffix.lower() in ENDINGS)):
-        raise _wrong(str(path), f"holds no images ({', '.join(ENDINGS)})")
+        raise wrong(str(path), f"holds no images ({', '.join(ENDINGS)})")
     return found
 
 
 def _file(path: Path, limit: int) -> bytes:
-    with _reading(str(path)):
+    with reading(str(path)):
         if path.stat().st_size > limit or not path.is_file():  # a pipe would block
-            raise _wrong(str(path), f"no regular file, or larger than {limit // 10**6} MB")
+            raise wrong(str(path), f"no regular file, or larger than {limit // 10**6} MB")
         return path.read_bytes()
-
-
-def _archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    with _reading(str(path)):
-        archive = zipfile.ZipFile(path)
-    files = [info for info in archive.infolist() if not info.is_dir()]
-    members = {info.filename: info for info in files}
-    if len(members) < len(files):
-        raise _wrong(str(path), "holds two members of the same name")
-    return archive, members
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, limit: int | None = None) -> IO[bytes]:
-    """Opened for reading, if it can hold what it says. Other methods than deflate have no such bound."""
-    if info.flag_bits & 1:
-        raise _wrong(where, "encrypted; archive it without a password")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _wrong(where, "must be stored or deflated, not compressed by another method")
-    ratio = RATIO if info.compress_type == zipfile.ZIP_DEFLATED else 1
-    if info.file_size > ratio * min(info.compress_size, archive.start_dir):
-        raise _wrong(where, f"says it holds {info.file_size} bytes, more than its {info.compress_size} can")
-    if limit is not None and info.file_size > limit:
-        raise _wrong(where, f"larger than {limit // 10**6} MB")
-    return archive.open(info)
-
-
-def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array that fills its member exactly."""
-    with _reading(where), warnings.catch_warnings(action="ignore"), _member(archive, info, where) as file:
-        old = np.lib.format.read_magic(file) == (1, 0)
-        shape, _, dtype = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(file)
-        if dtype.hasobject:
-            raise _wrong(where, "an array of Python objects, which is never unpickled")
-        size = dtype.itemsize
-        for length in shape:
-            size *= max(int(length), 0)
-        if file.tell() + size != info.file_size:
-            raise _wrong(where, f"its header says {dtype} {shape}, which does not fit its {info.file_size} bytes")
-        return shape, dtype
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
-    with _reading(where), warnings.catch_warnings(action="ignore"), _member(archive, info, where) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _labels(text: bytes, names: list[str], where: str) -> Tensor | None:
     """(N,) int64 in the order of the names."""
-    with _reading(where):
-        record = json.loads(text)
+    with reading(where):
+        record = parse_json(text)
         if not isinstance(record, dict) or not isinstance(record.get("labels", 0), list | None):
-            raise _wrong(where, 'must be {"labels": [[NAME, LABEL], ...]} or {"labels": null}')
+            raise wrong(where, 'must be {"labels": [[NAME, LABEL], ...]} or {"labels": null}')
     if record["labels"] is None:
         return None
     table: dict[str, int] = {}
@@ -226,32 +164,32 @@ def _labels(text: bytes, names: list[str], where: str) -> Tensor | None:
             case [str(name), int(label)] if name not in table and not isinstance(label, bool) and 0 <= label < 2**63:
                 table[name] = label
             case _:
-                raise _wrong(where, f"entry {len(table)} of the labels must be a name, once, and an integer from 0")
+                raise wrong(where, f"entry {len(table)} of the labels must be a name, once, and an integer from 0")
     if odd := sorted(table.keys() ^ set(names)):
-        raise _wrong(where, f"labels {'name a missing file' if odd[0] in table else 'miss the file'} {odd[0][:200]}")
+        raise wrong(where, f"labels {'name a missing file' if odd[0] in table else 'miss the file'} {odd[0][:200]}")
     return torch.tensor([table[name] for name in names], dtype=torch.int64)
 
 
 def _decode(data: bytes, where: str) -> np.ndarray:
     """(H, W, C) uint8, C = 1 or 3."""
-    with _reading(where), warnings.catch_warnings(action="ignore"):
+    with reading(where), warnings.catch_warnings(action="ignore"):
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
-            raise _wrong(where, f"larger than {SIDE}x{SIDE} pixels") from None
+            raise wrong(where, f"larger than {SIDE}x{SIDE} pixels") from None
         if max(image.size) > SIDE:
-            raise _wrong(where, f"{image.width}x{image.height} pixels, larger than {SIDE}x{SIDE}")
+            raise wrong(where, f"{image.width}x{image.height} pixels, larger than {SIDE}x{SIDE}")
         if image.format == "PNG" and "16" in str(image.tile[0][3]):  # PIL would drop half the bits of a colour image
-            raise _wrong(where, "16 bits a channel; convert it to 8")
+            raise wrong(where, "16 bits a channel; convert it to 8")
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-            raise _wrong(where, "animated; save the frames as images")
+            raise wrong(where, "animated; save the frames as images")
         Image.open(io.BytesIO(data), formats=FORMATS).verify()  # a PNG's checksums, which load() passes over
         if image.format == "PNG" and b"\0\0\0\0IEND\xaeB`\x82" not in data:  # and verify() over the last of them
             raise EOFError
         image.load()
         if image.getbands()[-1] in "Aa" or "transparency" in image.info:
-            raise _wrong(where, "has transparency; flatten it first")
+            raise wrong(where, "has transparency; flatten it first")
         if image.mode not in MODES:
-            raise _wrong(where, f"of PIL's mode {image.mode}; convert it to RGB or grey")
+            raise wrong(where, f"of PIL's mode {image.mode}; convert it to RGB or grey")
         pixels = np.asarray(image.convert(MODES[image.mode]))
         return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -43,7 +43,8 @@ def teacher_spec_of(spec: str) -> str | None:
     folder = student_folder(Path(spec))
     if folder is None or not (folder / "provenance.json").exists():
         return None
-    return read_json(folder / "provenance.json").get("teacher")
+    teacher = read_json(folder / "provenance.json").get("teacher")
+    return teacher if isinstance(teacher, str) else None
 
 
 def load_pair(spec: str, teacher: str | None = None, ema: float | None = None) -> tuple[Student, Denoiser]:
@@ -51,7 +52,10 @@ def load_pair(spec: str, teacher: str | None = None, ema: float | None = None) -
     student = load_model(spec, ema)
     if not isinstance(student, Student):
         raise PidistillError(f"{spec} is a teacher; a student was expected")
-    teacher = teacher or teacher_spec_of(spec)
+    recorded = teacher_spec_of(spec)
+    if not teacher and recorded and recorded.startswith("python:"):  # a file never decides what runs
+        raise PidistillError(f"{spec} had the teacher {recorded}, which is code; if you trust it, say --teacher {recorded}")
+    teacher = teacher or recorded
     if not teacher:
         raise PidistillError(f"{spec} does not say which teacher it had; name it with --teacher")
     denoiser = load_teacher(teacher)

@@ -20,6 +20,8 @@ from pidistill.config import SIGMA_DATA
 from pidistill.errors import PidistillError
 from pidistill.plugins import choices
 
+STEPS = 100_000  # of a discrete schedule, at most
+
 
 class Coefficients(NamedTuple):
     """Each (B,), float64."""
@@ -161,6 +163,11 @@ class Preconditioning:
         for key in constants:
             if key not in known:
                 raise choices(f"constant of the preconditioning {self.name}", key, list(known)[1:])
+        for key, value in constants.items():
+            if key != "sigmas" and not (type(value) in (int, float) and -1e6 < value < 1e6):
+                raise PidistillError(f"the preconditioning {self.name}: {key} must be a number, got {str(value)[:40]}")
+        if not 1 <= constants.get("M", 1) <= STEPS:
+            raise PidistillError(f"the preconditioning {self.name}: M must be from 1 to {STEPS}, got {constants['M']}")
         self.times: Tensor | None = None
         if self.name == "iddpm":
             self.times = iddpm_times(**constants).flip(0)[1:]  # without 0

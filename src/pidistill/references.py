@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import zipfile
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pidistill.archives import open_archive, read_arrays
 from pidistill.data import load_images
 from pidistill.denoiser import device_of
 from pidistill.downloads import published
 from pidistill.errors import PidistillError
 from pidistill.features import ASSETS, check_shape, first_line
 from pidistill.files import cache_folder, read_tensors
+from pidistill.headers import open_file
 from pidistill.images import open_images
 from pidistill.metrics import Batch, Reference
 from pidistill.metrics.frechet import Frechet
@@ -54,7 +56,7 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
         return MADE[key]
     elif path.suffix == ".npz":
         found = read_npz(path)
-    elif "/" in name or path.suffix:
+    elif not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise PidistillError(f"{name} does not exist" if not path.exists() else
                              f"{name} is no reference: a folder or .zip of images, an .npz, or EDM2's .pkl was expected")
     else:
@@ -77,23 +79,24 @@ def bundled(features: str) -> Reference:
 
 def has_statistics(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return bool({"mu.npy", "sigma.npy"} & set(archive.namelist()))
-    except (OSError, zipfile.BadZipFile, ValueError):
+        return bool({"mu.npy", "sigma.npy"} & open_archive(path)[1].keys())
+    except PidistillError:
         return True  # and read_npz says what is wrong
 
 
 def read_npz(path: Path) -> Reference:
     """Mean and covariance, and what `write_reference` adds to them, from an NPZ file, in which no pickle is read."""
+    if not path.exists():
+        raise PidistillError(f"{path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            mean, covariance = (torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in ("mu", "sigma"))
-            features = torch.from_numpy(np.asarray(file["features"], dtype=np.float32)) if "features" in file else None
-            network = str(file["network"])[:64] if "network" in file else None
-            num = int(file["num"]) if "num" in file else None
-    except FileNotFoundError:
-        raise PidistillError(f"{path} does not exist") from None
-    except Exception as error:  # a damaged file can end in almost any of them
+        found = read_arrays(path, ("mu", "sigma", "features", "network", "num"))
+        mean, covariance = (torch.from_numpy(np.asarray(found[key], dtype=np.float64)) for key in ("mu", "sigma"))
+        features = torch.from_numpy(np.asarray(found["features"], dtype=np.float32)) if "features" in found else None
+        network = str(found["network"])[:64] if "network" in found else None
+        num = int(found["num"]) if "num" in found else None
+    except PidistillError as error:
+        raise PidistillError(f"cannot read mu and sigma from {error}") from None
+    except Exception as error:  # arrays of another kind
         raise PidistillError(f"cannot read {path} as an NPZ file with mu and sigma ({first_line(error)})") from None
     check_statistics(path, mean, covariance)
     if features is not None and (features.ndim != 2 or features.shape[1] != len(mean) or not features.isfinite().all()):
@@ -114,7 +117,7 @@ def read_pickle(path: Path, features: str) -> Reference:
     if not kinds:
         raise PidistillError(f"{path}: EDM2's references are of inception or dinov2, not of {features!r}")
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             root = Machine(Bounded(file, path.stat().st_size)).run()
         part = root.get(kinds[0]) if isinstance(root, dict) else None
         if not isinstance(part, dict):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.decoder import Decoder, read_decoder
-from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of
+from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of, facts_of
 from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_json, read_tensors, write_folder
+from pidistill.files import allowance, load_weights, read_json, read_tensors, write_folder
 from pidistill.pipeline import drawn, gather
 from pidistill.plugins import member
 from pidistill.preconditioning import Preconditioning, c_in
@@ -188,8 +188,9 @@ def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
     if (shape, classes) != (teacher.shape, teacher.num_classes):
         raise PidistillError(f"student.init: the network in {folder} is for {shape} in {classes} classes, the teacher's are "
                              f"{teacher.shape} in {teacher.num_classes}")
-    network = build_net(spec, shape, classes)
-    state = read_tensors(folder / "model.safetensors")
+    weights = folder / "model.safetensors"
+    network = build_net(spec, shape, classes, allowance(weights), weights)
+    state = read_tensors(weights)
     if config["format"] == "pidistill-teacher":
         state = {key.removeprefix("model."): value for key, value in state.items()}
     load_weights(network, state, folder)
@@ -222,15 +223,15 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
     if config.get("format") != "pidistill-student":
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
-        facts = {name: config[name] for name in FACTS}
-        student = Student(build_net(config["net"], facts["shape"], facts["num_classes"]), config["net"], facts,
-                          config.get("preconditioning", "edm"), read_decoder(config, folder))
-    except (KeyError, TypeError, ValueError) as error:
+        facts, rates, path = facts_of(config), list(config.get("ema", [])), folder / "model.safetensors"
+        net = build_net(config["net"], facts["shape"], facts["num_classes"], allowance(path), path)
+        student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder))
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
-    rates = config.get("ema", [])
     if ema is not None and ema not in rates:
         known = ", ".join(map(str, rates)) or "not recorded"
         raise PidistillError(f"{folder} has no average with rate {ema} (rates: {known})")
-    path = folder / ("model.safetensors" if ema is None or ema == rates[0] else f"ema-{ema}.safetensors")
+    if ema is not None and ema != rates[0]:
+        path = folder / f"ema-{float(ema)}.safetensors"
     load_weights(student.net, read_tensors(path), path)
     return student.eval().requires_grad_(False)

@@ -280,7 +280,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("pidistill.downloads.fetch", offline)
     with pytest.raises(PidistillError) as error:
         LPIPS()
     text = str(error.value)
@@ -304,22 +304,20 @@ def test_cached_file_is_used_and_its_hash_checked(state, weights, tmp_path, monk
         LPIPS()
 
 
-def test_download_is_checked_and_leaves_no_half_file(weights, tmp_path, monkeypatch):
-    """The real download code, from a file: URL."""
+def test_download_is_checked_and_leaves_no_half_file(weights, tmp_path, monkeypatch, server):
+    """The real download code."""
     import hashlib
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    good = tmp_path / f"vgg16-{hashlib.sha256(weights.read_bytes()).hexdigest()[:8]}.pth"
-    bad = tmp_path / "vgg16-0123abcd.pth"
-    for path in (good, bad):
-        path.write_bytes(weights.read_bytes())
-    monkeypatch.setattr(ours, "VGG16", good.as_uri())
+    content = server.content = weights.read_bytes()
+    good = f"vgg16-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(ours, "VGG16", f"{server.url}/{good}")
     assert LPIPS(size=32)(*pair()).shape == (3,)
-    monkeypatch.setattr(ours, "VGG16", bad.as_uri())
+    monkeypatch.setattr(ours, "VGG16", f"{server.url}/vgg16-0123abcd.pth")
     with pytest.raises(PidistillError, match="cannot download"):
         LPIPS()
     left = {path.name for path in (tmp_path / "home/hub/checkpoints").iterdir() if not path.name.endswith(".lock")}
-    assert left == {good.name}
+    assert left == {good}
 
 
 def test_it_costs_nothing_where_it_is_not_chosen():

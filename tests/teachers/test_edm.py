@@ -44,7 +44,7 @@ def tiny(monkeypatch, tmp_path):
     """A published network small enough for tests, an empty cache folder, and weights for it."""
     monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
     monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("pidistill.downloads.fetch", offline)
     (tmp_path / "cache").mkdir()
     return tiny_teacher()
 
@@ -205,11 +205,11 @@ def test_the_published_pickle_is_downloaded_once_and_remembered(tiny, tmp_path, 
                    sigma_data=0.5)
     calls = []
 
-    def download(url, path, **_):
+    def download(url, path, expected):
         calls.append(url)
         shutil.copy(source, path)
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr("pidistill.downloads.fetch", download)
     for _ in range(2):
         teacher = load_teacher("edm:tiny")
         assert same(teacher, tiny) and "NVIDIA" in teacher.origin["licence"]

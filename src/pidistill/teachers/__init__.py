@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pidistill.decoder import read_decoder
-from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net
+from pidistill.denoiser import Denoiser, Preconditioned, build_net, facts_of
 from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_json, read_tensors
+from pidistill.files import ANY, allowance, load_weights, read_json, read_tensors
 from pidistill.plugins import build, choices, member, names
 
 
@@ -43,13 +43,14 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
 
 
 def network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
-                    **facts: Any) -> Preconditioned:
+                    file: Path | None = None, **facts: Any) -> Preconditioned:
     """A network {"name": ..., options} for images (C, H, W) in a preconditioning; weights=False: on the meta device.
 
-    facts: options of `Preconditioned`.
+    file: of its weights, which bounds its size. facts: options of `Preconditioned`.
     """
+    elements = allowance(file) if file else ANY
     with nullcontext() if weights else torch.device("meta"):
-        return Preconditioned(build_net(net, shape, num_classes), shape, num_classes, net_spec=net, **facts)
+        return Preconditioned(build_net(net, shape, num_classes, elements, file), shape, num_classes, net_spec=net, **facts)
 
 
 def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
@@ -58,13 +59,12 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
     try:
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
-        facts = {name: config[name] for name in FACTS}
+        facts, path = facts_of(config), folder / "model.safetensors"
         extra = {name: config[name] for name in ("preconditioning", "guidance", "null_label") if name in config}
-        teacher = network_teacher(config["net"], **facts, **extra, weights=weights)
-    except (KeyError, TypeError, ValueError) as error:
+        teacher = network_teacher(config["net"], **facts, **extra, weights=weights, file=path if weights else None)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if weights:
-        path = folder / "model.safetensors"
         load_weights(teacher, read_tensors(path), path)
         teacher.decoder = read_decoder(config, folder)
     teacher.source = folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from pidistill.config import RHO, T_MAX, T_MIN
 from pidistill.decoder import Decoder
 from pidistill.denoiser import Preconditioned
 from pidistill.errors import PidistillError
-from pidistill.files import read_json
-from pidistill.headers import sha256
+from pidistill.files import Allowance, allowance, check_packing, read_json
+from pidistill.headers import read_header, sha256
 from pidistill.nets.diffusers_net import import_diffusers
+from pidistill.preconditioning import STEPS
 from pidistill.progress import console
 from pidistill.teachers import network_teacher
 
@@ -39,7 +41,8 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     folder = find(name)
     index = read_json(folder / "model_index.json")
     part = next((part for part in ("unet", "transformer") if part in index), None)
-    kind = index[part][1] if part else None
+    kinds = {part: class_of(index, part) for part in ("unet", "transformer", "vae", "vqvae")}
+    kind = kinds[part] if part else None
     if part is None or kind not in NETWORKS:
         raise PidistillError(f"{name}: a {index.get('_class_name', 'pipeline')} with {kind or 'no network'} cannot teach; "
                              "UNet2DModel and DiT can (models that need text cannot)")
@@ -47,9 +50,13 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
         raise PidistillError(f"{name}: the pipeline has no scheduler, which says what the network predicts")
     config_file = component(folder, part, "config.json")
     config = read_json(config_file)
-    latent = index.get("vae", [None])[0] is not None or index.get("vqvae", [None])[0] is not None
-    facts = schedule(library, read_json(component(folder, "scheduler", "scheduler_config.json")), name)
-    facts |= network_facts(config, name)
+    latent = kinds["vae"] is not None or kinds["vqvae"] is not None
+    try:
+        facts = schedule(library, read_json(component(folder, "scheduler", "scheduler_config.json")), name)
+        facts |= network_facts(config, name)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise PidistillError(f"{name}: its configurations cannot be meant ({type(error).__name__}: {str(error)[:160]})") \
+            from None
     facts["sigma_data"] = options.get("sigma_data", facts.get("sigma_data", 1.0 if latent else 0.5))
     if "guidance" in options:
         facts["guidance"] = options["guidance"]
@@ -60,15 +67,17 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
         raise PidistillError(f"{name}: its latents need the {index.get('vae', index.get('vqvae'))} that is not in vae/")
     if "null_label" in facts and options.get("guidance", 1) == 1:
         del facts["null_label"]
-    teacher = network_teacher(net, weights=False, **facts)
+    try:
+        teacher = network_teacher(net, weights=False, **facts)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise PidistillError(f"{config_file} cannot be meant ({type(error).__name__}: {str(error)[:160]})") from None
     if not weights:
         return teacher
     teacher.model.net = load(library, NETWORKS[kind], config_file.parent, name)
     if latent:
         spec = {"config": read_json(folder / "vae" / "config.json")}
         teacher.decoder = Decoder(spec, load(library, "AutoencoderKL", folder / "vae", name))
-    files = sorted(path for path in config_file.parent.glob("diffusion_pytorch_model*")
-                   if path.suffix in (".safetensors", ".bin"))
+    files = weight_files(config_file.parent)
     teacher.origin = {"file": name, "sha256": {path.name: sha256(path) for path in files}, "left_out": [],
                       "licence": "as the model's page says"}
     return teacher
@@ -120,9 +129,16 @@ def component(folder: Path, part: str, file: str) -> Path:
 
 def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
     """diffusers' model with its weights, strictly, in float32."""
+    files = weight_files(folder)
+    if "quantization_config" in read_json(folder / "config.json"):
+        raise PidistillError(f"{folder}: its weights are quantised, by a library of its choice; save them in full")
     try:
-        model, info = getattr(library, kind).from_pretrained(
-            str(folder), local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True, torch_dtype=torch.float32)
+        with Allowance(allowance(*files), folder):
+            model, info = getattr(library, kind).from_pretrained(
+                str(folder), local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True,
+                torch_dtype=torch.float32)
+    except PidistillError:
+        raise
     except Exception as error:  # missing, damaged or misshapen files end in almost any of them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise PidistillError(f"cannot read {kind} of {name}: {reason}") from None
@@ -133,21 +149,50 @@ def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
     return model.eval()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """What diffusers may read weights from, each looked at before it does; an index of parts must name files beside it."""
+    for index in folder.glob("*.index.json"):
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)
+                                                  for name in names.values()):
+            raise PidistillError(f"{index}: its parts must be names of files in the same folder")
+    files = sorted(path for path in folder.glob("diffusion_pytorch_model*") if path.suffix in (".safetensors", ".bin"))
+    for path in files:
+        if path.suffix == ".safetensors":
+            read_header(path)
+        else:
+            check_packing(path)
+    return files
+
+
+def class_of(index: dict[str, Any], part: str) -> str | None:
+    """The class of a part in model_index.json, {"unet": ["diffusers", "UNet2DModel"]}; None for [null, null]."""
+    entry = index.get(part, [None, None])
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(item, str | None) for item in entry):
+        raise PidistillError(f"model_index.json: {part} must be [LIBRARY, CLASS], got {str(entry)[:80]}")
+    return entry[1]
+
+
 def network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Shape and classes from the network's configuration."""
     size, channels = config.get("sample_size"), config.get("in_channels")
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
     if len(sides) != 2 or not isinstance(channels, int):
         raise PidistillError(f"{name}: the network's config.json does not say its sample_size and in_channels")
-    facts: dict[str, Any] = {"shape": (channels, *sides), "num_classes": config.get("num_class_embeds") or 0}
-    if (classes := config.get("num_embeds_ada_norm")) is not None:
-        facts |= {"num_classes": classes, "null_label": classes}
-    return facts
+    classes, null = config.get("num_class_embeds") or 0, config.get("num_embeds_ada_norm")
+    sizes = (channels, *sides, classes if null is None else null)
+    if not all(type(n) is int and 0 <= n <= 10**6 for n in sizes) or min(sizes[:3]) < 1:
+        raise PidistillError(f"{name}: channels, sides and classes of {str(sizes)[:80]} are impossible")
+    facts: dict[str, Any] = {"shape": sizes[:3], "num_classes": sizes[3]}
+    return facts if null is None else facts | {"null_label": null}
 
 
 def schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
     """Preconditioning and noise range, from the scheduler's configuration."""
-    kind = config.get("_class_name", "")
+    kind = str(config.get("_class_name", ""))
+    steps = config.get("num_train_timesteps", 1000)
+    if type(steps) is not int or not 1 <= steps <= STEPS:
+        raise PidistillError(f"{name}: num_train_timesteps must be from 1 to {STEPS}, got {str(steps)[:40]}")
     prediction = config.get("prediction_type", "epsilon")
     if kind.startswith("EDM"):
         edm = library.EDMEulerScheduler.from_config(config).config
@@ -155,8 +200,7 @@ def schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
                 "t_max": edm.sigma_max, "sigma_data": edm.sigma_data, "rho": edm.rho}
     if kind.startswith("FlowMatch") or prediction == "flow_prediction":
         # Any s in (0, 1) was trained. s = 1 is t = inf; EDM's T = 80 is s = 0.988, where the data is 1/80 of the noise.
-        scale = float(config.get("num_train_timesteps", 1000))
-        return {"preconditioning": {"name": "flow", "scale": scale}, "t_min": T_MIN, "t_max": T_MAX}
+        return {"preconditioning": {"name": "flow", "scale": float(steps)}, "t_min": T_MIN, "t_max": T_MAX}
     if kind == "ScoreSdeVeScheduler":  # its images are in [0, 1], ours in [-1, 1]: levels are twice as large
         return {"preconditioning": "score", "t_min": 2 * config["sigma_min"], "t_max": 2 * config["sigma_max"]}
     if "beta_schedule" not in config and "trained_betas" not in config:

@@ -119,8 +119,8 @@ def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
     except KeyError as error:
         raise PidistillError(f"cannot read {path}: its {file.class_name} does not say its {error.args[0]}") from None
     try:
-        teacher = network_teacher(net, weights=weights, **facts)
-    except (PidistillError, TypeError) as error:
+        teacher = network_teacher(net, weights=weights, file=path, **facts)
+    except (PidistillError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"cannot build the network of {path}: {error}") from None
     if not weights:
         return teacher

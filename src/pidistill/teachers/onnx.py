@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
-from pidistill.denoiser import Denoiser
+from pidistill.denoiser import ELEMENTS, Denoiser
 from pidistill.errors import PidistillError
-from pidistill.headers import sha256
+from pidistill.headers import parse_json, sha256
+from pidistill.onnx_file import check_onnx
 
 FACTS = {"t_min": T_MIN, "t_max": T_MAX, "sigma_data": SIGMA_DATA, "rho": RHO, "classes": 0}
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64,
@@ -27,6 +28,7 @@ class ONNXDenoiser(Denoiser):
     def __init__(self, session: Any, shape: tuple[int, ...], classes: int, facts: dict[str, float], fixed: int | None):
         super().__init__(shape, classes, **facts)
         self.session, self.fixed = session, fixed
+        self.outputs = [session.get_outputs()[0].name]
         self.inputs = [(i.name, TYPES[i.type]) for i in session.get_inputs()]
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -42,7 +44,14 @@ class ONNXDenoiser(Denoiser):
                 rows = value[k:k + size].detach().cpu().numpy().astype(dtype)
                 # A graph of a fixed batch is fed copies of the last row in the end.
                 feed[name] = np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1), "edge")
-            parts.append(self.session.run(None, feed)[0][:min(size, len(x) - k)])
+            try:
+                D = self.session.run(self.outputs, feed)[0]
+            except Exception as error:  # onnxruntime's own classes, several
+                raise PidistillError(f"onnxruntime cannot run the graph: {reason(error)}") from None
+            if D.shape != (size if self.fixed else len(rows), *self.shape) or D.dtype.kind != "f":
+                raise PidistillError(f"the graph's first output must be {(len(rows), *self.shape)} numbers, got {D.dtype} "
+                                     f"{D.shape}")
+            parts.append(D[:min(size, len(x) - k)])
         return torch.from_numpy(np.concatenate(parts)).to(device=x.device, dtype=x.dtype)
 
 
@@ -50,6 +59,7 @@ def onnx(rest: str) -> Denoiser:
     """rest: `FILE.onnx[,t_min=...][,t_max=...][,sigma_data=...][,rho=...][,classes=N]`.
 
     Inputs: x (B, ...), t (B,) and, for N classes, labels (B,); the first output is D, (B, ...). The shape is the graph's.
+    A graph is a program: it opens no file but weights in its own folder, yet may take any memory and time that it asks for.
     The same facts may stand in the file's metadata under `pidistill`, as JSON; what is said here wins.
     """
     try:
@@ -60,14 +70,16 @@ def onnx(rest: str) -> Denoiser:
     path = Path(os.path.expanduser(name))
     if not path.is_file():
         raise PidistillError(f"{path} does not exist, or is no file")
-    options = onnxruntime.SessionOptions()
+    check_onnx(path)
+    options = onnxruntime.SessionOptions()  # no library of custom operators is ever registered
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 4  # its errors come as exceptions
     providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        _ = [(node.name, node.type) for node in (*session.get_inputs(), session.get_outputs()[0])]  # names that are no text
     except Exception as error:  # onnxruntime's own classes, several
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise PidistillError(f"cannot read {path} as an ONNX file ({reason})") from None
+        raise PidistillError(f"cannot read {path} as an ONNX file ({reason(error)})") from None
     facts = read_facts(session, given, rest)
     classes = int(facts.pop("classes"))
     inputs = session.get_inputs()
@@ -77,22 +89,27 @@ def onnx(rest: str) -> Denoiser:
         raise PidistillError(f"{path}: the graph must take x (B, ...), t (B,){' and labels (B,)' if classes else ''}, it "
                              f"takes {got}" + ("" if classes else "; with labels, say classes=N"))
     batch, *shape = inputs[0].shape
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+    if not shape or not all(isinstance(n, int) and n > 0 for n in shape) or math.prod(shape) > ELEMENTS \
+            or (isinstance(batch, int) and not 0 < batch * math.prod(shape) <= ELEMENTS):
         raise PidistillError(f"{path}: the shape of {inputs[0].name} must be fixed but for the batch, got {inputs[0].shape}")
     teacher = ONNXDenoiser(session, tuple(shape), classes, facts, batch if isinstance(batch, int) else None)
     teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": "as the file's source says", "left_out": []}
     return teacher
 
 
+def reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def read_facts(session: Any, given: list[str], rest: str) -> dict[str, float]:
     """FACTS, with what the file's metadata and then the spec say."""
     facts: dict[str, float] = dict(FACTS)
     try:
-        said = json.loads(session.get_modelmeta().custom_metadata_map.get("pidistill", "{}"))
+        said = parse_json(session.get_modelmeta().custom_metadata_map.get("pidistill", "{}"))
         said |= {key: float(value) for key, sign, value in (text.partition("=") for text in given)}
         facts |= {key: float(value) for key, value in said.items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         facts["?"] = 0
-    if facts.keys() != FACTS.keys():
+    if facts.keys() != FACTS.keys() or not all(0 <= value < 1e9 for value in facts.values()) or facts["classes"] % 1:
         raise PidistillError(f"an onnx teacher is onnx:FILE[,key=number...] with the keys {', '.join(FACTS)}, got {rest!r}")
     return facts
