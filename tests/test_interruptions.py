@@ -287,6 +287,16 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 # Time, locks ---------------------------------------------------------------------------------------------------------------
 
 
+def test_events_are_read_in_order_after_the_clock_was_put_back(tmp_path, monkeypatch):
+    options = {"log.every": 1, "checkpoint.every": 2} | KEPT
+    start_run(tmp_path / "a", options | {"train.steps": 4})
+    flip(tmp_path / "a" / "checkpoints" / "000004" / "state.json", 801)
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    start_run(tmp_path / "a", options)
+    events = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     whole = start_run(tmp_path / "a")
     jumps = iter([1e9, -1e9, 0, 3e9, 1, 5e8] * 10_000)
@@ -353,11 +363,45 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         pass
 
 
+def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path, capfd, monkeypatch):
+    """The kernel's own answer (no file may grow) from step 3 to step 6: metrics, events, checkpoints, pictures, stderr."""
+    import resource
+
+    from pidistill import checkpoint
+    from pidistill.pictures import write_grid
+
+    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    options = {"train.steps": 8, "log.every": 1, "checkpoint.every": 1}
+
+    def look(averages, step, folder):
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        if folder.name == "b" and step in (3, 7):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0 if step == 3 else hard, hard))
+        write_grid(folder / f"{step}.png", torch.zeros(4, 1, 8, 8), 2)
+        return {"seen": float(step)}
+
+    whole = start_run(tmp_path / "a", options, [Watcher(1, look)])
+
+    def run():
+        again = start_run(tmp_path / "b", options, [Watcher(1, look)])
+        assert same(whole, again)
+
+    assert in_child(run) == 0
+    lines = [[record for record in metrics(tmp_path / name) if "loss" in record] for name in "ab"]
+    assert lines[0] == lines[1] and len(lines[0]) == 8
+    assert [record["seen"] for record in metrics(tmp_path / "b") if "seen" in record] == [1, 2, 7, 8]  # with its picture
+    steps = [[event.step for event in EventAccumulator(str(tmp_path / name / "tensorboard")).Reload().Scalars("loss")]
+             for name in "ab"]
+    assert steps[0] == steps[1] == list(range(1, 9))
+    assert newest(tmp_path / "b" / "checkpoints")[0].name == "000008"
+    assert not (tmp_path / "b" / "5.png").exists() and (tmp_path / "b" / "8.png").exists()
+
+
 def test_a_folder_that_turns_read_only_leaves_the_run_going(tmp_path, monkeypatch, capsys):
     """As root too: the kernel's answer is put in by hand."""
     import errno
 
-    from pidistill import files
+    from pidistill import checkpoint, files, log
 
     whole = start_run(tmp_path / "a")
 
@@ -365,7 +409,8 @@ def test_a_folder_that_turns_read_only_leaves_the_run_going(tmp_path, monkeypatc
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(files, "stage", stage)
-    monkeypatch.setattr(trainer, "write_text", lambda path, text: path.write_text(text))  # the log was there before
+    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    monkeypatch.setattr(log, "write_text", lambda path, text: path.write_text(text))  # the log was there before
     assert same(whole, start_run(tmp_path / "b"))
     assert "Read-only file system" in " ".join(capsys.readouterr().err.split())
     assert not by_step(tmp_path / "b" / "checkpoints")

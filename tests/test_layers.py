@@ -16,7 +16,7 @@ LAYERS = {
     0.07: "archives",
     0.1: "tensors seeds plugins files precision provenance progress experiments plots published parallel images memory "
          "optim parts signals finite onnx_file",
-    0.15: "downloads edm_pickle pipeline compiling manifest",
+    0.15: "downloads edm_pickle pipeline compiling manifest log",
     0.2: "config",
     0.25: "dinov2 native",
     0.3: "features unet",

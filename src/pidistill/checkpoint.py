@@ -40,7 +40,8 @@ class Checkpoints:
         self.buffers: dict[tuple[str, str], Tensor] = {}
         self.copied: torch.cuda.Event | None = None
         self.job: tuple[int, Files, dict[str, Any]] | None = None
-        self.busy = self.closing = False
+        self.busy = False
+        self.tries: int | None = None  # that are left, once the run has come to its end
         self.changed = threading.Condition()
         self.thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self.thread.start()
@@ -70,10 +71,9 @@ class Checkpoints:
         return buffer.copy_(value, non_blocking=True)
 
     def _work(self) -> None:
-        tries = 2  # left once the run has ended
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.job is not None or self.closing)
+                self.changed.wait_for(lambda: self.job is not None or self.tries is not None)
                 job = self.job
                 if job is None:
                     return
@@ -85,10 +85,12 @@ class Checkpoints:
                     self.job = None
                 self.changed.notify_all()
                 if error is not None:
-                    tries -= self.closing
-                    if not tries:
+                    ending = self.tries is not None
+                    self.tries = self.tries - 1 if self.tries is not None else None
+                    if self.tries == 0:
                         return
-                    self.changed.wait_for(lambda: self.job is not job or self.closing, RETRY)  # noqa: B023
+                    self.changed.wait_for(lambda: self.job is not job or ending != (self.tries is not None),  # noqa: B023
+                                          RETRY)
 
     def _write(self, step: int, files: Files, record: dict[str, Any]) -> Exception | None:
         try:
@@ -106,10 +108,10 @@ class Checkpoints:
             return error
         return None
 
-    def close(self) -> Exception | None:
-        """Wait until the last one is on disk; gives the error if it cannot be."""
+    def close(self, tries: int = 10) -> Exception | None:
+        """Wait until the last one is on disk; gives the error if it is not after so many tries, a minute apart."""
         with self.changed:
-            self.closing = True
+            self.tries = tries
             self.changed.notify_all()
         self.thread.join()
         return self.error

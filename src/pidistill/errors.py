@@ -9,3 +9,7 @@ class PidistillError(Exception):
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else "?" for c in message)
         super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 205]} ... {line[-200:]}")
+
+
+class CannotWrite(PidistillError):
+    """A file or folder of ours: a full disk, no permission. A run goes on without it."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pidistill.archives import reading
-from pidistill.errors import PidistillError
+from pidistill.errors import CannotWrite, PidistillError
 from pidistill.headers import parse_json, read_bytes, read_header
 from pidistill.headers import read_json as read_json
 
@@ -69,7 +69,7 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: d
         stage("rename synced")
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise PidistillError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
+        raise CannotWrite(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -96,7 +96,7 @@ def write_text(path: Path, text: str) -> None:
         temporary.replace(path)
         stage(f"{path.name} renamed")
     except OSError as error:
-        raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -120,7 +120,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         sync(temporary)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        raise PidistillError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise CannotWrite(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

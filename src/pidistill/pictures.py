@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pidistill.errors import PidistillError
+from pidistill.errors import CannotWrite, PidistillError
 from pidistill.tensors import quantise
 
 
@@ -66,7 +66,7 @@ def save_png(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path, format="PNG")
     except OSError as error:
-        raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def drawable(shape: Sequence[int]) -> bool:

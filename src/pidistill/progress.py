@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.progress import track as rich_track
 
-console = Console(stderr=True, highlight=False)
+
+class Stderr:
+    """sys.stderr, whatever that is by now; what cannot be written (a log on a full disk) is dropped and ends nothing."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+console = Console(file=cast(IO[str], Stderr()), highlight=False)
 
 
 def track(rows: range, what: str) -> Iterable[int]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 
 CAUGHT = [signal.Signals[name] for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
@@ -40,7 +41,7 @@ class Signals:
         again = "; again to stop at once" if number == signal.SIGINT else ""
         show = SHOW_CURSOR if again and sys.stderr.isatty() else b""
         if not self.caught:  # not print: it may be in the middle of one
-            os.write(2, show + f"{name}: the step is finished and saved first{again}\n".encode())
+            say(show + f"{name}: the step is finished and saved first{again}\n".encode())
         self.caught = self.caught or number
 
 
@@ -48,5 +49,10 @@ def ended(number: int, text: str) -> BaseException:
     """What to raise: for SIGINT a KeyboardInterrupt, else an exit with 128 + its number, as shells and schedulers do."""
     if number == signal.SIGINT:
         return KeyboardInterrupt(text)
-    os.write(2, text.encode())
+    say(text.encode())
     return SystemExit(128 + number)
+
+
+def say(text: bytes) -> None:
+    with suppress(OSError):
+        os.write(2, text)

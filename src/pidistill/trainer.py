@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import math
 import os
 import signal
@@ -20,14 +19,13 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from pidistill.checkpoint import Checkpoints, collect, newest, restore, set_aside, take_part
 from pidistill.compiling import compiled
 from pidistill.config import RunConfig
-from pidistill.errors import PidistillError
-from pidistill.files import read_metrics, write_text
+from pidistill.errors import CannotWrite, PidistillError
 from pidistill.finite import Skipped
+from pidistill.log import Log
 from pidistill.microbatch import automatic
 from pidistill.objectives import Objective
 from pidistill.parallel import Votes, lost_processes
@@ -148,7 +146,7 @@ def train(objective: Objective, config: RunConfig, folder: Path,
             averages = one.ema.whole(main) if looking else {}
             for watcher in looking:
                 if log:
-                    log.write(done, watcher.look(averages, done, folder) or {})
+                    log.write(done, looked(watcher, averages, done, folder))
 
             due = main and keep.minutes is not None and time.monotonic() - clock > 60 * keep.minutes
             stop, due, row = votes(signals.caught, due, one.skipped.look()[1])
@@ -163,7 +161,8 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                 if diverged or not saved:
                     raise PidistillError(divergence(objective, one, config, parts, done, row, saved))
             if stop and not last:
-                held.close()
+                if checkpoints:
+                    checkpoints.close(tries=1)  # what sent the signal may not wait for long
                 raise ended(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
                                   f"with: pidistill resume {folder}\n" if main else "")
     accelerator.wait_for_everyone()
@@ -231,6 +230,14 @@ def agreed(accelerator: Accelerator, found: tuple[int, str]) -> int:
     return micro
 
 
+def looked(watcher: Watcher, averages: Averages, done: int, folder: Path) -> dict[str, float]:
+    try:
+        return watcher.look(averages, done, folder) or {}
+    except CannotWrite as error:
+        console.print(f"WARNING: {error}. The run goes on", style="bold red", soft_wrap=True)
+        return {}
+
+
 def divergence(objective: Objective, one: Step, config: RunConfig, parts: Sequence[range], done: int, row: int,
                saved: bool) -> str:
     """One line on steps that were not finite. The weights are those before them, so their losses are asked again."""
@@ -249,25 +256,3 @@ def divergence(objective: Objective, one: Step, config: RunConfig, parts: Sequen
             f"{done} {what} (t from {min(ts):.4g} to {max(ts):.4g}; learning rate {one.optimizer.param_groups[0]['lr']:g}"
             f"{scale}). {state}; go on from it, or with --step from an earlier checkpoint, by `pidistill resume RUN --set "
             "optimizer.lr=...` (or optimizer.clip=1.0, precision=fp32)")
-
-
-class Log:
-    """metrics.jsonl and TensorBoard. Continuing at step `start` drops the lines that will be written again."""
-
-    def __init__(self, folder: Path, start: int):
-        self.path = folder / "metrics.jsonl"
-        kept = [record for record in read_metrics(folder) if record["step"] <= start]
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
-        before = kept[-1].get("seconds", 0.0) if kept else 0.0
-        self.started = time.perf_counter() - before  # the time of a run is the sum of its parts
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if not values:
-            return
-        seconds = round(time.perf_counter() - self.started, 3)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values, "seconds": seconds}) + "\n")
-        for key, value in values.items():
-            self.board.add_scalar(key, value, step)
-        self.board.flush()

@@ -1,0 +1,83 @@
+"""What a run tells: metrics.jsonl and TensorBoard, each line and event once, on a full disk too."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from pidistill.files import read_metrics, write_text
+from pidistill.progress import console
+
+
+class Growing:
+    """A file that grows by whole pieces. What does not fit on the disk waits in memory for the next piece."""
+
+    def __init__(self, path: Path):
+        self.path, self.waiting = path, b""
+
+    def add(self, piece: bytes) -> None:
+        before, self.waiting = self.waiting, self.waiting + piece
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                size = file.seek(0, io.SEEK_END)
+                try:
+                    if file.write(self.waiting) < len(self.waiting):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(size)
+                    raise
+            self.waiting = b""
+        except OSError as error:
+            if not before:
+                console.print(f"WARNING: cannot write {self.path}: {error.strerror}. The run goes on, and keeps in memory "
+                              "what belongs there", style="bold red", soft_wrap=True)
+
+
+class Log:
+    """Continuing at step `start` drops the lines that will be written again, and tells TensorBoard to.
+
+    PyTorch's SummaryWriter has a thread that a full disk ends, and then waits for it for ever; events are few, so they are
+    written here and now.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        kept = [record for record in read_metrics(folder) if record["step"] <= start]
+        self.path = folder / "metrics.jsonl"
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        before = kept[-1].get("seconds", 0.0) if kept else 0.0
+        self.started = time.monotonic() - before  # the time of a run is the sum of its parts
+        self.lines = Growing(self.path)
+        board = folder / "tensorboard"
+        board.mkdir(exist_ok=True)
+        # TensorBoard reads files in the order of their names, so a clock that was put back must not give an earlier one.
+        stamps = [int(part) for path in board.glob("events.out.tfevents.*") if (part := path.name.split(".")[3]).isdigit()]
+        stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
+        self.events = Growing(board / f"events.out.tfevents.{stamp:010d}.pidistill.{os.getpid()}")
+        self.events.add(record_of(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        if start:
+            restart = SessionLog(status=SessionLog.START)
+            self.events.add(record_of(Event(wall_time=time.time(), step=start + 1, session_log=restart)))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if not values:
+            return
+        seconds = round(time.monotonic() - self.started, 3)
+        self.lines.add((json.dumps({"step": step, **values, "seconds": seconds}) + "\n").encode())
+        scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
+        self.events.add(record_of(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))))
+
+
+def record_of(event: Any) -> bytes:
+    """An event as it stands in TensorBoard's files: its length and its bytes, each with a checksum."""
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()
