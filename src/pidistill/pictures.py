@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pidistill.errors import CannotWrite, PidistillError
+from pidistill.errors import PidistillError
+from pidistill.files import write_bytes
 from pidistill.tensors import quantise
 
 
@@ -62,11 +64,9 @@ def write_grid(path: Path, images: Tensor, columns: int) -> None:
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, format="PNG")
-    except OSError as error:
-        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
+    png = io.BytesIO()
+    picture.save(png, format="PNG")
+    write_bytes(path, png.getvalue())
 
 
 def drawable(shape: Sequence[int]) -> bool:
