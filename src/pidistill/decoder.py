@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.files import Allowance, allowance, load_weights, read_tensors
-from pidistill.nets.diffusers_net import import_diffusers
+from pidistill.nets.diffusers_net import make
 
 
 class Decoder(nn.Module):
@@ -24,15 +23,11 @@ class Decoder(nn.Module):
     def __init__(self, spec: dict[str, Any], vae: nn.Module | None = None):
         super().__init__()
         self.spec, config = spec, spec["config"]
-        if vae is None:
-            make = import_diffusers().AutoencoderKL
-            known = inspect.signature(make.__init__).parameters
-            vae = make(**{key: value for key, value in config.items() if key in known})
-        self.vae: Any = vae
+        self.vae: Any = vae or make("AutoencoderKL", config)
         for part in ("encoder", "quant_conv"):  # never used here
-            if getattr(vae, part, None) is not None:
-                setattr(vae, part, None)
-        told: Any = vae.config
+            if getattr(self.vae, part, None) is not None:
+                setattr(self.vae, part, None)
+        told: Any = self.vae.config
         self.scale, self.shift = told.get("scaling_factor") or 1.0, told.get("shift_factor") or 0.0
         self.eval().requires_grad_(False)
 

@@ -24,7 +24,7 @@ from pidistill.errors import CannotWrite, PidistillError
 from pidistill.headers import parse_json, read_bytes, read_header
 from pidistill.headers import read_json as read_json
 
-TENSORS, ANY = 50_000, 10**12  # of a network; elements where no weights are read
+TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
 METRICS_LIMIT = 256 * 10**6  # bytes; a million records
 

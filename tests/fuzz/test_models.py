@@ -149,6 +149,20 @@ def test_damaged_pipelines_of_diffusers(examples, tmp_path):
     assert any(lines)
 
 
+@pytest.mark.parametrize("file, change", [
+    ("unet/config.json", {"layers_per_block": 10**9}), ("unet/config.json", {"time_embedding_type": 3}),
+    ("unet/config.json", {"block_out_channels": [10**6, 10**6]}), ("unet/config.json", {"quantization_config": {}}),
+    ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}), ("model_index.json", {"unet": ["a", ["b"]]}),
+    ("model_index.json", {"unet": 5})], ids=str)
+def test_pipelines_that_cannot_be_meant(file, change, tmp_path):
+    pytest.importorskip("diffusers")
+    from tests.teachers.test_diffusers import ddim, edit, save
+
+    spec = save(tmp_path / "p", ddim())
+    edit(tmp_path / "p" / file, **change)
+    assert one_line(lambda: load_teacher(spec))
+
+
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b", "", 3, "..", "a\0b"])
 def test_parts_of_a_pipeline_lie_in_its_folder(name, tmp_path):
     pytest.importorskip("diffusers")

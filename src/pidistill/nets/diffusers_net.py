@@ -23,13 +23,7 @@ class DiffusersNet(nn.Module):
                  kind: Literal["UNet2DModel", "DiTTransformer2DModel"] = "UNet2DModel",
                  config: dict[str, Any] | None = None, unit_range: bool = False):
         super().__init__()
-        diffusers = import_diffusers()
-        options = {key: value for key, value in (config or {}).items() if not key.startswith("_")}
-        known = inspect.signature(getattr(diffusers, kind).__init__).parameters
-        try:
-            self.net = getattr(diffusers, kind)(**{key: value for key, value in options.items() if key in known})
-        except (TypeError, KeyError) as error:
-            raise PidistillError(f"diffusers' {kind} cannot be built: {str(error).splitlines()[0]}") from None
+        self.net = make(kind, {key: value for key, value in (config or {}).items() if not key.startswith("_")})
         self.conditional, self.unit_range = num_classes > 0, unit_range
         self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
@@ -38,6 +32,18 @@ class DiffusersNet(nn.Module):
             labels = c_noise.new_zeros(len(x)).long()  # diffusers' conditional networks cannot do without
         x = (x + 1) / 2 if self.unit_range else x
         return self.net(x, c_noise.expand(len(x)), class_labels=labels if self.conditional else None, return_dict=False)[0]
+
+
+def make(kind: str, config: dict[str, Any]) -> nn.Module:
+    """diffusers' class of that name from its config.json, without what the class does not know."""
+    model = getattr(import_diffusers(), kind)
+    known = inspect.signature(model.__init__).parameters
+    try:
+        return model(**{key: value for key, value in config.items() if key in known})
+    except PidistillError:
+        raise
+    except Exception as error:  # values that it does not expect end in almost any of them
+        raise PidistillError(f"diffusers' {kind} cannot be built: {type(error).__name__}: {str(error)[:160]}") from None
 
 
 def import_diffusers() -> Any:
