@@ -123,10 +123,17 @@ def test_pruning_keeps_the_newest_and_the_first_of_each_so_many_steps(tmp_path):
     assert names(tmp_path / "a") == ["000012", "000021", "000030", "000036", "000039"]
     write(tmp_path / "b", 1, 2, 3, keep=2)
     assert names(tmp_path / "b") == ["000002", "000003"]
-    (tmp_path / "b" / ".000004.77").mkdir()
-    (tmp_path / "b" / ".000001.gone").mkdir()
-    clean(tmp_path / "b")
-    assert names(tmp_path / "b") == ["000002", "000003"]
+
+
+def test_what_a_crash_left_is_cleaned_up(tmp_path):
+    left = ["checkpoints/.000004.77/x", "checkpoints/.000001.gone/x", ".student.77/x", ".student.old/x", ".config.yaml.77",
+            "samples/.000500.png.77"]
+    stays = ["checkpoints/000003/x", ".lock", ".lock.json", "config.yaml", ".gitignore", "samples/000500.png"]
+    for name in left + stays:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clean(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == sorted(stays)
 
 
 def test_another_optimiser_state_is_one_line(tmp_path):
@@ -212,13 +219,13 @@ def test_killed_at_every_stage_of_a_write_a_whole_checkpoint_is_left(tmp_path, s
     seen.clear()
     left = []
     for k in range(1, 100):
-        folder = tmp_path / str(k)
+        folder = tmp_path / str(k) / "checkpoints"
         shutil.copytree(tmp_path / "start", folder)
         act(lambda n, what, k=k: os.kill(os.getpid(), signal.SIGKILL) if n == k else None)
         status = in_child(lambda folder=folder: write(folder, 3, state=state))
         found, wrong = newest(folder)  # what is under a number is whole: nothing has to be skipped
         assert wrong == [] and found.name in ("000002", "000003")
-        clean(folder)
+        clean(folder.parent)
         assert all(not name.startswith(".") for name in names(folder)) and len(by_step(folder)) >= 2
         left.append(found.name)
         act(lambda n, what: None)
@@ -240,7 +247,7 @@ def test_an_error_at_every_stage_is_a_warning_and_tried_again(tmp_path, stages, 
     write(tmp_path / "start", 1, 2, state=state)
     seen.clear()
     for k in range(1, 100):
-        folder = tmp_path / str(k)
+        folder = tmp_path / str(k) / "checkpoints"
         shutil.copytree(tmp_path / "start", folder)
 
         def fail(n, what, k=k, folder=folder):
@@ -250,7 +257,7 @@ def test_an_error_at_every_stage_is_a_warning_and_tried_again(tmp_path, stages, 
 
         act(fail)
         write(folder, 3, state=state)
-        clean(folder)
+        clean(folder.parent)
         assert newest(folder) == (folder / "000003", []) and names(folder) == ["000002", "000003"]
         warned = capsys.readouterr().err
         if len(seen) < k:

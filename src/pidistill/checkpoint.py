@@ -236,7 +236,7 @@ def prune(checkpoints: Path, keep: int, every: int | None = None) -> None:
         before = step
 
 
-def clean(checkpoints: Path) -> None:
-    """Delete what a crash left half written or half deleted. Only for who holds the run's lock."""
-    for path in checkpoints.glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
+def clean(run: Path) -> None:
+    """Delete what a crash left half written or half deleted in a run's folder. Only for who holds its lock."""
+    for path in (*run.glob("checkpoints/.*"), *run.glob(".*.[0-9]*"), *run.glob("samples/.*.[0-9]*"), *run.glob(".*.old")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -108,8 +108,8 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
            compile: Annotated[bool, typer.Option("--compile", help="Compile the network first: a minute, for many images.")
                               ] = False, force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
-    from pidistill import runs
     from pidistill import sample as verb
+    from pidistill.files import check_free
     from pidistill.memory import fitting_batch
     from pidistill.models import load_model
     from pidistill.parallel import choose_device
@@ -119,7 +119,7 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
     chosen, rounding = one_sampler(sampler, steps), one_precision(precision)
-    runs.check_free(out, force)
+    check_free(out, force)
     where = choose_device(device)
     set_float32_products(rounding)
     loaded = load_model(model, ema).to(where)
@@ -135,8 +135,8 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
                out: Annotated[Path, Output] = Path("trajectory.png"), device: Device = "auto",
                force: Force = False) -> None:
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
-    from pidistill import runs
     from pidistill.denoiser import choose_labels
+    from pidistill.files import check_free
     from pidistill.models import load_pair
     from pidistill.parallel import choose_device
     from pidistill.seeds import parse_integers
@@ -144,7 +144,7 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
 
     numbers = parse_integers(seeds, most=100)
     classes = None if labels is None else parse_integers(labels, "labels")
-    runs.check_free(out, force)
+    check_free(out, force)
     model, denoiser = load_pair(student, teacher, ema)
     where = choose_device(device)
     model, denoiser = model.to(where), denoiser.to(where)
@@ -175,14 +175,14 @@ def evaluate(model: Model, teacher: Teacher = None,
     With --metrics, the teacher is drawn only if rms is among them or --teacher names it.
     """
     from pidistill import evaluate as verb
-    from pidistill import parallel, runs
-    from pidistill.files import write_json
+    from pidistill import parallel
+    from pidistill.files import check_free, write_json
     from pidistill.measure import metric_names
     from pidistill.models import load_model, load_pair
     from pidistill.student import Student
 
     if out:
-        runs.check_free(out, force)
+        check_free(out, force)
     names = metric_names(metrics or "frechet,trajectory_rmse")
     chosen = one_sampler(sampler, steps)
     parallel.join()
@@ -266,14 +266,14 @@ def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip
                                                             "recall.")] = 10_000,
               batch: Batch = 250, device: Device = "auto", force: Force = False) -> None:
     """Make reference statistics of images, for evaluate and compare; the feature network's hash is in the file."""
-    from pidistill import runs
     from pidistill.features import fingerprint, load_features
+    from pidistill.files import check_free
     from pidistill.parallel import choose_device
     from pidistill.references import make_reference, write_reference
 
     if out.suffix != ".npz":
         raise PidistillError(f"--out must end in .npz, got {out}")
-    runs.check_free(out, force)
+    check_free(out, force)
     if data != "digits" and not Path(data).exists():  # before a network is downloaded for it
         raise PidistillError(f"{data} does not exist")
     net = load_features(features).to(choose_device(device))
@@ -394,10 +394,10 @@ def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST,
             dtype: Annotated[str, typer.Option(help="Of the weights in the file: fp32, fp16 or bf16.")] = "fp32",
             force: Force = False) -> None:
     """Write a teacher as config.json and safetensors, with the source's SHA-256; the folder is a teacher spec then."""
-    from pidistill import runs
     from pidistill.convert import convert
+    from pidistill.files import check_free
 
-    runs.check_free(out, force)
+    check_free(out, force)
     print(f"teacher in {convert(teacher, out, dtype=dtype, command=command_line())}")  # type: ignore[arg-type]
 
 

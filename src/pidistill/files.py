@@ -172,6 +172,12 @@ def check_packing(path: Path) -> None:
                 raise PidistillError(f"cannot read {path}: it inflates, which what torch.save writes does not")
 
 
+def check_free(path: Path, force: bool) -> None:
+    """Refuse to overwrite a file or a folder with something in it."""
+    if not force and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
+        raise PidistillError(f"{path} exists; choose another name with --out, or replace it with --force")
+
+
 def cache_folder() -> Path:
     """Where downloaded and converted weights lie: $PIDISTILL_CACHE, or ~/.cache/pidistill."""
     return Path(os.path.expanduser(os.environ.get("PIDISTILL_CACHE") or "~/.cache/pidistill"))

@@ -50,7 +50,7 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif begun:
                 refuse_changes(folder, config, given)
-            clean(folder / "checkpoints")
+            clean(folder)
             write_text(folder / "config.yaml", dump_yaml(config))
         except OSError as error:
             raise PidistillError(f"cannot write the run's folder {folder}: {error.strerror or error}") from None
@@ -128,9 +128,3 @@ def is_teachers(folder: Path) -> bool:
     if not (folder / "config.yaml").exists():
         raise PidistillError(f"{folder} holds no run: config.yaml was expected there")
     return "data" in read_yaml(folder / "config.yaml")
-
-
-def check_free(path: Path, force: bool) -> None:
-    """Refuse to overwrite a file or a folder with something in it."""
-    if not force and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
-        raise PidistillError(f"{path} exists; choose another name with --out, or replace it with --force")
