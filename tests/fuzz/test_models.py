@@ -19,7 +19,7 @@ from tests.fuzz.mutate import CHANGES, DAMAGE, changed, damaged
 from tests.fuzz.test_readers import fuzz, one_line
 from tests.helpers import MLP, tiny_teacher
 
-FEW, MANY = 200, 2000
+FEW, MANY = 100, 2000
 AMOUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
 
 

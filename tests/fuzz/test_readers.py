@@ -16,7 +16,7 @@ from tests.fuzz.mutate import DAMAGE, damaged
 from tests.fuzz.readers import READERS, Reader, encoded
 
 SECONDS, MEMORY = 5, 150 * 10**6  # of a single file; all of them have some thousand bytes
-FEW, MANY = 300, 2000
+FEW, MANY = 200, 2000
 HURRY = {"configuration": 40}
 
 
