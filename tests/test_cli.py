@@ -387,3 +387,24 @@ def test_forced_samples_leave_no_old_pictures(tmp_path, monkeypatch, capsys):
             main()
         assert end.value.code == 0
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["000007.png"]
+
+
+def test_the_same_line_starts_a_run_and_goes_on(cli, tmp_path):
+    """`--resume` where no run is, where one has ended, and where it was shorter; `resume --set` and `--step`."""
+    line = ["distill", *POINTS, *RANDOM, "--set", "evaluate.num=2", "--set", "preview.seeds=0-3", "--resume",
+            "--out", tmp_path / "run"]
+    steps = lambda n: ["--set", f"train={{steps: {n}, batch: 2}}", "--set", "checkpoint.every=1"]
+    for n in (2, 2, 3):
+        done = cli(*line, *steps(n))
+        assert done.code == 0, done.err
+        assert read_json(tmp_path / "run" / "results.json")["steps"] == n
+    assert "goes on with other settings: train.steps" in done.err
+    (tmp_path / "mine.yaml").write_text("optimizer: {lr: 1e-3}\nema: 0.99995\ntrain: {steps: 3, batch: 2}\nout: x\n")
+    refused = cli(*line, "--preset", tmp_path / "mine.yaml", *steps(3)).error()
+    assert "was made with other settings" in refused and "(optimizer.lr)" in refused and "--set" in refused
+    done = cli("resume", tmp_path / "run", "--set", "train.steps=4", "--set", "optimizer.lr=1e-3", "--step", 2)
+    assert done.code == 0, done.err
+    state = read_json(tmp_path / "run" / "checkpoints" / "000004" / "state.json")
+    assert state["config"]["optimizer"]["lr"] == 1e-3 and (tmp_path / "run" / "checkpoints" / "000003.later").is_dir()
+    assert "beyond train.steps=3" in cli("resume", tmp_path / "run", "--set", "train.steps=3").error()
+    assert cli("resume", tmp_path / "run", "--set", "train.steps=4").code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import shlex
 import sys
 import time
@@ -475,7 +476,9 @@ def command_line() -> str:
 
 
 def fail(message: str) -> NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        os._exit(2)  # the usual end would have NCCL wait for processes that are gone
     raise SystemExit(2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, distributed
 
 from pidistill.errors import PidistillError
 
+PATIENCE = timedelta(hours=1)  # of processes that wait while the main one draws and measures
 joined: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
 
@@ -54,7 +56,7 @@ class Votes:
     """
 
     def __init__(self) -> None:
-        self.group: Any = distributed.new_group(backend="gloo") if distributed.is_initialized() else None
+        self.group: Any = distributed.new_group(backend="gloo", timeout=PATIENCE) if distributed.is_initialized() else None
         self.last: tuple[Any, Tensor] | None = None
 
     def __call__(self, *values: int) -> list[int]:

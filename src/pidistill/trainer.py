@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from pidistill.finite import Skipped
 from pidistill.log import Log
 from pidistill.microbatch import automatic
 from pidistill.objectives import Objective
-from pidistill.parallel import Votes, lost_processes
+from pidistill.parallel import PATIENCE, Votes, lost_processes
 from pidistill.pipeline import ahead
 from pidistill.precision import autocast, has_instructions, set_float32_products
 from pidistill.progress import Progress, console
@@ -39,7 +38,6 @@ from pidistill.signals import Signals, ended
 from pidistill.step import Step, make_optimizer, place
 from pidistill.tensors import send
 
-PATIENCE = timedelta(hours=1)  # of processes that wait while the main one draws and measures
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 
 
