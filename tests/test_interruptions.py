@@ -133,8 +133,11 @@ def test_a_step_can_be_gone_back_to(tmp_path):
         again = start_run(tmp_path / "a", options)
     assert same(whole, again)
     assert {"000004.later", "000006.later", "000006"} < {path.name for path in (tmp_path / "a" / "checkpoints").iterdir()}
-    with pytest.raises(PidistillError, match=r"is at step 6 already, beyond train\.steps=5"):
-        start_run(tmp_path / "a", options | {"train.steps": 5})
+    before = (tmp_path / "a" / "config.yaml").read_text()
+    with pytest.raises(PidistillError, match=r"is at step 6 already, beyond train\.steps=5"), \
+            claimed(tmp_path / "a", {"train.steps": 5}, everything, resume=True)[1]:
+        pass
+    assert (tmp_path / "a" / "config.yaml").read_text() == before
 
 
 # Signals -------------------------------------------------------------------------------------------------------------------

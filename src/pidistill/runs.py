@@ -23,11 +23,12 @@ Claim = Callable[[], AbstractContextManager[Path]]  # gives a run its folder, an
 
 
 @contextmanager
-def claim(config: RunConfig, force: bool = False, resume: bool = False, given: Collection[str] = ()) -> Iterator[Path]:
+def claim(config: RunConfig, force: bool = False, resume: bool = False, given: Collection[str] = (),
+          step: int | None = None) -> Iterator[Path]:
     """The folder `config.out`, for this run alone, with its config.yaml in it.
 
     A run that is there already is refused, or replaced with `force`, or with `resume` continued, if its settings are these
-    but for the keys `given`.
+    but for the keys `given`. step: of the checkpoint to go on from, if not the newest.
     """
     folder = Path(config.out)
     if not is_main_process():  # one process of several makes the folder and holds the lock
@@ -49,6 +50,7 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
                 for path in visible(folder):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif begun:
+                go_back(folder / "checkpoints", step, config)
                 refuse_changes(folder, config, given)
             clean(folder)
             write_text(folder / "config.yaml", dump_yaml(config))
@@ -63,17 +65,23 @@ def visible(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name == "config.yaml")
 
 
-@contextmanager
-def reopen(folder: Path, config: RunConfig, given: Collection[str] = (), step: int | None = None) -> Iterator[Path]:
-    """The folder of a run that goes on, which may have been moved. step: of the checkpoint to go on from, not the newest."""
-    with claim(config.model_copy(update={"out": str(folder)}), resume=True, given=given):
-        if step is not None and is_main_process():
-            checkpoints = folder / "checkpoints"
-            steps = [int(path.name) for path in by_step(checkpoints)]
-            if step not in steps:
-                raise PidistillError(f"{folder} has no checkpoint {step}; there are {', '.join(map(str, steps)) or 'none'}")
-            set_aside(checkpoints, step, "later")
-        yield folder
+def reopen(folder: Path, config: RunConfig, given: Collection[str] = (),
+           step: int | None = None) -> AbstractContextManager[Path]:
+    """`claim` of a run that is there, and may have been moved."""
+    return claim(config.model_copy(update={"out": str(folder)}), resume=True, given=given, step=step)
+
+
+def go_back(checkpoints: Path, step: int | None, config: RunConfig) -> None:
+    """Set aside the checkpoints after a step; refuse a run that is further than it shall go."""
+    steps = [int(path.name) for path in by_step(checkpoints)]
+    if step is not None and step not in steps:
+        raise PidistillError(f"{checkpoints} has no checkpoint {step}; there are {', '.join(map(str, steps)) or 'none'}")
+    reached = max(steps, default=0) if step is None else step
+    if reached > config.train.steps:
+        raise PidistillError(f"{checkpoints.parent} is at step {reached} already, beyond train.steps={config.train.steps}; "
+                             "go on from an earlier checkpoint with --step")
+    if step is not None:
+        set_aside(checkpoints, step, "later")
 
 
 @contextmanager

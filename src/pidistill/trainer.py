@@ -189,9 +189,6 @@ def restored(accelerator: Accelerator, folder: Path, objective: Objective, one: 
     if chosen[0] is None:
         return empty
     record = restore(chosen[0], objective, one.ema, one.optimizer)
-    if record["step"] > one.config.train.steps:
-        raise PidistillError(f"{folder} is at step {record['step']} already, beyond train.steps={one.config.train.steps}; "
-                             "go on from an earlier checkpoint with --step")
     if record.get("loss_scale"):
         one.scaler.load_state_dict(record["loss_scale"])
     one.skipped = Skipped(one.device, record["skipped"])
