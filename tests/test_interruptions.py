@@ -320,7 +320,7 @@ def test_checkpoints_by_the_clock(tmp_path, minutes, steps):
 def test_two_runs_cannot_write_one_folder(tmp_path):
     _, claim = claimed(tmp_path / "run")
     with claim:
-        for options in ({"force": True}, {"resume": True}):
+        for options in ({"force": True}, {"resume": True}, {}):
             with pytest.raises(PidistillError, match=f"written by process {os.getpid()} on ") as caught, \
                     claimed(tmp_path / "run", **options)[1]:
                 pass
@@ -333,6 +333,15 @@ def test_two_runs_cannot_write_one_folder(tmp_path):
         assert in_child(other) == 1
     with claimed(tmp_path / "run", resume=True)[1] as folder:
         assert (folder / "config.yaml").exists()
+
+
+def test_a_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "LEASE", 0.2)
+    with claimed(tmp_path / "run")[1]:
+        monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+        with pytest.raises(PidistillError, match="is being written by process"), claimed(tmp_path / "run", resume=True)[1]:
+            pass
+    assert "waiting for 0 s" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_lock_of_a_dead_process_holds_nobody(tmp_path):
@@ -353,6 +362,8 @@ def test_force_replaces_a_run_and_nothing_else(tmp_path):
         pass
     with claimed(folder, force=True)[1]:
         assert [path.name for path in runs.visible(folder)] == ["config.yaml"]
+    with pytest.raises(PidistillError, match="one of the two"), claimed(folder, force=True, resume=True)[1]:
+        pass
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x").touch()
     with pytest.raises(PidistillError, match="holds no run"), claimed(tmp_path / "other", force=True)[1]:

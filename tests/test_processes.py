@@ -152,9 +152,9 @@ def test_what_shards_cannot_do_is_one_line(tmp_path):
     edm2 = ["--set", "student={init: random, net: {name: edm2_unet, model_channels: 16, channel_mult: [1], num_blocks: 1, "
             "attn_resolutions: []}}", "--teacher", "gaussian:1x8x8"]
     steps = "train={steps: 1, batch: 2, microbatch: %s}"
-    for flags, said in (([*edm2, "--set", steps % 1], "error: FSDP2 has no shards of a single number"),
-                        (["--set", steps % "auto"], "error: train.microbatch=auto does not go with FSDP2")):
-        for code, _, err in launch(tmp_path, "run", 2, *flags, "--force", shards=True):
+    for k, (flags, said) in enumerate((([*edm2, "--set", steps % 1], "error: FSDP2 has no shards of a single number"),
+                        (["--set", steps % "auto"], "error: train.microbatch=auto does not go with FSDP2"))):
+        for code, _, err in launch(tmp_path, f"run{k}", 2, *flags, shards=True):
             assert code == 2 and said in err and "Traceback" not in err
 
 

@@ -19,6 +19,7 @@ from pidistill.files import read_json, write_json, write_text
 from pidistill.progress import console
 
 LOCK = ".lock"
+LEASE = 120.0  # seconds; NFS takes the locks of a machine that vanished away after 90
 Claim = Callable[[], AbstractContextManager[Path]]  # gives a run its folder, and lets go of it at the end
 
 
@@ -31,21 +32,23 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
     but for the keys `given`. step: of the checkpoint to go on from, if not the newest.
     """
     folder = Path(config.out)
+    if force and resume:
+        raise PidistillError("--force begins a run again and --resume goes on with it: one of the two")
     if not is_main_process():  # one process of several makes the folder and holds the lock
         yield folder
         return
     with ExitStack() as held:
         try:
-            begun = (folder / "config.yaml").exists()
             if folder.exists() and not folder.is_dir():
                 raise PidistillError(f"{folder} is a file; choose another folder with --out")
-            if not begun and any(visible(folder)):
+            if not (folder / "config.yaml").exists() and any(visible(folder)):
                 raise PidistillError(f"{folder} is not empty and holds no run; choose another folder with --out")
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(alone(folder))
+            begun = (folder / "config.yaml").exists()
             if begun and not force and not resume:
                 raise PidistillError(f"{folder} holds another run; choose another folder with --out, continue it with "
                                      f"`pidistill resume {folder}` or --resume, or replace it with --force")
-            folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(folder))
             if begun and force:
                 for path in visible(folder):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -90,17 +93,21 @@ def alone(folder: Path) -> Iterator[None]:
 
     On file systems without such locks filelock leaves a marker with process and host, and sees whether that one lives.
     """
-    lock, owner = FileLock(folder / LOCK, timeout=0), folder / f"{LOCK}.json"
+    lock, owner = FileLock(folder / LOCK), folder / f"{LOCK}.json"
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except Timeout:
-        try:
+        said, host = "another process", socket.gethostname()
+        with suppress(PidistillError, KeyError):
             who = read_json(owner)
-            said = f"process {who['process']} on {who['host']}, since {who['since']}"
-        except (PidistillError, KeyError):
-            said = "another process"
-        raise PidistillError(f"{folder} is being written by {said}; wait for it, stop it, or choose another folder with "
-                             f"--out (if it is gone, delete {folder / LOCK})") from None
+            said, host = f"process {who['process']} on {who['host']}, since {who['since']}", who["host"]
+        try:
+            if host != socket.gethostname():  # a file server needs its time to see that another machine is gone
+                console.print(f"{folder} is being written by {said}; waiting for {LEASE:.0f} s", soft_wrap=True)
+            lock.acquire(timeout=0 if host == socket.gethostname() else LEASE)
+        except Timeout:
+            raise PidistillError(f"{folder} is being written by {said}; wait for it, stop it, or choose another folder with "
+                                 f"--out (if it is gone, delete {folder / LOCK})") from None
     try:
         write_json(owner, {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
         yield
