@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import functools
+import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -173,3 +175,26 @@ def in_child(function: Callable[[], object]) -> int:
             os._exit(1)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def in_clean_child(function: Callable[..., object], *arguments: object) -> multiprocessing.process.BaseProcess:
+    """Start a function of a module in a child that has imported torch and done nothing yet.
+
+    Where autograd has had threads of its own, as in some tests, a fork of this process could not train.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training", "pidistill.distillation", "pidistill.cli", "accelerate.state"])
+    process = context.Process(target=clean, args=(function, *arguments))
+    process.start()
+    return process
+
+
+def clean(function: Callable[..., object], *arguments: object) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if the test runner was started in the background
+    function(*arguments)
+
+
+def exit_code(process: multiprocessing.process.BaseProcess) -> int | None:
+    process.join(120)
+    return process.exitcode

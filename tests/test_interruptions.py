@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -18,7 +19,7 @@ from pidistill.config import DistillConfig, dump_yaml, load_config
 from pidistill.errors import PidistillError
 from pidistill.files import read_json, read_tensors
 from pidistill.trainer import Watcher
-from tests.helpers import in_child
+from tests.helpers import exit_code, in_child, in_clean_child
 from tests.training import metrics, start_run
 
 KEPT = {"checkpoint.keep": 9}
@@ -37,8 +38,12 @@ def flip(path, bit: int = 4321) -> None:
 def interrupted(folder, options, number: int, at: int = 4):
     """A run that sends itself a signal during step `at`; returns what it raised."""
     watcher = Watcher(at, lambda averages, step, folder: os.kill(os.getpid(), number) if step == at else None)
-    with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
-        start_run(folder, options, [watcher])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if this was started in the background
+    try:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
+            start_run(folder, options, [watcher])
+    finally:
+        signal.signal(signal.SIGINT, before)
     return caught.value
 
 
@@ -157,15 +162,19 @@ def test_a_signal_ends_the_step_saves_and_exits(tmp_path, capfd, number, code):
     assert same(whole, start_run(tmp_path / "b")) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
+def send(tmp_path, step: int, number: int, times: int) -> None:
+    """A run that sends itself a signal so many times."""
+    def look(averages, done, folder):
+        if done == step:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+            (tmp_path / "went on").touch()
+
+    start_run(tmp_path / "a", {"train.steps": 8}, [Watcher(1, look)])
+
+
 def test_a_second_sigint_ends_at_once(tmp_path):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test runner in the background does not have
-
-    def twice(averages, step, folder):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-        (tmp_path / "went on").touch()
-
-    assert in_child(lambda: start_run(tmp_path / "a", {}, [Watcher(4, twice)])) == -signal.SIGINT
+    assert exit_code(in_clean_child(send, tmp_path, 4, signal.SIGINT, 2)) == -signal.SIGINT
     assert not (tmp_path / "went on").exists()
     newest(tmp_path / "a" / "checkpoints")  # raises if one is there that is not whole
 
@@ -180,11 +189,11 @@ def test_ignored_signals_stay_ignored(tmp_path):
 
 
 def test_a_kill_at_any_step_loses_the_steps_since_the_last_checkpoint(tmp_path):
-    whole = start_run(tmp_path / "a", {"train.steps": 8})
+    whole = start_run(tmp_path / "whole", {"train.steps": 8})
     for step in (2, 4, 6, 8):
-        kill = Watcher(step, lambda averages, done, folder, step=step: os.kill(os.getpid(), 9) if done == step else None)
-        assert in_child(lambda kill=kill: start_run(tmp_path / "b", {"train.steps": 8}, [kill])) == -signal.SIGKILL
-    assert same(whole, start_run(tmp_path / "b", {"train.steps": 8})) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
+        assert exit_code(in_clean_child(send, tmp_path, step, signal.SIGKILL, 1)) == -signal.SIGKILL
+    assert same(whole, start_run(tmp_path / "a", {"train.steps": 8}))
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "a")
 
 
 # Divergence ----------------------------------------------------------------------------------------------------------------
@@ -377,30 +386,39 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
         pass
 
 
-def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path, capfd, monkeypatch):
-    """The kernel's own answer (no file may grow) from step 3 to step 6: metrics, events, checkpoints, pictures, stderr."""
+FULL = {"train.steps": 8, "log.every": 1, "checkpoint.every": 1}
+
+
+def draw_on_a_full_disk(folder, first: int, last: int):
+    """A run that draws a picture each step, and from the end of one step to that of another may let no file grow."""
     import resource
 
     from pidistill import checkpoint
     from pidistill.pictures import write_grid
 
-    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
-    options = {"train.steps": 8, "log.every": 1, "checkpoint.every": 1}
-
     def look(averages, step, folder):
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        if folder.name == "b" and step in (3, 7):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0 if step == 3 else hard, hard))
+        if step in (first, last):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0 if step == first else hard, hard))
         write_grid(folder / f"{step}.png", torch.zeros(4, 1, 8, 8), 2)
         return {"seen": float(step)}
 
-    whole = start_run(tmp_path / "a", options, [Watcher(1, look)])
+    checkpoint.RETRY = 0.01
+    return start_run(folder, FULL, [Watcher(1, look)])
 
-    def run():
-        again = start_run(tmp_path / "b", options, [Watcher(1, look)])
-        assert same(whole, again)
 
-    assert in_child(run) == 0
+def child_on_a_full_disk(folder) -> None:
+    with (folder / "log.txt").open("w") as log:
+        os.dup2(log.fileno(), 2)  # where nothing can be written either
+        sys.stderr = log
+        torch.save(draw_on_a_full_disk(folder / "b", 3, 7), folder / "weights.pt")
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(tmp_path):
+    """The kernel's own answer (no file may grow) from step 3 to step 6: metrics, events, checkpoints, pictures, stderr."""
+    whole = start_run(tmp_path / "a", FULL)
+    assert exit_code(in_clean_child(child_on_a_full_disk, tmp_path)) == 0
+    assert same(whole, torch.load(tmp_path / "weights.pt"))
     lines = [[record for record in metrics(tmp_path / name) if "loss" in record] for name in "ab"]
     assert lines[0] == lines[1] and len(lines[0]) == 8
     assert [record["seen"] for record in metrics(tmp_path / "b") if "seen" in record] == [1, 2, 7, 8]  # with its picture

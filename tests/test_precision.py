@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pidistill.files import read_json, read_metrics, read_tensors
+from pidistill.manifest import write_manifest
 from pidistill.objectives.pid import PID
 from pidistill.plugins import build, names
 from pidistill.precision import autocast, set_float32_products
@@ -118,6 +119,8 @@ def set_scale(folder, step: int, scale: float) -> None:
     state = read_json(path)
     state["loss_scale"]["scale"] = scale
     path.write_text(json.dumps(state))
+    (path.parent / "manifest.json").unlink()
+    write_manifest(path.parent)
 
 
 def test_the_loss_scale_is_saved_and_comes_back(tmp_path):

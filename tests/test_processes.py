@@ -8,14 +8,13 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from pidistill.checkpoint import by_step, newest
 from pidistill.files import read_json, read_metrics, read_tensors
+from tests.helpers import exit_code, in_clean_child
 
 FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: random, net: {name: mlp, width: 16, depth: 2}}",
          "--set", "evaluate.num=8", "--set", "grid.points=10", "--set", "log.every=1", "--set", "optimizer.lr=1e-2",
@@ -45,10 +44,7 @@ main()
 
 def launch(tmp_path, name: str, processes: int, *flags: str, send: str = "- 0 0",
            shards: bool = False) -> list[tuple[int, str, str]]:
-    """As srun does: every process with its number in its environment. Gives (exit code, stdout, stderr) of each.
-
-    Forked off this one, which has imported torch already.
-    """
+    """As srun does: every process with its number in its environment. Gives (exit code, stdout, stderr) of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,31 +55,18 @@ def launch(tmp_path, name: str, processes: int, *flags: str, send: str = "- 0 0"
     environment = {"ACCELERATE_USE_CPU": "true", "SIGNAL": send}
     if shards:  # what `accelerate launch --use_fsdp --fsdp_version 2` sets
         environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    pids = [fork(argv, environment | of(rank), *outputs[rank]) for rank in range(processes)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    started = [in_clean_child(run_script, argv, environment | of(rank), *outputs[rank]) for rank in range(processes)]
+    codes = [exit_code(process) for process in started]
     return [(code, *(path.read_text() for path in paths)) for code, paths in zip(codes, outputs)]
 
 
-def fork(argv: list[str], environment: dict[str, str], out, err) -> int:
-    """Run SCRIPT in a child; gives its process number."""
-    pid = os.fork()
-    if pid == 0:
-        os.environ.update(environment)
-        for number, name, path in ((1, "stdout", out), (2, "stderr", err)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
-        sys.argv = argv
-        AcceleratorState._reset_state(reset_partial_state=True)  # of other tests in this process
-        code = 1
-        try:
-            exec(SCRIPT, {})
-        except SystemExit as exited:
-            code = exited.code if isinstance(exited.code, int) else 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return pid
+def run_script(argv: list[str], environment: dict[str, str], out, err) -> None:
+    os.environ.update(environment)
+    for number, name, path in ((1, "stdout", out), (2, "stderr", err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
+    sys.argv = argv
+    exec(SCRIPT, {})
 
 
 def run(tmp_path, name: str, processes: int, *flags: str, **options) -> list[tuple[int, str, str]]:
