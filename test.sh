@@ -4,4 +4,4 @@ set -eu
 . "$(dirname "$0")/scripts/venv.sh" "[dev]"
 ruff check .
 mypy
-python -m pytest "$@"
+python -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"  # a file's tests share what they make

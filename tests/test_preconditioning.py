@@ -87,7 +87,7 @@ def test_a_perfect_network_is_the_perfect_denoiser(kind):
     assert len(t) == 12 and teacher.model.calls == 1
 
 
-@pytest.mark.parametrize("kind", set(FORMULAS) - {"edm"})
+@pytest.mark.parametrize("kind", sorted(FORMULAS.keys() - {"edm"}))
 def test_at_T_the_student_starts_at_the_clean_image_that_the_network_sees(kind):
     """F_theta(z, T) = D(z, T); EDM's networks give it over sigma_data, as in the paper."""
     teacher = teacher_of(kind)
