@@ -1,0 +1,36 @@
+"""What the documentation points at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_promise_names_a_test_that_is_there():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"(?:([\w/]+\.py))?::(test_\w+?)(\.\.\.)?(?=`)", text)
+    assert len(named) > 25
+    for file, name, shortened in named:
+        source = (ROOT / "tests" / (file or "test_interruptions.py")).read_text()
+        pattern = rf"def {name}{'' if shortened else '('}".replace("(", r"\(")
+        assert re.search(pattern, source), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page):
+    text = page.read_text()
+    for name in re.findall(r"`((?:benchmarks|tests|tools|scripts|src)/[\w/.-]+\.\w+)`", text):
+        assert (ROOT / name).exists() or "NAME" in name, name
+    for name in re.findall(r"python -m benchmarks\.(\w+)", text):
+        assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
