@@ -136,11 +136,10 @@ def test_as_on_a_gpu():
 @pytest.mark.parametrize("name", ["digits, L2", "adm, L2", "digits, LPIPS of 1"])
 def test_the_process_takes_what_is_predicted(name):
     """A run of the trainer in a process of its own: the resident set's peak is within 20 % of the prediction."""
-    folder = Path(__file__).parent.parent / "benchmarks"
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     real, predicted = (json.loads(subprocess.run(
-        [sys.executable, str(folder / "memory.py"), "--child", f"{kind}:{name}"], capture_output=True, text=True, check=True,
-        env=environment).stdout.splitlines()[-1]) for kind in ("ours", "predicted"))
+        [sys.executable, "-m", "benchmarks.memory", "--child", f"{kind}:{name}"], capture_output=True, text=True, check=True,
+        env=environment, cwd=Path(__file__).parent.parent).stdout.splitlines()[-1]) for kind in ("ours", "predicted"))
     assert sum(predicted.values()) == pytest.approx(real, rel=0.2)
 
 
