@@ -96,6 +96,20 @@ def test_a_checkpoint_is_of_the_moment_of_the_call(tmp_path, stages):
     assert all(torch.equal(value, found[name]) for name, value in before.items())
 
 
+@pytest.mark.parametrize("final", [False, True])
+def test_the_last_one_takes_no_memory_of_its_own(tmp_path, stages, final):
+    gate = threading.Event()
+    stages[1](lambda k, what: gate.wait(20))
+    checkpoints, tensors = Checkpoints(tmp_path), collect(*make(0, steps=1))
+    checkpoints.save(1, tensors, {}, final)
+    held = checkpoints.job[1]
+    assert {value.data_ptr() == held[file][name].data_ptr() for file in tensors for name, value in tensors[file].items()
+            if value.numel()} == {final}
+    gate.set()
+    assert checkpoints.close() is None
+    verify(tmp_path / "000001")
+
+
 def test_none_is_there(tmp_path):
     assert newest(tmp_path) == (None, []) and latest(tmp_path) is None and config_of(tmp_path) is None
 

@@ -46,15 +46,17 @@ class Checkpoints:
         self.thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self.thread.start()
 
-    def save(self, step: int, files: Files, record: dict[str, Any]) -> None:
+    def save(self, step: int, files: Files, record: dict[str, Any], final: bool = False) -> None:
         """Copy, and return; the rest goes on behind. Waits only if the checkpoint before is still being written.
 
-        Tensors may be shards; the other processes must call `take_part` then.
+        Tensors may be shards; the other processes must call `take_part` then. final: nothing changes them any more, so they
+        are not copied.
         """
         with self.changed:
             self.changed.wait_for(lambda: not self.busy and (self.job is None or self.error is not None))
             self.error = None  # of an older one, which this one replaces
-            self.job = step, {file: {name: self._copy(file, name, value) for name, value in tensors.items()}
+            self.job = step, {file: {name: whole(value) if final else self._copy(file, name, value)
+                                     for name, value in tensors.items()}
                               for file, tensors in files.items()}, record | {"step": step}
             self.copied = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
             self.step = step

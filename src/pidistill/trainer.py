@@ -153,7 +153,7 @@ def train(objective: Objective, config: RunConfig, folder: Path,
             if due or stop or diverged or last or done % keep.every == 0:
                 clock, saved_at = time.monotonic(), done
                 total, good = accelerator.reduce(running, "mean").tolist()
-                saved = save(accelerator, checkpoints, done, objective, one, {
+                saved = save(accelerator, checkpoints, done, objective, one, final=bool(last or stop or diverged), record={
                     "logged": logged, "loss": total, "good": good, "skipped": int(one.skipped.counts[2]),
                     "loss_scale": one.scaler.state_dict(), "config": config.model_dump(mode="json")})
                 if diverged or not saved:
@@ -196,7 +196,7 @@ def restored(accelerator: Accelerator, folder: Path, objective: Objective, one: 
 
 
 def save(accelerator: Accelerator, checkpoints: Checkpoints | None, done: int, objective: Objective, one: Step,
-         record: dict[str, Any]) -> bool:
+         record: dict[str, Any], final: bool = False) -> bool:
     """Hand a checkpoint over to be written, on the main process; false, and nothing, if it is not finite throughout."""
     files = collect(objective, one.ema, one.optimizer)
     values = [local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
@@ -205,7 +205,7 @@ def save(accelerator: Accelerator, checkpoints: Checkpoints | None, done: int, o
     if accelerator.reduce(bad).item():  # a wait for the device, at checkpoints alone
         return False
     if checkpoints:
-        checkpoints.save(done, files, record)
+        checkpoints.save(done, files, record, final)
     else:
         take_part(files)
     return True
