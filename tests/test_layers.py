@@ -36,6 +36,7 @@ LAYERS = {
     7: "distillation train_teacher compare",
     7.1: "dryrun",
     7.2: "reproduce",
+    7.5: "terminal",
     8: "cli",
 }
 LEVEL = {name: level for level, names in LAYERS.items() for name in names.split()}

@@ -14,7 +14,6 @@ from PIL import Image
 
 from pidistill import evaluate as module
 from pidistill import memory, parallel
-from pidistill.cli import spread
 from pidistill.compare import compare
 from pidistill.denoiser import FunctionDenoiser
 from pidistill.errors import PidistillError
@@ -25,6 +24,7 @@ from pidistill.samplers import Sampler, sample_teacher
 from pidistill.seeds import labels_of
 from pidistill.student import make_student
 from pidistill.teachers.gaussian import gaussian
+from pidistill.terminal import spread
 from tests.helpers import MLP
 
 SHAPE = (1, 16, 16)

@@ -35,7 +35,6 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, every: int | None = None, metrics: Path | None = None):
         self.folder, self.keep, self.every, self.metrics = folder, keep, every, metrics
-        self.step: int | None = None  # of the newest that was handed over
         self.error: Exception | None = None
         self.buffers: dict[tuple[str, str], Tensor] = {}
         self.copied: torch.cuda.Event | None = None
@@ -59,7 +58,6 @@ class Checkpoints:
                                      for name, value in tensors.items()}
                               for file, tensors in files.items()}, record | {"step": step}
             self.copied = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-            self.step = step
             self.changed.notify_all()
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
