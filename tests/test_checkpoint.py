@@ -315,3 +315,14 @@ def test_a_disk_that_stays_full_is_said_at_the_end(tmp_path, stages, monkeypatch
     assert len(seen) in (3, 4)  # and the one that may have come before
     assert isinstance(error, PidistillError) and "No space left" in str(error)
     assert newest(tmp_path) == (tmp_path / "000001", [])
+
+
+def test_an_error_is_not_kept_waiting_for_a_full_disk(tmp_path, stages):
+    def act(n, what):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    stages[1](act)
+    with pytest.raises(ValueError, match="of the run"), Checkpoints(tmp_path) as checkpoints:  # a minute between two tries
+        checkpoints.save(1, collect(*make(0, steps=1)), {})
+        raise ValueError("of the run")
+    assert len(stages[0]) in (1, 2) and checkpoints.error is not None

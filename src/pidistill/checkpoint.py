@@ -108,6 +108,12 @@ class Checkpoints:
             return error
         return None
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(tries=10 if kind is None else 1)  # an error is not kept waiting for a full disk
+
     def close(self, tries: int = 10) -> Exception | None:
         """Wait until the last one is on disk; gives the error if it is not after so many tries, a minute apart."""
         with self.changed:

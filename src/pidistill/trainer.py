@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,12 +118,9 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     log = Log(folder, start) if main else None
     running = torch.tensor([record["loss"], record["good"]], device=device)  # since the last line
     votes, clock, saved_at = Votes(), time.monotonic(), start
-    keep = config.checkpoint
+    keep, where = config.checkpoint, folder / "checkpoints"
     with (closing(batches.drawn), Signals() as signals, Progress(start, plan.steps, plan.batch, enabled=main) as progress,
-          ExitStack() as held):
-        checkpoints = Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, log.path) if log else None
-        if checkpoints:
-            held.callback(checkpoints.close)
+          Checkpoints(where, keep.keep, keep.keep_every, log.path) if log else nullcontext() as checkpoints):
         for step in range(start, plan.steps):
             loss, norm = one(step, batches.step(), rows, plan.batch / accelerator.num_processes)
             running += torch.stack([loss, norm.isfinite()]).to(running)
