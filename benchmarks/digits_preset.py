@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from pidistill.config import DistillConfig, load_config
-from pidistill.ema import EMA
-from pidistill.grid import Grid, karras_times
-from pidistill.measure import Measure
-from pidistill.metrics.trajectory_rmse import rmse
-from pidistill.plugins import build
-from pidistill.provenance import commit, versions
-from pidistill.samplers import sample_teacher
-from pidistill.seeds import labels_of
-from pidistill.step import learning_rate, make_optimizer
-from pidistill.student import Student, make_student
-from pidistill.teachers import load_teacher
-from pidistill.trainer import draws
+from pidistill.core.provenance import commit, versions
+from pidistill.core.registry import build
+from pidistill.core.seeds import labels_of
+from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.metrics.trajectory_rmse import rmse
+from pidistill.models.grid import Grid, karras_times
+from pidistill.models.samplers.base import sample_teacher
+from pidistill.models.student import Student, make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.ema import EMA
+from pidistill.training.step import learning_rate, make_optimizer
+from pidistill.training.trainer import draws
 
 BALANCED = {"name": "pid", "balance": 0.75}
 VARIANTS: dict[str, dict[str, Any]] = {

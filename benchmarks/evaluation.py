@@ -22,14 +22,14 @@ import torch
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from pidistill.config import DistillConfig, load_config
-from pidistill.evaluate import Subject, measure_models
-from pidistill.measure import Measure
-from pidistill.metrics import Reference
-from pidistill.provenance import commit, versions
-from pidistill.seeds import noise
-from pidistill.student import make_student
-from pidistill.teachers import load_teacher
+from pidistill.core.provenance import commit, versions
+from pidistill.core.seeds import noise
+from pidistill.evaluation.evaluate import Subject, measure_models
+from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.metrics.base import Reference
+from pidistill.models.student import make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.training.config_file import DistillConfig, load_config
 
 SHAPE = (3, 32, 32)
 METRICS = {"fid": ["frechet"], "fid,is": ["frechet", "inception_score"],
@@ -74,9 +74,9 @@ class Peak(threading.Thread):
 def measure(names: list[str], num: int, batch: int) -> tuple[float, float]:
     """(peak in GB over the start, seconds of all but the networks)."""
     net = Cheap()
-    with patch("pidistill.measure.load_features", lambda spec: net), \
-            patch("pidistill.measure.load_reference", lambda *_: reference()), \
-            patch("pidistill.measure.distance_name", lambda net: "fid"):
+    with patch("pidistill.evaluation.measure.load_features", lambda spec: net), \
+            patch("pidistill.evaluation.measure.load_reference", lambda *_: reference()), \
+            patch("pidistill.evaluation.measure.distance_name", lambda net: "fid"):
         tool = Measure("cheap", None, SHAPE, metrics=names)
     subject = Subject(nn.Identity(), lambda seeds, y, n: noise(seeds, SHAPE).clip(-1, 1), {})
     subject.network(torch.zeros(1))

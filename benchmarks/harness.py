@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 
-from pidistill.provenance import commit, versions
+from pidistill.core.provenance import commit, versions
 
 
 @dataclass(frozen=True)

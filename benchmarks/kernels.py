@@ -15,8 +15,8 @@ from benchmarks.harness import alternate, table, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill import native
-from pidistill.optim import RAdam
+from pidistill.nets.parts import native
+from pidistill.training.optimizer import RAdam
 
 # Channels in and out, size and batch: levels of the digits and CIFAR-10 networks as a step has them, and VGG16's at 224.
 SHAPES = ((16, 16, 16, 128), (64, 64, 8, 128), (256, 256, 8, 8), (256, 256, 16, 8), (256, 256, 32, 8), (512, 256, 32, 8),

@@ -1,7 +1,7 @@
 """What a training step holds in memory: ours against Algorithm 1 as printed, and against what the dry run predicts.
 
 Every number is the peak of a process of its own: on the CPU the resident set's (VmHWM) over that before networks were made,
-on a GPU PyTorch's (`max_memory_allocated`). Ours is `pidistill.trainer.train` for two steps, as it is; the other is
+on a GPU PyTorch's (`max_memory_allocated`). Ours is `pidistill.training.trainer.train` for two steps, as it is; the other is
 `reference_step.ReferenceStep` for two steps. Networks and VGG16 have random weights. The prediction is
 `footprint.Rehearsal`'s, from the same configuration; it knows nothing of what the convolutions take for themselves. On the
 CPU blocks of 64 KiB and more are the system's again when freed (MALLOC_MMAP_THRESHOLD_): glibc by itself keeps those below
@@ -28,13 +28,13 @@ from benchmarks.networks import vgg_file
 from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
 from torch import nn
 
-from pidistill.config import DistillConfig, load_config
-from pidistill.denoiser import Denoiser
-from pidistill.distillation import build_objective
-from pidistill.footprint import Rehearsal
-from pidistill.step import make_optimizer
-from pidistill.teachers import load_teacher, network_teacher, teacher_config
-from pidistill.trainer import draws, train
+from pidistill.jobs.distill import build_objective
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.teachers.base import load_teacher, network_teacher, teacher_config
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.footprint import Rehearsal
+from pidistill.training.step import make_optimizer
+from pidistill.training.trainer import draws, train
 
 ADM = {"name": "dhariwal_unet", "model_channels": 64, "channel_mult": [1, 2, 3], "num_blocks": 2,
        "attn_resolutions": [16, 8], "dropout": 0.0}

@@ -5,7 +5,7 @@ as take as long: the student's network, forward and backward, on twice the batch
 steps of PID (student, teacher, distance, optimiser, average). MFU is the ratio of both FLOP/s within a pair.
 
 Operations are counted on the meta device, 2 a multiply-add, with every convolution a direct one. The CPU's own kernels
-(`pidistill.native`) convolve by Winograd's algorithm, which multiplies up to four times less: what they achieve, counted
+(`pidistill.nets.parts.native`) convolve by Winograd's algorithm, which multiplies up to four times less: what they achieve, counted
 so, may exceed the peak of a matrix product, as may cuDNN's choice. Normalisation, activations and the optimiser count as
 nothing and take time. On the CPU in float32 a second column has PyTorch's operators in place of those kernels.
 
@@ -28,10 +28,10 @@ from benchmarks.ours import Ours, device
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pidistill import native
-from pidistill.dryrun import engineering
-from pidistill.footprint import LikeGPU
-from pidistill.precision import HALF, Precision, autocast, set_float32_products
+from pidistill.core.precision import HALF, Precision, autocast, set_float32_products
+from pidistill.jobs.dry_run import engineering
+from pidistill.nets.parts import native
+from pidistill.training.footprint import LikeGPU
 
 SIZES = (1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 BATCHES = {"digits": (64, 1024), "cifar10": (4, 64), "imagenet64": (1, 16)}  # on the CPU, on a GPU

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pidistill.denoiser import Preconditioned
-from pidistill.distances.lpips import LPIPS, STAGES
-from pidistill.grid import Grid
-from pidistill.precision import Autocast
-from pidistill.student import Student, make_student
-from pidistill.teachers import load_teacher, network_teacher
-from pidistill.teachers.edm import PUBLISHED
+from pidistill.core.precision import Autocast
+from pidistill.models.denoiser import Preconditioned
+from pidistill.models.grid import Grid
+from pidistill.models.student import Student, make_student
+from pidistill.models.teachers.base import load_teacher, network_teacher
+from pidistill.models.teachers.edm import PUBLISHED
+from pidistill.objectives.distances.lpips import LPIPS, STAGES
 
 NAMES = {"cifar10": "cifar10-32x32-uncond-vp", "imagenet64": "imagenet-64x64-cond-adm"}
 

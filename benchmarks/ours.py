@@ -9,16 +9,16 @@ import torch
 from benchmarks import networks
 from torch import Tensor, nn
 
-from pidistill.compiling import compiled
-from pidistill.config import DistillConfig, load_config
-from pidistill.denoiser import Preconditioned
-from pidistill.dryrun import operations
-from pidistill.footprint import owned
-from pidistill.grid import Grid
+from pidistill.core.compiling import compiled
+from pidistill.core.precision import HALF, set_float32_products
+from pidistill.jobs.dry_run import operations
+from pidistill.models.denoiser import Preconditioned
+from pidistill.models.grid import Grid
 from pidistill.objectives.pid import PID
-from pidistill.precision import HALF, set_float32_products
-from pidistill.recompute import recompute_blocks
-from pidistill.step import Step, place
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.footprint import owned
+from pidistill.training.recompute import recompute_blocks
+from pidistill.training.step import Step, place
 
 LONG = 100_000  # the step that it believes to be at: RAdam's and the average's factors are settled there
 

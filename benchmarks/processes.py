@@ -1,4 +1,4 @@
-"""(f) One process against two: samples a second of `pidistill.trainer.train` at the same global batch.
+"""(f) One process against two: samples a second of `pidistill.training.trainer.train` at the same global batch.
 
 Each run is a job of its own (two processes: `torch.distributed.run`, gloo on the CPU, NCCL on two GPUs), and all kinds run
 in turn. On the CPU every process has one thread. A step's time is taken from the run's own log, after --warm steps.
@@ -24,9 +24,9 @@ from benchmarks import networks
 from benchmarks.harness import table, write
 from benchmarks.ours import pid
 
-from pidistill.config import DistillConfig, load_config
-from pidistill.files import read_metrics
-from pidistill.trainer import train
+from pidistill.files.weights import read_metrics
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.trainer import train
 
 BATCHES = {"digits": 64, "cifar10": 4, "imagenet64": 2}
 

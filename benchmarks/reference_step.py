@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill import native, unet
-from pidistill.denoiser import Denoiser
-from pidistill.grid import Grid
-from pidistill.student import Student
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.grid import Grid
+from pidistill.models.student import Student
+from pidistill.nets.parts import native, unet
 
 
 def reference_loss(student: Student, teacher: Denoiser, distance: Callable[[Tensor, Tensor], Tensor], grid: Grid, z: Tensor,

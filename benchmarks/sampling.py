@@ -29,20 +29,20 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pidistill import native
-from pidistill import sample as verb
-from pidistill.config import DistillConfig, load_config
-from pidistill.denoiser import Denoiser, device_of
-from pidistill.memory import fitting_batch
-from pidistill.parallel import choose_device
-from pidistill.pictures import png
-from pidistill.pipeline import cores
-from pidistill.precision import Precision, set_float32_products
-from pidistill.samplers import Sampler
-from pidistill.seeds import NOISE, labels_of, noise, stream
-from pidistill.student import Student, make_student
-from pidistill.teachers import load_teacher
-from pidistill.tensors import quantise
+from pidistill.core.precision import Precision, set_float32_products
+from pidistill.core.processes import choose_device
+from pidistill.core.seeds import NOISE, labels_of, noise, stream
+from pidistill.core.tensors import quantise
+from pidistill.core.threads import cores
+from pidistill.evaluation.pictures import png
+from pidistill.jobs import sample as verb
+from pidistill.models.batch_size import fitting_batch
+from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.models.samplers.base import Sampler
+from pidistill.models.student import Student, make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.parts import native
+from pidistill.training.config_file import DistillConfig, load_config
 
 HEUN = Sampler("heun", 18)
 

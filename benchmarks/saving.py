@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from benchmarks import harness, networks
 from benchmarks.ours import Ours
 
-from pidistill.checkpoint import Checkpoints
-from pidistill.trainer import save
+from pidistill.training.checkpoint import Checkpoints
+from pidistill.training.trainer import save
 
 
 def main() -> None:

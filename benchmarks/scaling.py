@@ -21,8 +21,8 @@ from benchmarks import networks
 from benchmarks.harness import alternate, table, write
 from benchmarks.ours import Ours
 
-from pidistill.denoiser import Preconditioned
-from pidistill.teachers import network_teacher
+from pidistill.models.denoiser import Preconditioned
+from pidistill.models.teachers.base import network_teacher
 
 POINTS, RESOLUTIONS = (10, 50, 250, 1000), (16, 32, 64)
 

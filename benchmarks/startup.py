@@ -21,8 +21,8 @@ from pathlib import Path
 
 from benchmarks.harness import table, write
 
-from pidistill.student import make_student
-from pidistill.teachers import load_teacher
+from pidistill.models.student import make_student
+from pidistill.models.teachers.base import load_teacher
 
 
 def run(args: list[str]) -> tuple[float, float, str]:

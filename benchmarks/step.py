@@ -21,14 +21,14 @@ from benchmarks.harness import Ratio, alternate, table, write
 from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
 from torch import Tensor, nn
 
-from pidistill.compiling import compiled
-from pidistill.config import DistillConfig, load_config
-from pidistill.distances.l2 import L2
-from pidistill.grid import Grid
+from pidistill.core.compiling import compiled
+from pidistill.core.precision import autocast, set_float32_products
+from pidistill.models.grid import Grid
+from pidistill.objectives.distances.l2 import L2
 from pidistill.objectives.pid import PID
-from pidistill.precision import autocast, set_float32_products
-from pidistill.recompute import recompute_blocks
-from pidistill.step import Step, place
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.recompute import recompute_blocks
+from pidistill.training.step import Step, place
 
 LONG = 100_000  # the step that both believe to be at: RAdam's and the average's factors are settled there
 

@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import pidistill
-from pidistill.samplers import sample_teacher
+from pidistill.models.samplers.base import sample_teacher
 
 SPEC = "gaussian:2,modes=8,std=0.1"
 student = pidistill.distill(SPEC, out="runs/toy", force=True, overrides={

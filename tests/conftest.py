@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill import native
+from pidistill.nets.parts import native
 from tests.helpers import NET, Result, gaussian64, tiny_teacher
 from tests.server import Server
 
@@ -89,8 +89,8 @@ def net_flags() -> list[str]:
 @pytest.fixture
 def server(monkeypatch):
     """A server of one file, which is fetched from as from a published one; without pauses between tries."""
-    monkeypatch.setattr("pidistill.downloads.SCHEMES", ("http", "https"))
-    monkeypatch.setattr("pidistill.downloads.PAUSE", 0)
+    monkeypatch.setattr("pidistill.files.downloads.SCHEMES", ("http", "https"))
+    monkeypatch.setattr("pidistill.files.downloads.PAUSE", 0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server() as running:
         threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()

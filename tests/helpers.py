@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from pidistill.denoiser import Preconditioned, build_net
-from pidistill.grid import Grid, karras_times
+from pidistill.models.denoiser import Preconditioned, build_net
+from pidistill.models.grid import Grid, karras_times
+from pidistill.models.student import Student
+from pidistill.models.teachers.gaussian import Gaussian
 from pidistill.objectives.pid import PID
-from pidistill.student import Student
-from pidistill.teachers.gaussian import Gaussian
 
 SHAPE, CLASSES = (1, 8, 8), 3
 NET = {"name": "song_unet", "model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
@@ -183,7 +183,7 @@ def in_clean_child(function: Callable[..., object], *arguments: object) -> multi
     Where autograd has had threads of its own, as in some tests, a fork of this process could not train.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training", "pidistill.distillation", "pidistill.cli", "accelerate.state"])
+    context.set_forkserver_preload(["tests.runs", "pidistill.jobs.distill", "pidistill.cli", "accelerate.state"])
     process = context.Process(target=clean, args=(function, *arguments))
     process.start()
     return process

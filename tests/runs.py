@@ -7,11 +7,11 @@ import shutil
 
 import torch
 
-from pidistill.config import DistillConfig, load_config
+from pidistill.models.student import make_student
+from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
-from pidistill.student import make_student
-from pidistill.teachers.gaussian import gaussian
-from pidistill.trainer import train
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.trainer import train
 from tests.helpers import MLP, grid_of, tiny_teacher
 
 VOLATILE = ("seconds", "images_per_s")

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from pidistill.data import digits
-from pidistill.files import write_folder
-from pidistill.metrics.frechet import relative_frechet, statistics
-from pidistill.nets.digit_classifier import DigitClassifier
-from pidistill.provenance import commit, versions
-from pidistill.tensors import dequantise, quantise
+from pidistill.core.provenance import commit, versions
+from pidistill.core.tensors import dequantise, quantise
+from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
+from pidistill.files.data import digits
+from pidistill.files.weights import write_folder
+from pidistill.nets.features.digit_classifier import DigitClassifier
 
 STEPS, BATCH, LR = 1200, 128, 4e-3
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pidistill.check import check_teacher
-    from pidistill.denoiser import Denoiser
-    from pidistill.distillation import distill
-    from pidistill.student import Student, load_student
-    from pidistill.teachers import load_teacher
+    from pidistill.jobs.check import check_teacher
+    from pidistill.jobs.distill import distill
+    from pidistill.models.denoiser import Denoiser
+    from pidistill.models.student import Student, load_student
+    from pidistill.models.teachers.base import load_teacher
 
-_HOMES = {"Denoiser": "denoiser", "Student": "student", "check_teacher": "check", "distill": "distillation",
-          "load_student": "student", "load_teacher": "teachers", "PidistillError": "errors"}
+_HOMES = {"Denoiser": "models.denoiser", "Student": "models.student", "check_teacher": "jobs.check", "distill": "jobs.distill",
+          "load_student": "models.student", "load_teacher": "models.teachers.base", "PidistillError": "core.errors"}
 __all__ = ["Denoiser", "PidistillError", "Student", "check_teacher", "distill", "load_student",
            "load_teacher"]
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pidistill.files import read_json, read_metrics
-from pidistill.seeds import labels_of
-from pidistill.student import load_student, make_student
-from pidistill.teachers.gaussian import gaussian
+from pidistill.core.seeds import labels_of
+from pidistill.files.weights import read_json, read_metrics
+from pidistill.models.student import load_student, make_student
+from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP
 
 POINTS = ["--teacher", "gaussian:2,modes=4,std=0.1"]

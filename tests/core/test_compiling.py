@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.compiling import compiled
-from pidistill.sample import padded
+from pidistill.core.compiling import compiled
+from pidistill.jobs.sample import padded
 
 
 @pytest.fixture(autouse=True)

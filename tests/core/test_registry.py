@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pidistill.errors import PidistillError
-from pidistill.plugins import build, member, names
-from pidistill.teachers.gaussian import gaussian
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build, member, names
+from pidistill.models.teachers.gaussian import gaussian
 
 
 def test_names_are_the_files():
@@ -15,8 +15,8 @@ def test_names_are_the_files():
 
 
 def test_a_member_is_the_object_named_like_the_file():
-    from pidistill.distances.pseudo_huber import PseudoHuber
     from pidistill.nets.song_unet import SongUNet
+    from pidistill.objectives.distances.pseudo_huber import PseudoHuber
 
     assert member("distances", "pseudo_huber") is PseudoHuber and member("nets", "song_unet") is SongUNet
     assert member("teachers", "gaussian") is gaussian  # and not the class Gaussian, which differs in case only

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pidistill.errors import PidistillError
-from pidistill.seeds import LABEL, NOISE, TRAIN, labels_of, noise, parse_integers, stream
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import LABEL, NOISE, TRAIN, labels_of, noise, parse_integers, stream
 
 
 def test_draws_do_not_depend_on_the_order():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear
 
-from pidistill.tensors import clip_images, dequantise, like, outside_autocast, per_sample, quantise
+from pidistill.core.tensors import clip_images, dequantise, like, outside_autocast, per_sample, quantise
 
 
 def test_like_spreads_over_the_elements():

@@ -7,11 +7,11 @@ import threading
 import pytest
 import torch
 
-from pidistill.pipeline import ahead, drawn, gather
-from pidistill.samplers import sample_teacher
-from pidistill.seeds import labels_of, noise
-from pidistill.student import make_student
-from pidistill.tensors import clip_images
+from pidistill.core.seeds import labels_of, noise
+from pidistill.core.tensors import clip_images
+from pidistill.core.threads import ahead, drawn, gather
+from pidistill.models.samplers.base import sample_teacher
+from pidistill.models.student import make_student
 from tests.helpers import SHAPE, tiny_teacher
 
 CPU = torch.device("cpu")

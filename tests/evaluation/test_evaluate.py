@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from pidistill.errors import PidistillError
-from pidistill.evaluate import evaluate, pick_features, table
-from pidistill.measure import Measure
-from pidistill.samplers import STEPS, Sampler, sample_teacher
-from pidistill.seeds import labels_of, noise
-from pidistill.student import make_student
-from pidistill.teachers.gaussian import gaussian
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of, noise
+from pidistill.evaluation.evaluate import evaluate, pick_features, table
+from pidistill.evaluation.measure import Measure
+from pidistill.models.samplers.base import STEPS, Sampler, sample_teacher
+from pidistill.models.student import make_student
+from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP, tiny_teacher
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from pidistill.distillation import distill
-from pidistill.errors import PidistillError
-from pidistill.evaluate import evaluate, table
-from pidistill.features import load_features
-from pidistill.measure import Measure
-from pidistill.metrics.frechet import frechet_distance, statistics
-from pidistill.references import load_reference
-from pidistill.teachers.gaussian import gaussian
-from pidistill.tensors import quantise
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import quantise
+from pidistill.evaluation.evaluate import evaluate, table
+from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.metrics.frechet import frechet_distance, statistics
+from pidistill.evaluation.references import load_reference
+from pidistill.jobs.distill import distill
+from pidistill.models.teachers.gaussian import gaussian
+from pidistill.nets.features.base import load_features
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("pidistill.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
     with pytest.raises(PidistillError, match=r"cannot download Inception v3 .*6726825d\.pth to .*inception:FILE"):
         distill(gaussian("3x8x8"), out=tmp_path / "run", overrides={
             "student.init": "random", "student.net": "mlp", "evaluate.features": "inception", "train.steps": 1})

@@ -12,19 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pidistill import evaluate as module
-from pidistill import memory, parallel
-from pidistill.compare import compare
-from pidistill.denoiser import FunctionDenoiser
-from pidistill.errors import PidistillError
-from pidistill.evaluate import Subject, evaluate, evaluate_repeats, measure_models, repeats_table, table
-from pidistill.files import read_json
-from pidistill.measure import Measure, metric_names
-from pidistill.samplers import Sampler, sample_teacher
-from pidistill.seeds import labels_of
-from pidistill.student import make_student
-from pidistill.teachers.gaussian import gaussian
-from pidistill.terminal import spread
+from pidistill.cli.terminal import spread
+from pidistill.core import processes as parallel
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of
+from pidistill.evaluation import evaluate as module
+from pidistill.evaluation.evaluate import Subject, evaluate, evaluate_repeats, measure_models, repeats_table, table
+from pidistill.evaluation.measure import Measure, metric_names
+from pidistill.files.weights import read_json
+from pidistill.jobs.compare import compare
+from pidistill.models import batch_size as memory
+from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.samplers.base import Sampler, sample_teacher
+from pidistill.models.student import make_student
+from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP
 
 SHAPE = (1, 16, 16)
@@ -297,7 +298,7 @@ def test_comparison_is_of_the_models(teacher, tmp_path):
 def test_bad_input_is_one_line(cli, args, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("pidistill.downloads.fetch", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("pidistill.files.downloads.fetch", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     assert words in cli(*args).error()
 
 
@@ -329,7 +330,7 @@ def test_one_host_synchronisation_a_batch(teacher):
     """On a GPU: moving the images to the CPU is the only wait of a batch, for every kind of sampler."""
     model = teacher.to("cuda")
     for name in ("heun:3", "ddpm:3", "deis3:5", "unipc:5", "dpm_solver_fast:7"):
-        from pidistill.samplers import parse_sampler
+        from pidistill.models.samplers.base import parse_sampler
 
         sampler, = parse_sampler(name)
         sample_teacher(model, range(4), sampler=sampler)

@@ -9,9 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pidistill.errors import PidistillError
-from pidistill.pictures import check_drawable, drawable, png, tile, to_pil, write_captioned, write_comparison, write_grid
-from pidistill.tensors import quantise
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import quantise
+from pidistill.evaluation.pictures import (
+    check_drawable,
+    drawable,
+    png,
+    tile,
+    to_pil,
+    write_captioned,
+    write_comparison,
+    write_grid,
+)
 
 
 def test_tile_places_images_in_reading_order():

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pidistill.errors import PidistillError
-from pidistill.features import fingerprint, load_features
-from pidistill.metrics.frechet import statistics
-from pidistill.references import load_reference, make_reference, read_pickle, write_reference
-from pidistill.tensors import dequantise
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import dequantise
+from pidistill.evaluation.metrics.frechet import statistics
+from pidistill.evaluation.references import load_reference, make_reference, read_pickle, write_reference
+from pidistill.nets.features.base import fingerprint, load_features
 
 NUM = 50
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pidistill.errors import PidistillError
-from pidistill.images import FILE_LIMIT, JSON_LIMIT, open_images
+from pidistill.core.errors import PidistillError
+from pidistill.files.datasets import FILE_LIMIT, JSON_LIMIT, open_images
 
 NAMES = [f"0000{i // 3}/img{i:08d}.png" for i in range(5)]
 LABELS = [2, 0, 1, 1, 0]
@@ -290,7 +290,7 @@ def test_links_in_an_archive_are_refused(tmp_path):
 
 
 def test_an_archive_of_too_many_members_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pidistill.archives.MEMBERS", 3)
+    monkeypatch.setattr("pidistill.files.archives.MEMBERS", 3)
     assert len(everything(make_zip(tmp_path / "a.zip", {f"{i}.png": encoded(GREY[0]) for i in range(3)}))) == 3
     refused(make_zip(tmp_path / "a.zip", {f"{i}.png": encoded(GREY[0]) for i in range(4)}), "4 members, more than 3")
 
@@ -352,7 +352,7 @@ def test_bombs_are_refused_before_they_are_inflated(tmp_path, monkeypatch):
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (100, 100, 100)})
     black = make_zip(tmp_path / "c.npz", {"images.npy": header.getvalue() + bytes(10**6)}, method=zipfile.ZIP_DEFLATED)
     assert not everything(black).any()  # as much as deflate can is no bomb
-    monkeypatch.setattr("pidistill.archives.LARGE", 10**5)
+    monkeypatch.setattr("pidistill.files.archives.LARGE", 10**5)
     refused(black, "more than its", "images")  # but in a large file it is
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.data import load_images
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.files.data import load_images
 
 
 def test_digits_are_500_of_each_class_in_range():

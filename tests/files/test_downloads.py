@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pidistill import downloads
-from pidistill.downloads import published
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.files import downloads
+from pidistill.files.downloads import published
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"

@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pidistill.edm_pickle import read_edm_pickle
-from pidistill.errors import PidistillError
-from pidistill.pickle_machine import Bounded, Machine
-from pidistill.teachers import load_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.files.edm_pickle import read_edm_pickle
+from pidistill.files.pickle_machine import Bounded, Machine
+from pidistill.models.teachers.base import load_teacher
 from tests.edm_pickles import Persistent, dumps, network, write
 from tests.helpers import tiny_teacher
 
@@ -304,7 +304,7 @@ def test_the_bytes_of_a_storage_are_read_once():
 
 
 def test_programs_are_not_endless(tmp_path, monkeypatch):
-    monkeypatch.setattr("pidistill.pickle_machine.INSTRUCTIONS", 20_000)
+    monkeypatch.setattr("pidistill.files.pickle_machine.INSTRUCTIONS", 20_000)
     for body in (b"N" * 30_000, b"]\x94" + b"h\x00" * 30_000, b"}\x94" + b"h\x00h\x00b" * 9_000):
         assert "20,000 instructions" in refused(tmp_path / "a.pkl", b"\x80\x04" + body + b".")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_json, read_metrics, read_tensors, write_folder, write_json
+from pidistill.core.errors import PidistillError
+from pidistill.files.weights import load_weights, read_json, read_metrics, read_tensors, write_folder, write_json
 
 
 def contents(folder):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pidistill.convert import convert
-from pidistill.denoiser import Preconditioned
-from pidistill.errors import PidistillError
-from pidistill.files import write_folder
-from pidistill.headers import describe_stored, read_header, sha256
-from pidistill.teachers import load_teacher, teacher_config, teacher_tensors
+from pidistill.core.errors import PidistillError
+from pidistill.files.reading import describe_stored, read_header, sha256
+from pidistill.files.weights import write_folder
+from pidistill.jobs.convert import convert
+from pidistill.models.denoiser import Preconditioned
+from pidistill.models.teachers.base import load_teacher, teacher_config, teacher_tensors
 from tests.edm_pickles import write
 from tests.helpers import NET, SHAPE, tiny_teacher
 from tests.test_preconditioning import SPECS

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import pidistill
-from pidistill.config import DistillConfig, load_config
-from pidistill.distillation import default_preset, resume
-from pidistill.errors import PidistillError
-from pidistill.files import read_json
+from pidistill.core.errors import PidistillError
+from pidistill.files.weights import read_json
+from pidistill.jobs.distill import default_preset, resume
+from pidistill.training.config_file import DistillConfig, load_config
 from tests.helpers import tiny_teacher
 
 QUICK = {"student.init": "random", "student.net": {"name": "mlp", "width": 8, "depth": 1}, "train.steps": 2,

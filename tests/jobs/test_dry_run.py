@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pidistill import dryrun
-from pidistill.config import DistillConfig, load_config
-from pidistill.distillation import build_objective
-from pidistill.errors import PidistillError
-from pidistill.teachers import load_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.jobs import dry_run as dryrun
+from pidistill.jobs.distill import build_objective
+from pidistill.models.teachers.base import load_teacher
+from pidistill.training.config_file import DistillConfig, load_config
 
 
 def config(**changes) -> DistillConfig:

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from pidistill import reproduce
-from pidistill.config import differing
-from pidistill.errors import PidistillError
-from pidistill.experiments import CURVES, EXPERIMENTS
-from pidistill.files import read_metrics
+from pidistill.core.errors import PidistillError
+from pidistill.files.weights import read_metrics
+from pidistill.jobs import reproduce
+from pidistill.jobs.experiments import CURVES, EXPERIMENTS
+from pidistill.training.config_file import differing
 
 SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20", "checkpoint.every=2", "preview.seeds=0-1",
          "objective.distance=pseudo_huber"]

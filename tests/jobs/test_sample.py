@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pidistill import pipeline
-from pidistill import sample as verb
-from pidistill.errors import PidistillError
-from pidistill.samplers import Sampler, sample_teacher
-from pidistill.seeds import labels_of
-from pidistill.student import make_student
-from pidistill.teachers.gaussian import gaussian
-from pidistill.tensors import quantise
+from pidistill.core import threads as pipeline
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of
+from pidistill.core.tensors import quantise
+from pidistill.jobs import sample as verb
+from pidistill.models.samplers.base import Sampler, sample_teacher
+from pidistill.models.student import make_student
+from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import shake, tiny_teacher
 
 SEEDS = [3, 0, 17, 5, 999999, 12]
@@ -151,8 +151,8 @@ def test_compile_is_asked_for_one_shape_and_changes_nothing(cli, tmp_path, monke
     (["inspect", "bundled:digits"], ["torch", "numpy", "rich", "yaml"]),
     (["sample", "bundled:digits", "--seeds", "0-1", "--steps", "1", "--out", "a"],
      ["torchvision", "matplotlib", "accelerate", "tensorboard", "scipy", "lpips", "torch_fidelity", "diffusers",
-      "onnxruntime", "rich", "torch._dynamo", "torch._inductor", "pidistill.trainer", "pidistill.evaluate",
-      "pidistill.features"])])
+      "onnxruntime", "rich", "torch._dynamo", "torch._inductor", "pidistill.training.trainer", "pidistill.evaluation.evaluate",
+      "pidistill.nets.features.base"])])
 def test_a_verb_imports_only_what_it_needs(args, unused, tmp_path):
     code = ("import sys\nfrom pidistill.cli import main\nsys.argv = ['pidistill', *sys.argv[1:]]\n"
             f"try:\n    main()\nexcept SystemExit as done:\n    print(done.code, [n for n in {unused} if n in sys.modules])")
@@ -181,7 +181,7 @@ def test_ctrl_c_ends_at_once_and_leaves_no_archive(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision, most", [("fp32", 1), ("tf32", 4), ("fp16", 4), ("bf16", 24)])
 def test_a_gpu_writes_the_cpus_images(coloured, tmp_path, precision, most):
-    from pidistill.precision import set_float32_products
+    from pidistill.core.precision import set_float32_products
 
     expected = pixels_of(coloured).astype(int)
     set_float32_products(precision)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pidistill.grid import karras_times
-from pidistill.student import make_student
-from pidistill.teachers.gaussian import gaussian
-from pidistill.trajectory import trajectories
+from pidistill.jobs.trajectory import trajectories
+from pidistill.models.grid import karras_times
+from pidistill.models.student import make_student
+from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP
 
 

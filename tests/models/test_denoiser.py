@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.denoiser import Denoiser, FunctionDenoiser, Preconditioned, as_denoiser, build_net, choose_labels, device_of
-from pidistill.errors import PidistillError
-from pidistill.seeds import labels_of
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of
+from pidistill.models.denoiser import (
+    Denoiser,
+    FunctionDenoiser,
+    Preconditioned,
+    as_denoiser,
+    build_net,
+    choose_labels,
+    device_of,
+)
 from tests.helpers import MLP, SHAPE, tiny_teacher
 
 

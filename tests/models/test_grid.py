@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pidistill.errors import PidistillError
-from pidistill.grid import Grid, karras_times
+from pidistill.core.errors import PidistillError
+from pidistill.models.grid import Grid, karras_times
 
 
 def test_karras_formula():

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.denoiser import Preconditioned
-from pidistill.errors import PidistillError
-from pidistill.grid import Grid
-from pidistill.preconditioning import FORMULAS, Preconditioning, iddpm_times
-from pidistill.schemes.autodiff import Autodiff
-from pidistill.student import Student, load_student, make_student
-from pidistill.tensors import like
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import like
+from pidistill.models.denoiser import Preconditioned
+from pidistill.models.grid import Grid
+from pidistill.models.preconditioning import FORMULAS, Preconditioning, iddpm_times
+from pidistill.models.student import Student, load_student, make_student
+from pidistill.objectives.schemes.autodiff import Autodiff
 from tests.helpers import SHAPE, start, tiny_teacher
 
 MU, S = 0.3, 0.5  # mean and standard deviation of the data

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from pidistill.denoiser import FunctionDenoiser
-from pidistill.errors import PidistillError
-from pidistill.preconditioning import c_in
-from pidistill.seeds import labels_of, noise
-from pidistill.student import load_student, make_student
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of, noise
+from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.preconditioning import c_in
+from pidistill.models.student import load_student, make_student
 from tests.helpers import MLP, SHAPE, gaussian64, start, tiny_teacher
 
 SEEDS = list(range(100, 120))

@@ -7,14 +7,14 @@ import copy
 import pytest
 import torch
 
-from pidistill.convert import convert
-from pidistill.denoiser import FunctionDenoiser, Preconditioned
-from pidistill.distillation import distill
-from pidistill.errors import PidistillError
-from pidistill.files import read_json
-from pidistill.headers import sha256
-from pidistill.student import make_student
-from pidistill.teachers import load_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.files.reading import sha256
+from pidistill.files.weights import read_json
+from pidistill.jobs.convert import convert
+from pidistill.jobs.distill import distill
+from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
+from pidistill.models.student import make_student
+from pidistill.models.teachers.base import load_teacher
 from tests.helpers import SHAPE, loss_of, tiny_teacher
 from tests.test_convert import pickle_of
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.models.student import make_student
 from pidistill.nets.dhariwal_unet import DhariwalUNet
-from pidistill.student import make_student
 from tests.helpers import CLASSES, shake, tiny_teacher
 
 TINY = dict(model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), head_channels=8, dropout=0.0)

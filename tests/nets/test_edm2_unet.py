@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.models.student import make_student
 from pidistill.nets.edm2_unet import Block, EDM2UNet, MPConv, MPFourier, mp_cat, mp_silu, mp_sum
 from pidistill.objectives.pid import PID
-from pidistill.student import make_student
 from tests.helpers import CLASSES, SHAPE, grid_of, shake, start, tiny_teacher
 
 TINY = dict(model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), head_channels=8)

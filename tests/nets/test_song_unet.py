@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 from pidistill.nets.song_unet import DDPMPP, NCSNPP, SongUNet
 from tests.helpers import CLASSES, shake
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.data import Images
-from pidistill.denoiser import FunctionDenoiser
+from pidistill.core.seeds import stream
+from pidistill.files.data import Images
+from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.objectives.edm import EDM
-from pidistill.seeds import stream
 from tests.helpers import tiny_teacher
 
 DATA = Images(torch.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1]), "none")

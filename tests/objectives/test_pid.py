@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.denoiser import FunctionDenoiser
-from pidistill.distances.l2 import L2
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import autocast
+from pidistill.core.registry import names
+from pidistill.core.seeds import stream
+from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.student import make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.distances.l2 import L2
 from pidistill.objectives.pid import PID, build_part, pid_residual
-from pidistill.plugins import names
-from pidistill.precision import autocast
-from pidistill.schemes.upwind import Upwind
-from pidistill.seeds import stream
-from pidistill.student import make_student
-from pidistill.teachers import load_teacher
+from pidistill.objectives.schemes.upwind import Upwind
 from tests.helpers import MLP, SHAPE, grid_of, shake, start, tiny_teacher
 
 POINTS = 30

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.data import Images
-from pidistill.denoiser import Denoiser
-from pidistill.errors import PidistillError
-from pidistill.metrics import Batch, Reference
-from pidistill.metrics.frechet import statistics
-from pidistill.objectives import Objective
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import FAMILIES, build, member, names
+from pidistill.core.seeds import stream
+from pidistill.evaluation.metrics.base import Batch, Reference
+from pidistill.evaluation.metrics.frechet import statistics
+from pidistill.files.data import Images
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.student import make_student
+from pidistill.models.teachers.base import load_teacher, teacher_config
+from pidistill.objectives.base import Objective
 from pidistill.objectives.pid import pid_residual
-from pidistill.plugins import FAMILIES, build, member, names
-from pidistill.seeds import stream
-from pidistill.student import make_student
-from pidistill.teachers import load_teacher, teacher_config
-from pidistill.trainer import draws
+from pidistill.training.trainer import draws
 from tests.helpers import (
     CLASSES,
     SHAPE,
@@ -357,14 +357,14 @@ def test_objective_draws_depend_on_seed_step_and_number_alone(objective):
 
 @pytest.mark.parametrize("kind", names("teachers"))
 def test_teacher_keeps_the_protocol(kind, tmp_path, monkeypatch):
-    from pidistill.files import write_folder
-    from pidistill.teachers.edm import PUBLISHED
+    from pidistill.files.weights import write_folder
+    from pidistill.models.teachers.edm import PUBLISHED
 
     tiny = tiny_teacher()
     monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": tiny.net_spec})
     write_folder(tmp_path / "teacher", {"model": tiny.state_dict()}, {"config": teacher_config(tiny)})
     (tmp_path / "pidistill_test_teacher.py").write_text(
-        "from pidistill.teachers.gaussian import gaussian\n\ndef make():\n    return gaussian('2')\n")
+        "from pidistill.models.teachers.gaussian import gaussian\n\ndef make():\n    return gaussian('2')\n")
     monkeypatch.chdir(tmp_path)
     if kind == "diffusers":
         from tests.teachers.test_diffusers import ddim, save

@@ -13,14 +13,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pidistill import runs, trainer
-from pidistill.checkpoint import by_step, newest
-from pidistill.config import DistillConfig, dump_yaml, load_config
-from pidistill.errors import PidistillError
-from pidistill.files import read_json, read_tensors
-from pidistill.trainer import Watcher
+from pidistill.core.errors import PidistillError
+from pidistill.files.weights import read_json, read_tensors
+from pidistill.training import run_folder as runs
+from pidistill.training import trainer
+from pidistill.training.checkpoint import by_step, newest
+from pidistill.training.config_file import DistillConfig, dump_yaml, load_config
+from pidistill.training.trainer import Watcher
 from tests.helpers import exit_code, in_child, in_clean_child
-from tests.training import metrics, start_run
+from tests.runs import metrics, start_run
 
 KEPT = {"checkpoint.keep": 9}
 
@@ -277,9 +278,9 @@ def test_after_so_many_in_a_row_the_run_stops_with_what_it_knows(tmp_path, poiso
 
 
 def objective_and_seed():
+    from pidistill.models.student import make_student
+    from pidistill.models.teachers.gaussian import gaussian
     from pidistill.objectives.pid import PID
-    from pidistill.student import make_student
-    from pidistill.teachers.gaussian import gaussian
     from tests.helpers import MLP, grid_of
 
     teacher = gaussian("2,modes=4,std=0.2")
@@ -393,8 +394,8 @@ def draw_on_a_full_disk(folder, first: int, last: int):
     """A run that draws a picture each step, and from the end of one step to that of another may let no file grow."""
     import resource
 
-    from pidistill import checkpoint
-    from pidistill.pictures import write_grid
+    from pidistill.evaluation.pictures import write_grid
+    from pidistill.training import checkpoint
 
     def look(averages, step, folder):
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -433,7 +434,8 @@ def test_a_folder_that_turns_read_only_leaves_the_run_going(tmp_path, monkeypatc
     """As root too: the kernel's answer is put in by hand."""
     import errno
 
-    from pidistill import checkpoint, files, log
+    from pidistill.files import weights as files
+    from pidistill.training import checkpoint, log
 
     whole = start_run(tmp_path / "a")
 

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pidistill.denoiser import Preconditioned, build_net
-from pidistill.preconditioning import iddpm_times
+from pidistill.models.denoiser import Preconditioned, build_net
+from pidistill.models.preconditioning import iddpm_times
 from tests.originals import (
     CASES,
     CLASSES,

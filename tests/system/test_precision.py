@@ -8,14 +8,14 @@ import json
 import pytest
 import torch
 
-from pidistill.files import read_json, read_metrics, read_tensors
-from pidistill.manifest import write_manifest
+from pidistill.core.precision import autocast, set_float32_products
+from pidistill.core.registry import build, names
+from pidistill.files.manifest import write_manifest
+from pidistill.files.weights import read_json, read_metrics, read_tensors
+from pidistill.models.student import make_student
 from pidistill.objectives.pid import PID
-from pidistill.plugins import build, names
-from pidistill.precision import autocast, set_float32_products
-from pidistill.student import make_student
 from tests.helpers import CLASSES, MLP, NET, SHAPE, grid_of, network, shake, start, tiny_teacher
-from tests.training import cut, metrics, start_run
+from tests.runs import cut, metrics, start_run
 
 CPU = torch.device("cpu")
 NETS = {"song_unet": NET, "mlp": MLP}

@@ -12,8 +12,8 @@ import time
 import pytest
 import torch
 
-from pidistill.checkpoint import by_step, newest
-from pidistill.files import read_json, read_metrics, read_tensors
+from pidistill.files.weights import read_json, read_metrics, read_tensors
+from pidistill.training.checkpoint import by_step, newest
 from tests.helpers import exit_code, in_clean_child
 
 FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: random, net: {name: mlp, width: 16, depth: 2}}",
@@ -22,7 +22,7 @@ FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: ran
 # Records the draws, and sends this process a signal: "RANK STEP NUMBER" (steps from 0).
 SCRIPT = """
 import json, os, sys
-from pidistill import trainer
+from pidistill.training import trainer
 plain, rank = trainer.draws, os.environ.get("RANK", "0")
 who, when, number = os.environ.get("SIGNAL", "- 0 0").split()
 def draws(objective, seed, step, ks, device):

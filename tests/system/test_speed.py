@@ -8,15 +8,16 @@ import threading
 import pytest
 import torch
 
-from pidistill import native, trainer
-from pidistill.config import DistillConfig, load_config
-from pidistill.distillation import build_objective
-from pidistill.precision import has_instructions
-from pidistill.step import Step
-from pidistill.teachers import load_teacher
-from pidistill.trainer import draws
+from pidistill.core.precision import has_instructions
+from pidistill.jobs.distill import build_objective
+from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.parts import native
+from pidistill.training import trainer
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.step import Step
+from pidistill.training.trainer import draws
 from tests.helpers import vgg_weights
-from tests.training import metrics, start_run
+from tests.runs import metrics, start_run
 
 RUN = {"train.steps": 6, "log.every": 1, "train.batch": 5, "train.microbatch": 3}  # microbatches of 3 and of 2
 

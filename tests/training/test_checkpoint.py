@@ -12,16 +12,17 @@ import threading
 import pytest
 import torch
 
-from pidistill import checkpoint, files
-from pidistill.checkpoint import Checkpoints, by_step, clean, collect, config_of, latest, newest, restore, set_aside
-from pidistill.ema import EMA
-from pidistill.errors import PidistillError
-from pidistill.files import read_tensors
-from pidistill.manifest import NAME, verify
+from pidistill.core.errors import PidistillError
+from pidistill.files import weights as files
+from pidistill.files.manifest import NAME, verify
+from pidistill.files.weights import read_tensors
+from pidistill.models.student import make_student
+from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
-from pidistill.optim import RAdam
-from pidistill.student import make_student
-from pidistill.teachers.gaussian import gaussian
+from pidistill.training import checkpoint
+from pidistill.training.checkpoint import Checkpoints, by_step, clean, collect, config_of, latest, newest, restore, set_aside
+from pidistill.training.ema import EMA
+from pidistill.training.optimizer import RAdam
 from tests.helpers import MLP, grid_of, in_child
 
 RATES = (0.5, 0.9, 0.0)
@@ -59,7 +60,7 @@ def stages(monkeypatch):
     seen = []
     monkeypatch.setattr(files, "stage", lambda what: (seen.append(what), stages_act[0](len(seen), what)))
     monkeypatch.setattr(checkpoint, "stage", files.stage)
-    monkeypatch.setattr("pidistill.manifest.stage", files.stage)
+    monkeypatch.setattr("pidistill.files.manifest.stage", files.stage)
     stages_act = [lambda k, what: None]
     seen_of = lambda act: stages_act.__setitem__(0, act)
     return seen, seen_of
@@ -213,7 +214,7 @@ def test_a_manifest_of_anything_is_one_line(tmp_path, text):
 
 
 def test_a_manifest_names_no_files_elsewhere(tmp_path):
-    from pidistill.manifest import text_of
+    from pidistill.files.manifest import text_of
 
     (tmp_path / "outside").write_text("x")
     (tmp_path / "a").mkdir()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from pidistill.config import DistillConfig, TeacherConfig, dump_yaml, load_config, preset_names
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.training.config_file import DistillConfig, TeacherConfig, dump_yaml, load_config, preset_names
 
 
 @pytest.mark.parametrize("model, name", [(m, n) for m in (DistillConfig, TeacherConfig) for n in preset_names(m)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from pidistill.ema import EMA
+from pidistill.training.ema import EMA
 
 
 def follow(rate: float, values: list[float], first: int = 0) -> float:

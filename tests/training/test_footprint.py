@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pidistill import native
-from pidistill.config import DistillConfig, load_config
-from pidistill.distillation import build_objective
-from pidistill.footprint import GROWING, Ledger, LikeGPU, Rehearsal, owned
-from pidistill.precision import autocast
-from pidistill.step import make_optimizer
-from pidistill.teachers import load_teacher
-from pidistill.trainer import draws
+from pidistill.core.precision import autocast
+from pidistill.jobs.distill import build_objective
+from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.parts import native
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.footprint import GROWING, Ledger, LikeGPU, Rehearsal, owned
+from pidistill.training.step import make_optimizer
+from pidistill.training.trainer import draws
 from tests.helpers import tiny_teacher, vgg_weights
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def test_without_values_as_with_them(changes):
     config = configure(**changes)
     real = objective_of(config)
     if config.train.recompute:
-        from pidistill.recompute import recompute_blocks
+        from pidistill.training.recompute import recompute_blocks
         recompute_blocks(real.networks["student"])
     ledger = Ledger(64)
     with ledger:
@@ -146,7 +146,7 @@ def test_the_process_takes_what_is_predicted(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", [{}, {"precision": "fp16"}, {"train.recompute": True}, {"train.microbatch": 32}])
 def test_the_gpu_takes_what_is_predicted(tmp_path, changes):
-    from pidistill.trainer import train
+    from pidistill.training.trainer import train
 
     config = configure(**{"train.batch": 256, "train.steps": 2, "out": str(tmp_path), **changes})
     objective = build_objective(config, load_teacher("bundled:digits"))

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pidistill import microbatch
-from pidistill.config import DistillConfig, load_config
-from pidistill.denoiser import FunctionDenoiser
-from pidistill.errors import PidistillError
-from pidistill.footprint import GROWING, Rehearsal
-from pidistill.microbatch import automatic, bearable, fitting
+from pidistill.core.errors import PidistillError
+from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.student import make_student
 from pidistill.objectives.pid import PID
-from pidistill.step import make_optimizer
-from pidistill.student import make_student
-from pidistill.trainer import draws
+from pidistill.training import microbatch
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.footprint import GROWING, Rehearsal
+from pidistill.training.microbatch import automatic, bearable, fitting
+from pidistill.training.step import make_optimizer
+from pidistill.training.trainer import draws
 from tests.helpers import SHAPE, grid_of, tiny_teacher
-from tests.training import metrics, start_run
+from tests.runs import metrics, start_run
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.optim import RAdam
+from pidistill.training.optimizer import RAdam
 
 
 def net() -> nn.Module:

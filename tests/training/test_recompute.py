@@ -7,15 +7,15 @@ import copy
 import pytest
 import torch
 
-from pidistill.config import DistillConfig, load_config
-from pidistill.denoiser import build_net
-from pidistill.distillation import build_objective
-from pidistill.errors import PidistillError
-from pidistill.precision import autocast
-from pidistill.recompute import recompute_blocks
-from pidistill.teachers import load_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import autocast
+from pidistill.jobs.distill import build_objective
+from pidistill.models.denoiser import build_net
+from pidistill.models.teachers.base import load_teacher
+from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.recompute import recompute_blocks
 from tests.helpers import MLP, held_by, shake
-from tests.training import start_run
+from tests.runs import start_run
 
 SMALL = {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 NETS = {"song_unet": {"name": "song_unet", "model_channels": 16, **SMALL},

@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from pidistill.config import OptimizerConfig
+from pidistill.models.student import make_student
+from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
-from pidistill.optim import RAdam
-from pidistill.step import learning_rate, make_optimizer
-from pidistill.student import make_student
-from pidistill.teachers.gaussian import gaussian
-from pidistill.trainer import Watcher, draws
+from pidistill.training.config_file import OptimizerConfig
+from pidistill.training.optimizer import RAdam
+from pidistill.training.step import learning_rate, make_optimizer
+from pidistill.training.trainer import Watcher, draws
 from tests.helpers import MLP, grid_of
-from tests.training import cut, metrics, start_run
+from tests.runs import cut, metrics, start_run
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path):

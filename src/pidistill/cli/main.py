@@ -12,8 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pidistill.errors import PidistillError
-from pidistill.terminal import (
+from pidistill.cli.terminal import (
     command_line,
     finish,
     one_precision,
@@ -25,6 +24,7 @@ from pidistill.terminal import (
     spread,
     with_out,
 )
+from pidistill.core.errors import PidistillError
 
 BEGAN = time.perf_counter()  # before torch: what the user waits for counts
 
@@ -79,9 +79,11 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
             gpus: Annotated[int, typer.Option(min=1, help="GPUs that a dry run reckons with.")] = 1,
             memory: Annotated[float, typer.Option(min=0.1, help="GB of each of them.")] = 80) -> None:
     """Train a one-step student; without arguments, of the bundled digits teacher. Ends with a table."""
-    from pidistill import distillation, dryrun, runs
-    from pidistill.config import DistillConfig, given_keys, load_config
-    from pidistill.teachers import load_teacher
+    from pidistill.jobs import distill as distillation
+    from pidistill.jobs import dry_run as dryrun
+    from pidistill.models.teachers.base import load_teacher
+    from pidistill.training import run_folder as runs
+    from pidistill.training.config_file import DistillConfig, given_keys, load_config
 
     preset = preset or distillation.default_preset(teacher or "bundled:digits")
     given = [f"teacher={teacher!r}"] if teacher else []
@@ -99,8 +101,10 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupte
            step: Annotated[int | None, typer.Option(min=1, help="Of the checkpoint to go on from; default: the newest whole "
                                                                 "one. Later ones are set aside.")] = None) -> None:
     """Continue an interrupted run from its newest whole checkpoint; --set changes its settings from there on."""
-    from pidistill import distillation, runs, train_teacher
-    from pidistill.config import TeacherConfig, given_keys, load_config
+    from pidistill.jobs import distill as distillation
+    from pidistill.jobs import train_teacher
+    from pidistill.training import run_folder as runs
+    from pidistill.training.config_file import TeacherConfig, given_keys, load_config
 
     if runs.is_teachers(run):
         config = load_config(TeacherConfig, run / "config.yaml", override)
@@ -120,13 +124,13 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
            compile: Annotated[bool, typer.Option("--compile", help="Compile the network first: a minute, for many images.")
                               ] = False, force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
-    from pidistill import sample as verb
-    from pidistill.files import check_free
-    from pidistill.memory import fitting_batch
-    from pidistill.models import load_model
-    from pidistill.parallel import choose_device
-    from pidistill.precision import set_float32_products
-    from pidistill.seeds import parse_integers
+    from pidistill.core.precision import set_float32_products
+    from pidistill.core.processes import choose_device
+    from pidistill.core.seeds import parse_integers
+    from pidistill.files.weights import check_free
+    from pidistill.jobs import sample as verb
+    from pidistill.models.batch_size import fitting_batch
+    from pidistill.models.load import load_model
 
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
@@ -147,12 +151,12 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
                out: Annotated[Path, Output] = Path("trajectory.png"), device: Device = "auto",
                force: Force = False) -> None:
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
-    from pidistill.denoiser import choose_labels
-    from pidistill.files import check_free
-    from pidistill.models import load_pair
-    from pidistill.parallel import choose_device
-    from pidistill.seeds import parse_integers
-    from pidistill.trajectory import draw_trajectory
+    from pidistill.core.processes import choose_device
+    from pidistill.core.seeds import parse_integers
+    from pidistill.files.weights import check_free
+    from pidistill.jobs.trajectory import draw_trajectory
+    from pidistill.models.denoiser import choose_labels
+    from pidistill.models.load import load_pair
 
     numbers = parse_integers(seeds, most=100)
     classes = None if labels is None else parse_integers(labels, "labels")
@@ -186,12 +190,12 @@ def evaluate(model: Model, teacher: Teacher = None,
     Without --metrics: the Frechet distance, where a feature network is there, and the distance to the teacher's solutions.
     With --metrics, the teacher is drawn only if rms is among them or --teacher names it.
     """
-    from pidistill import evaluate as verb
-    from pidistill import parallel
-    from pidistill.files import check_free, write_json
-    from pidistill.measure import metric_names
-    from pidistill.models import load_model, load_pair
-    from pidistill.student import Student
+    from pidistill.core import processes as parallel
+    from pidistill.evaluation import evaluate as verb
+    from pidistill.evaluation.measure import metric_names
+    from pidistill.files.weights import check_free, write_json
+    from pidistill.models.load import load_model, load_pair
+    from pidistill.models.student import Student
 
     if out:
         check_free(out, force)
@@ -239,13 +243,13 @@ def row_name(rate: float | None, rates: list[float | None]) -> str:
 
 def evaluate_checkpoints(run: Path, teacher: str | None, features: str | None, reference: str | None, names: list[str],
                          where: Any, num: int, batch: int | None, first_seed: int, repeats: int, out: Path | None) -> None:
-    from pidistill import evaluate as verb
-    from pidistill import parallel
-    from pidistill.config import DistillConfig, load_config
-    from pidistill.files import write_json
-    from pidistill.measure import Measure
-    from pidistill.plots import plot_curves
-    from pidistill.teachers import load_teacher
+    from pidistill.core import processes as parallel
+    from pidistill.evaluation import evaluate as verb
+    from pidistill.evaluation.measure import Measure
+    from pidistill.evaluation.plots import plot_curves
+    from pidistill.files.weights import write_json
+    from pidistill.models.teachers.base import load_teacher
+    from pidistill.training.config_file import DistillConfig, load_config
 
     if not (run / "config.yaml").exists():
         raise PidistillError(f"{run} holds no run: config.yaml was expected there")
@@ -278,10 +282,10 @@ def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip
                                                             "recall.")] = 10_000,
               batch: Batch = 250, device: Device = "auto", force: Force = False) -> None:
     """Make reference statistics of images, for evaluate and compare; the feature network's hash is in the file."""
-    from pidistill.features import fingerprint, load_features
-    from pidistill.files import check_free
-    from pidistill.parallel import choose_device
-    from pidistill.references import make_reference, write_reference
+    from pidistill.core.processes import choose_device
+    from pidistill.evaluation.references import make_reference, write_reference
+    from pidistill.files.weights import check_free
+    from pidistill.nets.features.base import fingerprint, load_features
 
     if out.suffix != ".npz":
         raise PidistillError(f"--out must end in .npz, got {out}")
@@ -310,11 +314,11 @@ def compare(teacher: Annotated[str, typer.Option("--teacher", "-t", help="Teache
             out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a comparison there goes on.")] = Path("compare"),
             ) -> None:
     """Compare samplers of a teacher and its students in one table, as the paper's Table 1; with a plot and a picture."""
-    from pidistill import parallel
-    from pidistill.compare import compare
-    from pidistill.evaluate import pick_features
-    from pidistill.measure import metric_names
-    from pidistill.teachers import load_teacher
+    from pidistill.core import processes as parallel
+    from pidistill.evaluation.evaluate import pick_features
+    from pidistill.evaluation.measure import metric_names
+    from pidistill.jobs.compare import compare
+    from pidistill.models.teachers.base import load_teacher
 
     parallel.join()
     where = parallel.choose_device(device)
@@ -343,8 +347,8 @@ def reproduce(
         plan: Annotated[bool, typer.Option("--plan", help="Print what it would train and its cost, and stop.")] = False,
         override: Overrides = None) -> None:
     """Repeat an experiment of the paper; a table, a plot and the raw numbers. Goes on where it stopped."""
-    from pidistill import reproduce
-    from pidistill.experiments import EXPERIMENTS
+    from pidistill.jobs import reproduce
+    from pidistill.jobs.experiments import EXPERIMENTS
 
     folder = out or Path(f"runs/reproduce-{scale}")
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
@@ -359,8 +363,9 @@ def reproduce(
 def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Out = None, force: Force = False,
                   resume: Resume = False) -> None:
     """Train a diffusion model (EDM loss) that can teach."""
-    from pidistill import runs, train_teacher
-    from pidistill.config import TeacherConfig, given_keys, load_config
+    from pidistill.jobs import train_teacher
+    from pidistill.training import run_folder as runs
+    from pidistill.training.config_file import TeacherConfig, given_keys, load_config
 
     config = load_config(TeacherConfig, preset, with_out(override, out))
     claim = lambda: runs.claim(config, force, resume, given_keys(override))
@@ -372,11 +377,11 @@ def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder o
             check: Annotated[bool, typer.Option("--check", help="Ask a teacher whether it denoises, and say what is "
                                                                 "wrong; exit code 1 if something is.")] = False) -> None:
     """Say what a teacher, a student or a run is; with --check, whether a teacher can teach."""
-    from pidistill.headers import describe_stored
+    from pidistill.files.reading import describe_stored
 
     if check:
-        from pidistill.check import check_teacher
-        from pidistill.teachers import load_teacher
+        from pidistill.jobs.check import check_teacher
+        from pidistill.models.teachers.base import load_teacher
 
         checks = check_teacher(load_teacher(model))
         for each in checks:
@@ -385,11 +390,11 @@ def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder o
     facts = describe_stored(model)
     pickle = Path(model.removeprefix("edm:"))
     if pickle.suffix == ".pkl" and pickle.is_file():
-        from pidistill.edm_pickle import describe_pickle
+        from pidistill.files.edm_pickle import describe_pickle
 
         facts = describe_pickle(pickle)
     elif facts is None:
-        from pidistill.describe import describe
+        from pidistill.jobs.inspect import describe
 
         facts = describe(model)
     print_facts(facts)
@@ -401,8 +406,8 @@ def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST,
             dtype: Annotated[str, typer.Option(help="Of the weights in the file: fp32, fp16 or bf16.")] = "fp32",
             force: Force = False) -> None:
     """Write a teacher as config.json and safetensors, with the source's SHA-256; the folder is a teacher spec then."""
-    from pidistill.convert import convert
-    from pidistill.files import check_free
+    from pidistill.files.weights import check_free
+    from pidistill.jobs.convert import convert
 
     check_free(out, force)
     print(f"teacher in {convert(teacher, out, dtype=dtype, command=command_line())}")  # type: ignore[arg-type]

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 
 def one_sampler(text: str, steps: int) -> Any:
     """`heun`, whose steps are then those of --steps, or `heun:18`."""
-    from pidistill.samplers import parse_sampler
+    from pidistill.models.samplers.base import parse_sampler
 
     found = parse_sampler(text if ":" in text else f"{text}:{steps}")
     if len(found) > 1:
@@ -21,8 +21,8 @@ def one_sampler(text: str, steps: int) -> Any:
 
 
 def one_precision(text: str) -> Any:
-    from pidistill.plugins import choices
-    from pidistill.precision import Precision
+    from pidistill.core.precision import Precision
+    from pidistill.core.registry import choices
 
     if text not in get_args(Precision):
         raise choices("precision", text, list(get_args(Precision)))
@@ -74,7 +74,7 @@ def finish(results: dict[str, Any] | None, folder: Path) -> None:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    from pidistill.evaluate import table
+    from pidistill.evaluation.evaluate import table
 
     print_rows(table(results))
 

@@ -36,7 +36,7 @@ def with_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any])
             try:
                 return fast(*args, **kwargs)
             except BackendCompilerFailed as error:
-                from pidistill.progress import console
+                from pidistill.core.console import console
 
                 cause = getattr(error, "inner_exception", error)
                 reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)

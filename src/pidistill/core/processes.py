@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 PATIENCE = timedelta(hours=1)  # of processes that wait while the main one draws and measures
 joined: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements

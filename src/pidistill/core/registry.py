@@ -12,15 +12,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
-FAMILIES = ("schemes", "distances", "nets", "teachers", "samplers", "objectives", "metrics")
+HOMES = {"schemes": "objectives.schemes", "distances": "objectives.distances", "nets": "nets", "features": "nets.features",
+         "teachers": "models.teachers", "samplers": "models.samplers", "objectives": "objectives",
+         "metrics": "evaluation.metrics"}
 
 
 def names(family: str) -> list[str]:
-    """Members of a family, sorted."""
-    package = importlib.import_module(f"pidistill.{family}")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    """Members of a family, sorted: its files but `base.py` and those whose names begin with _."""
+    package = importlib.import_module(f"pidistill.{HOMES[family]}")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__)
+                  if not module.ispkg and module.name != "base" and not module.name.startswith("_"))
 
 
 def choices(what: str, name: str, known: list[str]) -> PidistillError:
@@ -35,7 +38,7 @@ def member(family: str, name: str) -> Any:
     known = names(family)
     if name not in known:
         raise choices(family.removesuffix("s"), name, known)
-    module = importlib.import_module(f"pidistill.{family}.{name}")
+    module = importlib.import_module(f"pidistill.{HOMES[family]}.{name}")
     if name in vars(module):  # a function; before a class that differs in case only (gaussian, Gaussian)
         return vars(module)[name]
     return next(value for key, value in vars(module).items() if key.lower() == name.replace("_", ""))

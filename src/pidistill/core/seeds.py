@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 # Streams that must never meet: no image that is looked at or measured shares its noise with training.
 TRAIN, NOISE, LABEL = 0, 1, 2

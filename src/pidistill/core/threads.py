@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pidistill.seeds import noise
-from pidistill.tensors import send
+from pidistill.core.seeds import noise
+from pidistill.core.tensors import send
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -14,21 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pidistill import parallel
-from pidistill.checkpoint import by_step
-from pidistill.config import DistillConfig, load_config
-from pidistill.denoiser import Denoiser, device_of
-from pidistill.errors import PidistillError
-from pidistill.features import fingerprint
-from pidistill.files import load_weights, read_json, read_tensors, write_json, write_tensors
-from pidistill.measure import Measure, Tally
-from pidistill.memory import fitting_batch
-from pidistill.models import teacher_spec_of
-from pidistill.progress import track
-from pidistill.provenance import commit, versions
-from pidistill.samplers import STEPS, Sampler, sample_teacher
-from pidistill.seeds import labels_of
-from pidistill.student import Student, make_student
+from pidistill.core import processes as parallel
+from pidistill.core.console import track
+from pidistill.core.errors import PidistillError
+from pidistill.core.provenance import commit, versions
+from pidistill.core.seeds import labels_of
+from pidistill.evaluation.measure import Measure, Tally
+from pidistill.files.weights import load_weights, read_json, read_tensors, write_json, write_tensors
+from pidistill.models.batch_size import fitting_batch
+from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.models.load import teacher_spec_of
+from pidistill.models.samplers.base import STEPS, Sampler, sample_teacher
+from pidistill.models.student import Student, make_student
+from pidistill.nets.features.base import fingerprint
+from pidistill.training.checkpoint import by_step
+from pidistill.training.config_file import DistillConfig, load_config
 
 SAVE_EVERY = 60.0  # seconds between two records of what has been measured
 UNITS = {"fid": "FID", "fd_dinov2": "FD-DINOv2", "fd": "FD %", "is": "IS", "kid": "KID x 1000", "precision": "precision",

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pidistill import parallel
-from pidistill.errors import PidistillError
-from pidistill.features import check_shape, distance_name, fingerprint, load_features
-from pidistill.metrics import Batch, Metric, Reference
-from pidistill.plugins import choices, member, names
-from pidistill.references import few, load_reference
-from pidistill.tensors import dequantise, quantise
+from pidistill.core import processes as parallel
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import choices, member, names
+from pidistill.core.tensors import dequantise, quantise
+from pidistill.evaluation.metrics.base import Batch, Metric, Reference
+from pidistill.evaluation.references import few, load_reference
+from pidistill.nets.features.base import check_shape, distance_name, fingerprint, load_features
 
 SHORT = {"fid": "frechet", "fd": "frechet", "fd_dinov2": "frechet", "is": "inception_score", "pr": "precision_recall",
          "rms": "trajectory_rmse"}

@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pidistill.errors import PidistillError
-from pidistill.files import write_bytes
-from pidistill.tensors import quantise
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import quantise
+from pidistill.files.weights import write_bytes
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:

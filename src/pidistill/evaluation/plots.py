@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 
 def plot_curves(path: Path, record: dict[str, Any], metric: str, unit: str) -> None:

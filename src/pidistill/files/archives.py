@@ -13,8 +13,8 @@ from typing import IO
 
 import numpy as np
 
-from pidistill.errors import PidistillError
-from pidistill.headers import open_file
+from pidistill.core.errors import PidistillError
+from pidistill.files.reading import open_file
 
 RATIO, LARGE, LARGE_RATIO = 1100, 256 * 10**6, 100  # deflate reaches 1032:1, which large files of real data never do
 MEMBERS = 2_000_000  # ImageNet has 1.3 million

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pidistill.archives import read_arrays
-from pidistill.errors import PidistillError
-from pidistill.tensors import dequantise
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import dequantise
+from pidistill.files.archives import read_arrays
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pidistill.archives import array_header, open_archive, open_member, read_array, reading, wrong
-from pidistill.errors import PidistillError
-from pidistill.headers import parse_json
+from pidistill.core.errors import PidistillError
+from pidistill.files.archives import array_header, open_archive, open_member, read_array, reading, wrong
+from pidistill.files.reading import parse_json
 
 ENDINGS, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("PNG", "JPEG", "WEBP", "BMP")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's, and what they become

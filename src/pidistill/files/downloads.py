@@ -18,9 +18,9 @@ import torch
 from filelock import FileLock
 from rich.progress import wrap_file
 
-from pidistill.errors import PidistillError
-from pidistill.headers import sha256
-from pidistill.progress import console
+from pidistill.core.console import console
+from pidistill.core.errors import PidistillError
+from pidistill.files.reading import sha256
 
 SCHEMES = ("https",)
 LIMIT, CHUNK = 20 * 10**9, 2**20  # bytes of a file; of a piece of it

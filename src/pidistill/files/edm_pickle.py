@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pidistill.errors import PidistillError
-from pidistill.headers import open_file, sha256
-from pidistill.pickle_machine import Bad, Bounded, Machine, Record, Stored, kind, mapping, short
+from pidistill.core.errors import PidistillError
+from pidistill.files.pickle_machine import Bad, Bounded, Machine, Record, Stored, kind, mapping, short
+from pidistill.files.reading import open_file, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor

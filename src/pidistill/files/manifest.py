@@ -8,9 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pidistill.errors import PidistillError
-from pidistill.files import stage
-from pidistill.headers import sha256
+from pidistill.core.errors import PidistillError
+from pidistill.files.reading import sha256
+from pidistill.files.weights import stage
 
 NAME = "manifest.json"
 LIMIT = 1_000_000  # bytes of the manifest itself

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 # Message -> its fields that are messages (onnx.proto3), where weights or graphs may lie.
 MESSAGES: dict[str, dict[int, str]] = {

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 FORMATS = {"pidistill-student": "student: 1 evaluation an image", "pidistill-teacher": "teacher"}
 JSON_LIMIT, HEADER_LIMIT = 16 * 10**6, 10 * 10**6  # bytes; Python objects take about twenty times as many
@@ -122,7 +122,7 @@ def describe_stored(spec: str) -> dict[str, Any] | None:
         name = spec.removeprefix("bundled:")
         if not re.fullmatch(r"\w+", name):  # a name, not a path
             return None
-        path = Path(__file__).parent / "assets" / name / "teacher"
+        path = Path(__file__).parents[1] / "assets" / name / "teacher"
     if path.is_file() and path.suffix == ".safetensors":
         return {"model": spec, "kind": "weights", **describe_weights(path)}
     config_file = path / "config.json"

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pidistill.archives import reading
-from pidistill.errors import CannotWrite, PidistillError
-from pidistill.headers import parse_json, read_bytes, read_header
-from pidistill.headers import read_json as read_json
+from pidistill.core.errors import CannotWrite, PidistillError
+from pidistill.files.archives import reading
+from pidistill.files.reading import parse_json, read_bytes, read_header
+from pidistill.files.reading import read_json as read_json
 
 TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pidistill.denoiser import Denoiser, device_of
-from pidistill.seeds import labels_of, noise
+from pidistill.core.seeds import labels_of, noise
+from pidistill.models.denoiser import Denoiser, device_of
 
 Verdict = Literal["ok", "warning", "wrong"]
 

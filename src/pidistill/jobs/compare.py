@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from pidistill import parallel
-from pidistill.config import read_yaml
-from pidistill.denoiser import Denoiser, device_of
-from pidistill.errors import PidistillError
-from pidistill.evaluate import UNITS, Subject, measure_models, provenance, written
-from pidistill.files import write_json
-from pidistill.measure import Measure
-from pidistill.models import load_pair, student_folder
-from pidistill.pictures import drawable, write_captioned
-from pidistill.plots import plot_comparison
-from pidistill.plugins import choices
-from pidistill.published import PUBLISHED
-from pidistill.samplers import Sampler, parse_sampler, sample_teacher
-from pidistill.seeds import labels_of
-from pidistill.student import Student
+from pidistill.core import processes as parallel
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import choices
+from pidistill.core.seeds import labels_of
+from pidistill.evaluation.evaluate import UNITS, Subject, measure_models, provenance, written
+from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.pictures import drawable, write_captioned
+from pidistill.evaluation.plots import plot_comparison
+from pidistill.evaluation.published import PUBLISHED
+from pidistill.files.weights import write_json
+from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.models.load import load_pair, student_folder
+from pidistill.models.samplers.base import Sampler, parse_sampler, sample_teacher
+from pidistill.models.student import Student
+from pidistill.training.config_file import read_yaml
 
 PICTURED = 12  # images a row
 

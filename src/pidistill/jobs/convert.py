@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 
-from pidistill.denoiser import Preconditioned
-from pidistill.errors import PidistillError
-from pidistill.files import read_json, write_folder
-from pidistill.provenance import commit, versions
-from pidistill.teachers import load_teacher, teacher_config, teacher_tensors
+from pidistill.core.errors import PidistillError
+from pidistill.core.provenance import commit, versions
+from pidistill.files.weights import read_json, write_folder
+from pidistill.models.denoiser import Preconditioned
+from pidistill.models.teachers.base import load_teacher, teacher_config, teacher_tensors
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

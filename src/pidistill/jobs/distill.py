@@ -10,26 +10,26 @@ from typing import Any
 
 import torch
 
-from pidistill import runs
-from pidistill.config import DistillConfig, given_keys, load_config
-from pidistill.denoiser import Denoiser, as_denoiser
-from pidistill.errors import PidistillError
-from pidistill.evaluate import Evaluator, evaluate
-from pidistill.files import write_json
-from pidistill.grid import Grid
-from pidistill.measure import Measure
-from pidistill.objectives import Objective
-from pidistill.pictures import drawable, write_comparison
-from pidistill.plugins import build
-from pidistill.progress import console
-from pidistill.provenance import commit, versions
-from pidistill.recompute import recomputable
-from pidistill.samplers import sample_teacher
-from pidistill.schemes.autodiff import Autodiff
-from pidistill.seeds import labels_of, parse_integers
-from pidistill.student import Student, load_student, make_student
-from pidistill.teachers import load_teacher
-from pidistill.trainer import Averages, Watcher, train
+from pidistill.core.console import console
+from pidistill.core.errors import PidistillError
+from pidistill.core.provenance import commit, versions
+from pidistill.core.registry import build
+from pidistill.core.seeds import labels_of, parse_integers
+from pidistill.evaluation.evaluate import Evaluator, evaluate
+from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.pictures import drawable, write_comparison
+from pidistill.files.weights import write_json
+from pidistill.models.denoiser import Denoiser, as_denoiser
+from pidistill.models.grid import Grid
+from pidistill.models.samplers.base import sample_teacher
+from pidistill.models.student import Student, load_student, make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.base import Objective
+from pidistill.objectives.schemes.autodiff import Autodiff
+from pidistill.training import run_folder as runs
+from pidistill.training.config_file import DistillConfig, given_keys, load_config
+from pidistill.training.recompute import recomputable
+from pidistill.training.trainer import Averages, Watcher, train
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pidistill.config import DistillConfig
-from pidistill.distillation import build_objective
-from pidistill.errors import PidistillError
-from pidistill.footprint import LikeGPU, Rehearsal, tensors_of
-from pidistill.microbatch import USABLE, fitting
-from pidistill.objectives import Objective
-from pidistill.seeds import stream
-from pidistill.step import make_optimizer
-from pidistill.teachers import load_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import stream
+from pidistill.jobs.distill import build_objective
+from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.base import Objective
+from pidistill.training.config_file import DistillConfig
+from pidistill.training.footprint import LikeGPU, Rehearsal, tensors_of
+from pidistill.training.microbatch import USABLE, fitting
+from pidistill.training.step import make_optimizer
 
 # FLOP/s of one A100 that the paper's own timings imply with the operations counted here: tf32 from CIFAR-10, 0.713 s a
 # step of 512 on 8 GPUs (Table 4); fp16 from ImageNet, 600k steps of 2048 in 197 h on 64 GPUs (Table 5). Float32 without

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pidistill.checkpoint import latest
-from pidistill.denoiser import Denoiser, Preconditioned
-from pidistill.files import read_json, read_metrics, read_state_dict
-from pidistill.headers import sha256
-from pidistill.models import load_model, student_folder
-from pidistill.student import Student
+from pidistill.files.reading import sha256
+from pidistill.files.weights import read_json, read_metrics, read_state_dict
+from pidistill.models.denoiser import Denoiser, Preconditioned
+from pidistill.models.load import load_model, student_folder
+from pidistill.models.student import Student
+from pidistill.training.checkpoint import latest
 
 
 def describe(spec: str) -> dict[str, Any]:

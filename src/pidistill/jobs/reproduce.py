@@ -11,23 +11,24 @@ from typing import Any
 
 import torch
 
-from pidistill import dryrun, runs
-from pidistill.config import DistillConfig, differing, load_config, read_yaml
-from pidistill.denoiser import Denoiser
-from pidistill.distillation import fit
-from pidistill.evaluate import Evaluator
-from pidistill.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment
-from pidistill.files import read_json, read_metrics, write_json
-from pidistill.pictures import write_captioned
-from pidistill.plots import plot_curves
-from pidistill.plugins import choices
-from pidistill.progress import console
-from pidistill.provenance import commit, versions
-from pidistill.samplers import sample_teacher
-from pidistill.seeds import labels_of
-from pidistill.student import load_student
-from pidistill.teachers import load_teacher
-from pidistill.trajectory import draw_trajectory
+from pidistill.core.console import console
+from pidistill.core.provenance import commit, versions
+from pidistill.core.registry import choices
+from pidistill.core.seeds import labels_of
+from pidistill.evaluation.evaluate import Evaluator
+from pidistill.evaluation.pictures import write_captioned
+from pidistill.evaluation.plots import plot_curves
+from pidistill.files.weights import read_json, read_metrics, write_json
+from pidistill.jobs import dry_run as dryrun
+from pidistill.jobs.distill import fit
+from pidistill.jobs.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment
+from pidistill.jobs.trajectory import draw_trajectory
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.samplers.base import sample_teacher
+from pidistill.models.student import load_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.training import run_folder as runs
+from pidistill.training.config_file import DistillConfig, differing, load_config, read_yaml
 
 
 @dataclass(frozen=True)

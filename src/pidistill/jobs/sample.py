@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidistill.compiling import compiled
-from pidistill.denoiser import Denoiser, choose_labels, device_of
-from pidistill.errors import PidistillError
-from pidistill.pictures import check_drawable, png, write_grid
-from pidistill.pipeline import ahead, cores
-from pidistill.precision import HALF, Precision, autocast
-from pidistill.samplers import Sampler, draw_teacher
-from pidistill.student import Student
-from pidistill.tensors import dequantise, quantise
+from pidistill.core.compiling import compiled
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import HALF, Precision, autocast
+from pidistill.core.tensors import dequantise, quantise
+from pidistill.core.threads import ahead, cores
+from pidistill.evaluation.pictures import check_drawable, png, write_grid
+from pidistill.models.denoiser import Denoiser, choose_labels, device_of
+from pidistill.models.samplers.base import Sampler, draw_teacher
+from pidistill.models.student import Student
 
 CHUNK = 32  # PNGs that a thread writes before it takes the next
 

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import torch
 
-from pidistill import runs
-from pidistill.config import TeacherConfig
-from pidistill.data import load_images
-from pidistill.denoiser import Denoiser, Preconditioned, build_net
-from pidistill.files import read_metrics, write_folder
-from pidistill.pictures import drawable, write_grid
-from pidistill.plugins import build
-from pidistill.provenance import commit, versions
-from pidistill.samplers import sample_teacher
-from pidistill.seeds import labels_of, parse_integers
-from pidistill.teachers import teacher_config, teacher_tensors
-from pidistill.trainer import Averages, Watcher, train
+from pidistill.core.provenance import commit, versions
+from pidistill.core.registry import build
+from pidistill.core.seeds import labels_of, parse_integers
+from pidistill.evaluation.pictures import drawable, write_grid
+from pidistill.files.data import load_images
+from pidistill.files.weights import read_metrics, write_folder
+from pidistill.models.denoiser import Denoiser, Preconditioned, build_net
+from pidistill.models.samplers.base import sample_teacher
+from pidistill.models.teachers.base import teacher_config, teacher_tensors
+from pidistill.training import run_folder as runs
+from pidistill.training.config_file import TeacherConfig
+from pidistill.training.trainer import Averages, Watcher, train
 
 
 def train_teacher(config: TeacherConfig, claim: runs.Claim, command: str) -> Path | None:

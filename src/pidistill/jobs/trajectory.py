@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pidistill.denoiser import Denoiser, device_of
-from pidistill.pictures import check_drawable, write_captioned
-from pidistill.plugins import member
-from pidistill.seeds import noise
-from pidistill.student import Student
+from pidistill.core.registry import member
+from pidistill.core.seeds import noise
+from pidistill.evaluation.pictures import check_drawable, write_captioned
+from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.models.student import Student
 
 
 @torch.inference_mode()

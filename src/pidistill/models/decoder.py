@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.files import Allowance, allowance, load_weights, read_tensors
+from pidistill.files.weights import Allowance, allowance, load_weights, read_tensors
 from pidistill.nets.diffusers_net import make
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.config import RHO, SIGMA_DATA, T_MAX, T_MIN
-from pidistill.decoder import Decoder
-from pidistill.errors import PidistillError
-from pidistill.files import ANY, Allowance
-from pidistill.grid import karras_times
-from pidistill.plugins import build
-from pidistill.preconditioning import Preconditioning
-from pidistill.seeds import labels_of
-from pidistill.tensors import like, per_sample
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build
+from pidistill.core.seeds import labels_of
+from pidistill.core.tensors import like, per_sample
+from pidistill.files.weights import ANY, Allowance
+from pidistill.models.decoder import Decoder
+from pidistill.models.grid import karras_times
+from pidistill.models.preconditioning import Preconditioning
+from pidistill.training.config_file import RHO, SIGMA_DATA, T_MAX, T_MIN
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -73,7 +73,7 @@ class Denoiser(nn.Module):
 class Preconditioned(Denoiser):
     """D = c_skip x + c_out net(c_in x, c_noise) around a raw network (Karras et al., 2022, Eq. 7).
 
-    preconditioning: what the network was trained to predict, see `pidistill.preconditioning`. net_spec: how to build the
+    preconditioning: what the network was trained to predict, see `pidistill.models.preconditioning`. net_spec: how to build the
     network again, for a student of the same form. guidance: with w != 1 the network's output is u + w (c - u), of its output
     c with the label and u with `null_label` (Ho & Salimans, 2022): two calls in one.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 
 def karras_times(points: int, t_min: float, t_max: float, rho: float, times: Tensor | None = None) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pidistill.denoiser import Denoiser
-from pidistill.errors import PidistillError
-from pidistill.files import read_json
-from pidistill.plugins import names
-from pidistill.student import Student, load_student
-from pidistill.teachers import load_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import names
+from pidistill.files.weights import read_json
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.student import Student, load_student
+from pidistill.models.teachers.base import load_teacher
 
 
 def student_folder(path: Path) -> Path | None:

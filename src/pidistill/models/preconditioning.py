@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pidistill.config import SIGMA_DATA
-from pidistill.errors import PidistillError
-from pidistill.plugins import choices
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import choices
+from pidistill.training.config_file import SIGMA_DATA
 
 STEPS = 100_000  # of a discrete schedule, at most
 

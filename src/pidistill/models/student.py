@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.decoder import Decoder, read_decoder
-from pidistill.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of, facts_of
-from pidistill.errors import PidistillError
-from pidistill.files import allowance, load_weights, read_json, read_tensors, write_folder
-from pidistill.pipeline import drawn, gather
-from pidistill.plugins import member
-from pidistill.preconditioning import Preconditioning, c_in
-from pidistill.tensors import clip_images, like, per_sample
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import member
+from pidistill.core.tensors import clip_images, like, per_sample
+from pidistill.core.threads import drawn, gather
+from pidistill.files.weights import allowance, load_weights, read_json, read_tensors, write_folder
+from pidistill.models.decoder import Decoder, read_decoder
+from pidistill.models.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of, facts_of
+from pidistill.models.preconditioning import Preconditioning, c_in
 
 
 class Student(nn.Module):

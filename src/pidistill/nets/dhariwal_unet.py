@@ -1,7 +1,7 @@
 """U-Net of Dhariwal & Nichol (2021), known as ADM, as configured by Karras et al. (2022) for ImageNet-64.
 
 Parameter and buffer names and shapes are those of NVIDIA's EDM checkpoints, so that their weights load by name.
-The code is our own; its parts, which `song_unet` shares, are in `pidistill.unet`.
+The code is our own; its parts, which `song_unet` shares, are in `pidistill.nets.parts.unet`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill import native
-from pidistill.errors import PidistillError
-from pidistill.tensors import one_hot, outside_autocast
-from pidistill.unet import ADM, Conv2d, Linear, PositionalEmbedding, UNetBlock, group_norm, image_size, normal, zeros
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import one_hot, outside_autocast
+from pidistill.nets.parts import native
+from pidistill.nets.parts.unet import (
+    ADM,
+    Conv2d,
+    Linear,
+    PositionalEmbedding,
+    UNetBlock,
+    group_norm,
+    image_size,
+    normal,
+    zeros,
+)
 
 
 class DhariwalUNet(nn.Module):

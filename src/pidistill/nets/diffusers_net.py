@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 
 class DiffusersNet(nn.Module):

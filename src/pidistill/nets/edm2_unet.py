@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn import functional as F
 
-from pidistill.errors import PidistillError
-from pidistill.tensors import one_hot, outside_autocast
-from pidistill.unet import convolve, filter_kernel, image_size, resample
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import one_hot, outside_autocast
+from pidistill.nets.parts.unet import convolve, filter_kernel, image_size, resample
 
 EPS = 1e-4  # added to every magnitude that is divided by
 

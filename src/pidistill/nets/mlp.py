@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill.tensors import one_hot
+from pidistill.core.tensors import one_hot
 
 
 class MLP(nn.Module):

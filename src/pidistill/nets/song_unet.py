@@ -1,7 +1,7 @@
 """U-Net of Song et al. (2021) as configured by Karras et al. (2022): DDPM++ and NCSN++.
 
 Parameter and buffer names and shapes are those of NVIDIA's EDM checkpoints, so that their weights load by name.
-The code is our own; its parts, which `dhariwal_unet` shares, are in `pidistill.unet`.
+The code is our own; its parts, which `dhariwal_unet` shares, are in `pidistill.nets.parts.unet`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill import native
-from pidistill.plugins import choices
-from pidistill.tensors import one_hot, outside_autocast
-from pidistill.unet import (
+from pidistill.core.registry import choices
+from pidistill.core.tensors import one_hot, outside_autocast
+from pidistill.nets.parts import native
+from pidistill.nets.parts.unet import (
     SONG,
     Conv2d,
     FourierEmbedding,

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pidistill.data import Images
-from pidistill.denoiser import Denoiser
-from pidistill.objectives import Objective
-from pidistill.tensors import like
+from pidistill.core.tensors import like
+from pidistill.files.data import Images
+from pidistill.models.denoiser import Denoiser
+from pidistill.objectives.base import Objective
 
 
 class EDM(Objective):

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidistill.denoiser import Denoiser
-from pidistill.errors import PidistillError
-from pidistill.grid import Grid
-from pidistill.objectives import Objective
-from pidistill.plugins import build
-from pidistill.precision import Autocast, autocast
-from pidistill.schemes import Scheme
-from pidistill.student import Student
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import Autocast, autocast
+from pidistill.core.registry import build
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.grid import Grid
+from pidistill.models.student import Student
+from pidistill.objectives.base import Objective
+from pidistill.objectives.schemes.base import Scheme
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

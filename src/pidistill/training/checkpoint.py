@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pidistill.ema import EMA
-from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_json, read_tensors, stage, sync, write_folder
-from pidistill.manifest import verify, write_manifest
-from pidistill.objectives import Objective
-from pidistill.progress import console
-from pidistill.sharding import like, whole
+from pidistill.core.console import console
+from pidistill.core.errors import PidistillError
+from pidistill.files.manifest import verify, write_manifest
+from pidistill.files.weights import load_weights, read_json, read_tensors, stage, sync, write_folder
+from pidistill.objectives.base import Objective
+from pidistill.training.ema import EMA
+from pidistill.training.sharding import like, whole
 
 RETRY = 60.0  # seconds until a checkpoint that could not be written is tried again
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from pidistill.errors import PidistillError
-from pidistill.headers import DEPTH, read_bytes
-from pidistill.plugins import choices
-from pidistill.precision import Precision
-from pidistill.seeds import MAX_SEED
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import Precision
+from pidistill.core.registry import choices
+from pidistill.core.seeds import MAX_SEED
+from pidistill.files.reading import DEPTH, read_bytes
 
 # Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
@@ -146,7 +146,7 @@ PRESETS = {DistillConfig: "distill", TeacherConfig: "train_teacher"}
 
 
 def preset_names(model: type[RunConfig]) -> list[str]:
-    folder = Path(__file__).parent / "presets" / PRESETS[model]
+    folder = Path(__file__).parents[1] / "presets" / PRESETS[model]
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -154,7 +154,7 @@ def load_config(model: type[Config], source: str | Path, overrides: list[str] | 
     """Read a preset name or YAML file, apply `a.b=c` overrides, and check it. Every mistake is one line."""
     path = Path(source)
     if isinstance(source, str) and source in preset_names(model):
-        path = Path(__file__).parent / "presets" / PRESETS[model] / f"{source}.yaml"
+        path = Path(__file__).parents[1] / "presets" / PRESETS[model] / f"{source}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
         raise choices("preset", str(source), preset_names(model))
     values = read_yaml(path)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pidistill.sharding import filled, whole
+from pidistill.training.sharding import filled, whole
 
 
 class EMA:

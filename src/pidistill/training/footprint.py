@@ -22,12 +22,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pidistill import native
-from pidistill.config import OptimizerConfig, RunConfig
-from pidistill.objectives import Objective
-from pidistill.precision import autocast
-from pidistill.recompute import recompute_blocks
-from pidistill.seeds import stream
+from pidistill.core.precision import autocast
+from pidistill.core.seeds import stream
+from pidistill.nets.parts import native
+from pidistill.objectives.base import Objective
+from pidistill.training.config_file import OptimizerConfig, RunConfig
+from pidistill.training.recompute import recompute_blocks
 
 MakeOptimizer = Callable[[OptimizerConfig, Iterator[nn.Parameter]], torch.optim.Optimizer]
 GROWING = ("activations", "activations of the distance")  # with the number of samples at a time; all else is there for any

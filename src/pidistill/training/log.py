@@ -14,8 +14,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from pidistill.files import read_metrics, write_text
-from pidistill.progress import console
+from pidistill.core.console import console
+from pidistill.files.weights import read_metrics, write_text
 
 
 class Growing:

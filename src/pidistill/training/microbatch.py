@@ -9,11 +9,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from pidistill.config import RunConfig
-from pidistill.errors import PidistillError
-from pidistill.footprint import GROWING, MakeOptimizer, Rehearsal
-from pidistill.objectives import Objective
-from pidistill.precision import autocast
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import autocast
+from pidistill.objectives.base import Objective
+from pidistill.training.config_file import RunConfig
+from pidistill.training.footprint import GROWING, MakeOptimizer, Rehearsal
 
 USABLE = 5 / 6  # of the free memory: a prediction may be a fifth too low
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 from pidistill.nets.edm2_unet import Block
-from pidistill.unet import UNetBlock
+from pidistill.nets.parts.unet import UNetBlock
 
 
 def recompute_blocks(network: nn.Module) -> None:

@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pidistill.errors import PidistillError
-from pidistill.unet import UNetBlock
+from pidistill.core.errors import PidistillError
+from pidistill.nets.parts.unet import UNetBlock
 
 M = TypeVar("M", bound=nn.Module)
 

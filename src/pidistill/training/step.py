@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.config import OptimizerConfig, RunConfig
-from pidistill.ema import EMA
-from pidistill.finite import Skipped
-from pidistill.objectives import Objective
-from pidistill.optim import RAdam
-from pidistill.precision import autocast
-from pidistill.sharding import shard, skeleton, whole
+from pidistill.core.precision import autocast
+from pidistill.objectives.base import Objective
+from pidistill.training.config_file import OptimizerConfig, RunConfig
+from pidistill.training.ema import EMA
+from pidistill.training.optimizer import RAdam
+from pidistill.training.sharding import shard, skeleton, whole
+from pidistill.training.skipped import Skipped
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

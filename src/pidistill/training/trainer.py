@@ -19,24 +19,24 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from pidistill.checkpoint import Checkpoints, collect, newest, restore, set_aside, take_part
-from pidistill.compiling import compiled
-from pidistill.config import RunConfig
-from pidistill.errors import CannotWrite, PidistillError
-from pidistill.finite import Skipped
-from pidistill.log import Log
-from pidistill.microbatch import automatic
-from pidistill.objectives import Objective
-from pidistill.parallel import PATIENCE, Votes, lost_processes
-from pidistill.pipeline import ahead
-from pidistill.precision import autocast, has_instructions, set_float32_products
-from pidistill.progress import Progress, console
-from pidistill.recompute import recompute_blocks
-from pidistill.seeds import stream
-from pidistill.sharding import local, unsynced, wanted
-from pidistill.signals import Signals, ended
-from pidistill.step import Step, make_optimizer, place
-from pidistill.tensors import send
+from pidistill.core.compiling import compiled
+from pidistill.core.console import Progress, console
+from pidistill.core.errors import CannotWrite, PidistillError
+from pidistill.core.precision import autocast, has_instructions, set_float32_products
+from pidistill.core.processes import PATIENCE, Votes, lost_processes
+from pidistill.core.seeds import stream
+from pidistill.core.tensors import send
+from pidistill.core.threads import ahead
+from pidistill.objectives.base import Objective
+from pidistill.training.checkpoint import Checkpoints, collect, newest, restore, set_aside, take_part
+from pidistill.training.config_file import RunConfig
+from pidistill.training.log import Log
+from pidistill.training.microbatch import automatic
+from pidistill.training.recompute import recompute_blocks
+from pidistill.training.sharding import local, unsynced, wanted
+from pidistill.training.signals import Signals, ended
+from pidistill.training.skipped import Skipped
+from pidistill.training.step import Step, make_optimizer, place
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 

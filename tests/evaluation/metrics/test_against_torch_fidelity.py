@@ -10,13 +10,13 @@ import torch_fidelity
 from torch.utils.data import Dataset
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from pidistill.measure import Measure
-from pidistill.metrics.frechet import Frechet, frechet_distance
-from pidistill.metrics.inception_score import InceptionScore
-from pidistill.metrics.kid import Kid
-from pidistill.metrics.precision_recall import PrecisionRecall
-from pidistill.references import make_reference, write_reference
-from pidistill.tensors import dequantise
+from pidistill.core.tensors import dequantise
+from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.metrics.frechet import Frechet, frechet_distance
+from pidistill.evaluation.metrics.inception_score import InceptionScore
+from pidistill.evaluation.metrics.kid import Kid
+from pidistill.evaluation.metrics.precision_recall import PrecisionRecall
+from pidistill.evaluation.references import make_reference, write_reference
 
 NUM = 60
 
@@ -95,7 +95,7 @@ def test_features_of_thousands_against_torch_fidelity():
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    from pidistill.metrics import Batch, Reference
+    from pidistill.evaluation.metrics.base import Batch, Reference
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(1500, 8, generator=generator) * scale for scale in (1.0, 1.3))

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pidistill.metrics.frechet import frechet_distance, relative_frechet, statistics
+from pidistill.evaluation.metrics.frechet import frechet_distance, relative_frechet, statistics
 
 
 def random_statistics(seed: int, d: int = 6, rank: int | None = None):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pidistill.metrics.trajectory_rmse import rmse
+from pidistill.evaluation.metrics.trajectory_rmse import rmse
 
 
 def test_values():

@@ -14,8 +14,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pidistill.samplers import Sampler, parse_sampler
-from pidistill.teachers import load_teacher
+from pidistill.models.samplers.base import Sampler, parse_sampler
+from pidistill.models.teachers.base import load_teacher
 from tests.helpers import start
 
 diffusers = pytest.importorskip("diffusers")

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.denoiser import FunctionDenoiser
-from pidistill.errors import PidistillError
-from pidistill.grid import karras_times
-from pidistill.plugins import member, names
-from pidistill.samplers import STEPS, Sampler, parse_sampler, sample_teacher
-from pidistill.samplers.deis import weights
-from pidistill.teachers import load_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import member, names
+from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.grid import karras_times
+from pidistill.models.samplers.base import STEPS, Sampler, parse_sampler, sample_teacher
+from pidistill.models.samplers.deis import weights
+from pidistill.models.teachers.base import load_teacher
 from tests.helpers import MLP, gaussian64, start, tiny_teacher
 
 NAMES = names("samplers")

@@ -12,17 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pidistill.convert import convert
-from pidistill.distillation import distill, resume
-from pidistill.errors import PidistillError
-from pidistill.samplers import sample_teacher
-from pidistill.samplers.euler import euler
-from pidistill.samplers.heun import heun
-from pidistill.student import load_student, make_student
-from pidistill.teachers import load_teacher
-from pidistill.teachers.diffusers import FILES, IGNORED
+from pidistill.core.errors import PidistillError
+from pidistill.jobs.convert import convert
+from pidistill.jobs.distill import distill, resume
+from pidistill.models.samplers.base import sample_teacher
+from pidistill.models.samplers.euler import euler
+from pidistill.models.samplers.heun import heun
+from pidistill.models.student import load_student, make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.models.teachers.diffusers import FILES, IGNORED
 from tests.helpers import MLP, NET, loss_of, shake, tiny_teacher
-from tests.training import cut
+from tests.runs import cut
 
 diffusers = pytest.importorskip("diffusers")
 SIZE = 8

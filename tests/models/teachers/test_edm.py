@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pidistill.denoiser import build_net
-from pidistill.errors import PidistillError
-from pidistill.headers import sha256
-from pidistill.student import make_student
-from pidistill.teachers import load_teacher
-from pidistill.teachers.edm import ADDRESS, EDM2, PUBLISHED
+from pidistill.core.errors import PidistillError
+from pidistill.files.reading import sha256
+from pidistill.models.denoiser import build_net
+from pidistill.models.student import make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.models.teachers.edm import ADDRESS, EDM2, PUBLISHED
 from tests.edm_pickles import write
 from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
 
@@ -44,7 +44,7 @@ def tiny(monkeypatch, tmp_path):
     """A published network small enough for tests, an empty cache folder, and weights for it."""
     monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
     monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pidistill.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
     (tmp_path / "cache").mkdir()
     return tiny_teacher()
 
@@ -209,7 +209,7 @@ def test_the_published_pickle_is_downloaded_once_and_remembered(tiny, tmp_path, 
         calls.append(url)
         shutil.copy(source, path)
 
-    monkeypatch.setattr("pidistill.downloads.fetch", download)
+    monkeypatch.setattr("pidistill.files.downloads.fetch", download)
     for _ in range(2):
         teacher = load_teacher("edm:tiny")
         assert same(teacher, tiny) and "NVIDIA" in teacher.origin["licence"]

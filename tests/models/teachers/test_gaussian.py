@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from pidistill.errors import PidistillError
-from pidistill.samplers.heun import heun
-from pidistill.teachers import load_teacher
-from pidistill.teachers.gaussian import Gaussian, gaussian
+from pidistill.core.errors import PidistillError
+from pidistill.models.samplers.heun import heun
+from pidistill.models.teachers.base import load_teacher
+from pidistill.models.teachers.gaussian import Gaussian, gaussian
 from tests.helpers import gaussian64, grid_of, start
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.distillation import distill
-from pidistill.errors import PidistillError
-from pidistill.teachers import load_teacher
-from pidistill.teachers.gaussian import gaussian
+from pidistill.core.errors import PidistillError
+from pidistill.jobs.distill import distill
+from pidistill.models.teachers.base import load_teacher
+from pidistill.models.teachers.gaussian import gaussian
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

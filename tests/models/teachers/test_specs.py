@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from pidistill.errors import PidistillError
-from pidistill.files import write_folder
-from pidistill.teachers import load_teacher, teacher_config
+from pidistill.core.errors import PidistillError
+from pidistill.files.weights import write_folder
+from pidistill.models.teachers.base import load_teacher, teacher_config
 from tests.helpers import SHAPE, tiny_teacher
 
 

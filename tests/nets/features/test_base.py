@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pidistill.errors import PidistillError
-from pidistill.features import load_features
-from pidistill.references import load_reference
+from pidistill.core.errors import PidistillError
+from pidistill.evaluation.references import load_reference
+from pidistill.nets.features.base import load_features
 
 
 def test_unknown_names_list_the_choices():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pidistill.data import digits
-from pidistill.features import load_features
-from pidistill.metrics.frechet import relative_frechet, statistics
-from pidistill.references import load_reference
+from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
+from pidistill.evaluation.references import load_reference
+from pidistill.files.data import digits
+from pidistill.nets.features.base import load_features
 
 
 def test_bundled_classifier_knows_digits_and_its_reference_is_theirs():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pidistill.dinov2 import Dinov2, load_dinov2
-from pidistill.errors import PidistillError
-from pidistill.features import distance_name, load_features
+from pidistill.core.errors import PidistillError
+from pidistill.nets.features.base import distance_name, load_features
+from pidistill.nets.features.dinov2 import Dinov2, load_dinov2
 
 
 @pytest.fixture
@@ -121,6 +121,6 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("pidistill.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
     with pytest.raises(PidistillError, match=r"dinov2_vitl14_pretrain\.pth to .*dinov2:FILE"):
         load_features("dinov2")

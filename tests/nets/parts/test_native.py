@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill import native
-from pidistill.denoiser import build_net
+from pidistill.models.denoiser import build_net
+from pidistill.nets.parts import native
 from tests.helpers import shake
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler, or not Linux")

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill.denoiser import build_net
-from pidistill.errors import PidistillError
-from pidistill.grid import Grid, karras_times
-from pidistill.student import Student
-from pidistill.teachers import load_teacher
-from pidistill.unet import (
+from pidistill.core.errors import PidistillError
+from pidistill.models.denoiser import build_net
+from pidistill.models.grid import Grid, karras_times
+from pidistill.models.student import Student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.parts.unet import (
     ADM,
     SONG,
     Conv2d,

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from pidistill.distances.l1 import L1
-from pidistill.distances.l2 import L2
-from pidistill.distances.pseudo_huber import PseudoHuber
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.objectives.distances.l1 import L1
+from pidistill.objectives.distances.l2 import L2
+from pidistill.objectives.distances.pseudo_huber import PseudoHuber
 
 A = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])[:, None]
 B = torch.tensor([[[1.0, 0.0], [3.0, 8.0]], [[1.0, 1.0], [1.0, -1.0]]])[:, None]

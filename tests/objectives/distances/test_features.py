@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.distances.features import Features
-from pidistill.errors import PidistillError
-from pidistill.features import load_features
+from pidistill.core.errors import PidistillError
+from pidistill.models.student import make_student
+from pidistill.nets.features.base import load_features
+from pidistill.objectives.distances.features import Features
 from pidistill.objectives.pid import PID
-from pidistill.student import make_student
 from tests.helpers import grid_of, tiny_teacher
 
 

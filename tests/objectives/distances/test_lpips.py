@@ -14,12 +14,12 @@ import torchvision
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from pidistill.distances import lpips as ours
-from pidistill.distances.lpips import LPIPS, heads_file
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build
+from pidistill.models.student import make_student
+from pidistill.objectives.distances._perceptual import lpips as ours
+from pidistill.objectives.distances.lpips import LPIPS, heads_file
 from pidistill.objectives.pid import PID
-from pidistill.plugins import build
-from pidistill.student import make_student
 from tests.helpers import SHAPE, grid_of, shake, start, tiny_teacher, vgg_weights
 
 warnings_of_torchvision = pytest.mark.filterwarnings("ignore")
@@ -280,7 +280,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("pidistill.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
     with pytest.raises(PidistillError) as error:
         LPIPS()
     text = str(error.value)
@@ -322,8 +322,8 @@ def test_download_is_checked_and_leaves_no_half_file(weights, tmp_path, monkeypa
 
 def test_it_costs_nothing_where_it_is_not_chosen():
     """No VGG16 and no package lpips in a run with another distance."""
-    code = ("import sys; from pidistill.distillation import build_objective; from pidistill.teachers import load_teacher; "
-            "from pidistill.config import DistillConfig, load_config; "
+    code = ("import sys; from pidistill.jobs.distill import build_objective; from pidistill.models.teachers.base import load_teacher; "
+            "from pidistill.training.config_file import DistillConfig, load_config; "
             "build_objective(load_config(DistillConfig, 'digits'), load_teacher('bundled:digits')); "
-            "print(sorted(name for name in sys.modules if name in ('lpips', 'torchvision', 'pidistill.distances.lpips')))")
+            "print(sorted(name for name in sys.modules if name in ('lpips', 'torchvision', 'pidistill.objectives.distances.lpips')))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

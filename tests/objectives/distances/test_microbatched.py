@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pidistill.errors import PidistillError
-from pidistill.parts import in_parts
-from pidistill.plugins import build
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build
+from pidistill.objectives.distances._microbatched import in_parts
 from tests.helpers import held_by, vgg_weights
 
 

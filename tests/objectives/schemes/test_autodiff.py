@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pidistill.models.student import make_student
 from pidistill.objectives.pid import pid_residual
-from pidistill.schemes.autodiff import Autodiff
-from pidistill.schemes.central import Central
-from pidistill.student import make_student
+from pidistill.objectives.schemes.autodiff import Autodiff
+from pidistill.objectives.schemes.central import Central
 from tests.helpers import CLASSES, MLP, NET, SHAPE, exact_network, gaussian64, grid_of, network, start, tiny_teacher
 
 NCSNPP = {"embedding": "fourier", "encoder": "residual", "channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1]}

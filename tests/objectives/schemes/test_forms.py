@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.plugins import build, names
-from pidistill.student import make_student
-from pidistill.teachers import load_teacher
+from pidistill.core.registry import build, names
+from pidistill.models.student import make_student
+from pidistill.models.teachers.base import load_teacher
 from tests.helpers import MLP, exact_student, gaussian64, grid_of, network, start, tiny_teacher
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pidistill.objectives.pid import pid_residual
-from pidistill.schemes.upwind import Upwind
+from pidistill.objectives.schemes.upwind import Upwind
 from tests.helpers import SHAPE, exact_student, gaussian64, grid_of, invert, start, tiny_teacher
 
 
@@ -86,7 +86,7 @@ def test_residual_on_the_exact_trajectory_halves_when_n_doubles():
 
 def test_zero_residual_is_the_euler_solution():
     """Lemma 1's second half, Eq. (13): the states of Euler's method have residual zero, at 0 ... N-2."""
-    from pidistill.samplers.euler import euler
+    from pidistill.models.samplers.euler import euler
 
     teacher, n = tiny_teacher().double(), 20
     grid, z = grid_of(teacher, n), start(SHAPE, batch=2)

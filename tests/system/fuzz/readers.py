@@ -17,14 +17,14 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
-from pidistill.config import DistillConfig, dump_yaml, load_config, read_yaml
-from pidistill.data import load_images
-from pidistill.edm_pickle import read_edm_pickle
-from pidistill.files import read_json, read_metrics, read_state_dict, read_tensors
-from pidistill.headers import read_header
-from pidistill.images import open_images
-from pidistill.onnx_file import check_onnx
-from pidistill.references import read_npz, read_pickle
+from pidistill.evaluation.references import read_npz, read_pickle
+from pidistill.files.data import load_images
+from pidistill.files.datasets import open_images
+from pidistill.files.edm_pickle import read_edm_pickle
+from pidistill.files.onnx_file import check_onnx
+from pidistill.files.reading import read_header
+from pidistill.files.weights import read_json, read_metrics, read_state_dict, read_tensors
+from pidistill.training.config_file import DistillConfig, dump_yaml, load_config, read_yaml
 from tests.edm_pickles import Persistent, dumps
 
 RNG = np.random.default_rng(0)

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.edm_pickles import dumps
-from tests.fuzz.readers import LABELS, PIXELS, PNGS, READERS, STATISTICS, network, npz, onnx_model, saved, zipped
-from tests.fuzz.test_readers import one_line, place
+from tests.system.fuzz.readers import LABELS, PIXELS, PNGS, READERS, STATISTICS, network, npz, onnx_model, saved, zipped
+from tests.system.fuzz.test_readers import one_line, place
 
 
 class Evil:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from pidistill.files import write_folder
-from pidistill.headers import describe_stored
-from pidistill.student import load_student, make_student
-from pidistill.teachers import load_teacher, teacher_config
-from tests.fuzz.mutate import CHANGES, DAMAGE, changed, damaged
-from tests.fuzz.test_readers import fuzz, one_line
+from pidistill.files.reading import describe_stored
+from pidistill.files.weights import write_folder
+from pidistill.models.student import load_student, make_student
+from pidistill.models.teachers.base import load_teacher, teacher_config
 from tests.helpers import MLP, tiny_teacher
+from tests.system.fuzz.mutate import CHANGES, DAMAGE, changed, damaged
+from tests.system.fuzz.test_readers import fuzz, one_line
 
 FEW, MANY = 100, 2000
 AMOUNTS = [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
@@ -97,14 +97,14 @@ def test_impossible_facts_are_refused(model, change):
 
 @pytest.mark.parametrize("name", ["../../m", "..", "a/b", "\0", "/etc", "a\nb"])
 def test_names_that_are_paths_are_refused(name, tmp_path, monkeypatch):
-    from pidistill.config import DistillConfig, load_config
-    from pidistill.features import load_features
-    from pidistill.models import load_model
-    from pidistill.plugins import member
-    from pidistill.references import load_reference
+    from pidistill.core.registry import member
+    from pidistill.evaluation.references import load_reference
+    from pidistill.models.load import load_model
+    from pidistill.nets.features.base import load_features
+    from pidistill.training.config_file import DistillConfig, load_config
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pidistill.downloads.fetch", lambda *_: pytest.fail("something was fetched"))
+    monkeypatch.setattr("pidistill.files.downloads.fetch", lambda *_: pytest.fail("something was fetched"))
     for use in (lambda: load_teacher(f"bundled:{name}"), lambda: load_teacher(f"edm:{name}"), lambda: member("nets", name),
                 lambda: load_features(name), lambda: load_reference(name, "digits", None),
                 lambda: load_config(DistillConfig, name), lambda: load_model(f"bundled:{name}"),
@@ -115,7 +115,7 @@ def test_names_that_are_paths_are_refused(name, tmp_path, monkeypatch):
 
 def test_a_file_does_not_decide_what_runs(tmp_path, monkeypatch):
     """A student's provenance may name Python code as its teacher; only the user's own word runs it."""
-    from pidistill.models import load_pair
+    from pidistill.models.load import load_pair
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -182,11 +182,11 @@ from pathlib import Path
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pidistill.errors import PidistillError
-from pidistill.teachers import load_teacher
-from tests.fuzz.mutate import DAMAGE, damaged
-from tests.fuzz.readers import onnx_model
-from tests.fuzz.test_readers import fuzz, one_line
+from pidistill.core.errors import PidistillError
+from pidistill.models.teachers.base import load_teacher
+from tests.system.fuzz.mutate import DAMAGE, damaged
+from tests.system.fuzz.readers import onnx_model
+from tests.system.fuzz.test_readers import fuzz, one_line
 folder, examples = Path(sys.argv[1]), int(sys.argv[2])
 whole = [onnx_model(), (folder / "whole.onnx").read_bytes()]
 lines = []

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pidistill.errors import PidistillError
-from tests.fuzz.mutate import DAMAGE, damaged
-from tests.fuzz.readers import READERS, Reader, encoded
+from pidistill.core.errors import PidistillError
+from tests.system.fuzz.mutate import DAMAGE, damaged
+from tests.system.fuzz.readers import READERS, Reader, encoded
 
 SECONDS, MEMORY = 5, 150 * 10**6  # of a single file; all of them have some thousand bytes
 FEW, MANY = 200, 2000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pidistill.metrics import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import Batch, Metric, Reference
 
 
 class Frechet(Metric):

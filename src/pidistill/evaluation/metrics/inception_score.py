@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pidistill.metrics import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import Batch, Metric, Reference
 
 SPLITS, SEED = 10, 2020  # torch-fidelity's: the mean over ten parts of the images, in a random order
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pidistill.metrics import Metric
+from pidistill.evaluation.metrics.base import Metric
 
 SUBSET = 1000
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pidistill.metrics import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import Batch, Metric, Reference
 
 
 class TrajectoryRmse(Metric):

@@ -18,13 +18,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pidistill.denoiser import Denoiser, device_of
-from pidistill.errors import PidistillError
-from pidistill.grid import snap
-from pidistill.pipeline import drawn, gather
-from pidistill.plugins import build, choices, member, names
-from pidistill.seeds import noise
-from pidistill.tensors import send
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build, choices, member, names
+from pidistill.core.seeds import noise
+from pidistill.core.tensors import send
+from pidistill.core.threads import drawn, gather
+from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.models.grid import snap
 
 STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images
 MOST_STEPS = 10_000

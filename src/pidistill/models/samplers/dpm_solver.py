@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 
 def dpm_solver(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,

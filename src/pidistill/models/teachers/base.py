@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pidistill.decoder import read_decoder
-from pidistill.denoiser import Denoiser, Preconditioned, build_net, facts_of
-from pidistill.errors import PidistillError
-from pidistill.files import ANY, allowance, load_weights, read_json, read_tensors
-from pidistill.plugins import build, choices, member, names
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build, choices, member, names
+from pidistill.files.weights import ANY, allowance, load_weights, read_json, read_tensors
+from pidistill.models.decoder import read_decoder
+from pidistill.models.denoiser import Denoiser, Preconditioned, build_net, facts_of
 
 
 def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pidistill.denoiser import Denoiser
-from pidistill.plugins import choices
-from pidistill.teachers import read_teacher
+from pidistill.core.registry import choices
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.teachers.base import read_teacher
 
-ASSETS = Path(__file__).parent.parent / "assets"
+ASSETS = Path(__file__).parents[2] / "assets"
 
 
 def bundled(rest: str, *, weights: bool = True) -> Denoiser:

@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pidistill.config import SIGMA_DATA, T_MAX, T_MIN
-from pidistill.denoiser import Denoiser
-from pidistill.downloads import published
-from pidistill.edm_pickle import EDMPickle, read_edm_pickle
-from pidistill.errors import PidistillError
-from pidistill.files import cache_folder, load_weights, read_state_dict
-from pidistill.headers import sha256
+from pidistill.core.console import console
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import choices
+from pidistill.files.downloads import published
+from pidistill.files.edm_pickle import EDMPickle, read_edm_pickle
+from pidistill.files.reading import sha256
+from pidistill.files.weights import cache_folder, load_weights, read_state_dict
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.teachers.base import network_teacher
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
-from pidistill.plugins import choices
-from pidistill.progress import console
-from pidistill.teachers import network_teacher
+from pidistill.training.config_file import SIGMA_DATA, T_MAX, T_MIN
 
 
 def _song(architecture: dict[str, Any], channel_mult: list[int], dropout: float) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pidistill.denoiser import Denoiser
-from pidistill.errors import PidistillError
-from pidistill.teachers import read_teacher
+from pidistill.core.errors import PidistillError
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.teachers.base import read_teacher
 
 
 def folder(rest: str, *, weights: bool = True) -> Denoiser:

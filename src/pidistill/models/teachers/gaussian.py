@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from pidistill.config import RHO, T_MAX, T_MIN
-from pidistill.denoiser import Denoiser
-from pidistill.errors import PidistillError
-from pidistill.tensors import like
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import like
+from pidistill.models.denoiser import Denoiser
+from pidistill.training.config_file import RHO, T_MAX, T_MIN
 
 
 class Gaussian(Denoiser):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pidistill.denoiser import Denoiser, as_denoiser
-from pidistill.plugins import from_python
+from pidistill.core.registry import from_python
+from pidistill.models.denoiser import Denoiser, as_denoiser
 
 
 def python(rest: str) -> Denoiser:

@@ -11,14 +11,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from pidistill.dinov2 import DINOV2_URL, Dinov2, load_dinov2
-from pidistill.downloads import check_hash, published
-from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_json, read_state_dict, read_tensors
-from pidistill.plugins import build, choices, from_python
-from pidistill.tensors import quantise
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build, choices, from_python
+from pidistill.core.tensors import quantise
+from pidistill.files.downloads import check_hash, published
+from pidistill.files.weights import load_weights, read_json, read_state_dict, read_tensors
+from pidistill.nets.features.dinov2 import DINOV2_URL, Dinov2, load_dinov2
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[2] / "assets"
 
 
 class FeatureFunction(nn.Module):

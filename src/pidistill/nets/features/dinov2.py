@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill.errors import PidistillError
-from pidistill.files import Allowance, allowance, load_weights, read_state_dict
-from pidistill.tensors import quantise
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import quantise
+from pidistill.files.weights import Allowance, allowance, load_weights, read_state_dict
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 PATCH, HEAD, SIDE = 14, 64, 224  # pixels of a patch, channels of a head, pixels of the image that the network sees

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill import native
-from pidistill.errors import PidistillError
-from pidistill.tensors import outside_autocast
+from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import outside_autocast
+from pidistill.nets.parts import native
 
 # First weight and bias of a layer, from the weight's shape (out, in, ...), its fan-in and its fan-out.
 Init = Callable[[Sequence[int], int, int], tuple[Tensor, Tensor]]

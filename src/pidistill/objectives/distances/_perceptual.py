@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import interpolate
 
-from pidistill.errors import PidistillError
-from pidistill.parts import in_parts
-from pidistill.precision import Autocast, autocast
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import Autocast, autocast
+from pidistill.objectives.distances._microbatched import in_parts
 
 TINY = 1e-10  # LPIPS's: what is added to the norm of a position's features
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pidistill.distances import Perceptual
-from pidistill.features import check_shape, load_features
-from pidistill.precision import Autocast
+from pidistill.core.precision import Autocast
+from pidistill.nets.features.base import check_shape, load_features
+from pidistill.objectives.distances._perceptual import Perceptual
 
 
 class Features(Perceptual):

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill.distances import Perceptual
-from pidistill.downloads import check_hash, published
-from pidistill.errors import PidistillError
-from pidistill.files import load_weights, read_state_dict
-from pidistill.native import conv3x3
-from pidistill.precision import Autocast
+from pidistill.core.errors import PidistillError
+from pidistill.core.precision import Autocast
+from pidistill.files.downloads import check_hash, published
+from pidistill.files.weights import load_weights, read_state_dict
+from pidistill.nets.parts.native import conv3x3
+from pidistill.objectives.distances._perceptual import Perceptual
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, ImageNet-1k
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)          # of ImageNet, for images in [0, 1]

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from pidistill.errors import PidistillError
+from pidistill.core.errors import PidistillError
 
 
 class PseudoHuber:

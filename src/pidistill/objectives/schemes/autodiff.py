@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pidistill.schemes import Compared, Network, state
-from pidistill.tensors import like
+from pidistill.core.tensors import like
+from pidistill.objectives.schemes.base import Compared, Network, state
 
 
 class Autodiff:

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from pidistill.tensors import like
+from pidistill.core.tensors import like
 
 # F(t, u, ...) -> the student's raw network output at each of the (B,) float64 times, (B, C, H, W), in one network call.
 Network = Callable[..., tuple[Tensor, ...]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pidistill.schemes import Compared, Network, interval, state
-from pidistill.tensors import like
+from pidistill.core.tensors import like
+from pidistill.objectives.schemes.base import Compared, Network, interval, state
 
 
 class Midpoint:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pidistill.files import cache_folder
+from pidistill.files.weights import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 # OpenMP's own functions are those that PyTorch has loaded: a second copy of the library would fight over the cores.
@@ -52,7 +52,7 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[0]
-        from pidistill.progress import console  # its imports are for those who need them
+        from pidistill.core.console import console  # its imports are for those who need them
 
         console.print(f"the CPU's own kernels cannot be compiled ({reason}); PyTorch's are used, which are slower",
                       soft_wrap=True)

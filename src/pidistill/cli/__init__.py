@@ -1,0 +1,3 @@
+"""The command line: `pidistill`, and `python -m pidistill.cli`."""
+
+from pidistill.cli.main import main as main

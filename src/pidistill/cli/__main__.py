@@ -1,0 +1,5 @@
+"""`python -m pidistill.cli`: for launchers, which take modules."""
+
+from pidistill.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Measuring images, and showing what was measured."""

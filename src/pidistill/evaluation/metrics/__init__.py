@@ -1,0 +1,1 @@
+"""Numbers of a set of images. One file = one metric, its name on the command line."""

@@ -1,0 +1,1 @@
+"""What draws images: denoisers, students, their time grid; teachers and samplers below."""

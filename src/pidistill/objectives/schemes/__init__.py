@@ -1,0 +1,1 @@
+"""Numerical differentiation of the student in t. One file = one scheme, its name on the command line."""

@@ -1,0 +1,1 @@
+"""Running a training: configuration, loop, step, checkpoints, memory."""
