@@ -21,12 +21,14 @@ from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.metrics.trajectory_rmse import rmse
 from pidistill.models.grid import Grid, karras_times
 from pidistill.models.samplers.base import sample_teacher
-from pidistill.models.student import Student, make_student
+from pidistill.models.student import Student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.batches import draws
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.ema import EMA
-from pidistill.training.step import learning_rate, make_optimizer
-from pidistill.training.trainer import draws
+from pidistill.training.optimizer import learning_rate, make_optimizer
 
 BALANCED = {"name": "pid", "balance": 0.75}
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -24,12 +24,14 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from pidistill.core.provenance import commit, versions
 from pidistill.core.seeds import noise
-from pidistill.evaluation.evaluate import Subject, measure_models
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.metrics.base import Reference
-from pidistill.models.student import make_student
+from pidistill.evaluation.side_by_side import measure_models
+from pidistill.evaluation.subject import Subject
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 
 SHAPE = (3, 32, 32)
 METRICS = {"fid": ["frechet"], "fid,is": ["frechet", "inception_score"],

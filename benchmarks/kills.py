@@ -22,8 +22,8 @@ from pathlib import Path
 
 from benchmarks import harness
 
-from pidistill.files.weights import read_metrics
 from pidistill.training.checkpoint import by_step, newest
+from pidistill.training.log import read_metrics
 
 EVERY = 5  # steps between checkpoints
 VOLATILE = ("seconds", "images_per_s")

@@ -31,10 +31,12 @@ from torch import nn
 from pidistill.jobs.distill import build_objective
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import load_teacher, network_teacher, teacher_config
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.batches import draws
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.footprint import Rehearsal
-from pidistill.training.step import make_optimizer
-from pidistill.training.trainer import draws, train
+from pidistill.training.optimizer import make_optimizer
+from pidistill.training.trainer import train
 
 ADM = {"name": "dhariwal_unet", "model_channels": 64, "channel_mult": [1, 2, 3], "num_blocks": 2,
        "attn_resolutions": [16, 8], "dropout": 0.0}

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pidistill.core.precision import Autocast
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid
-from pidistill.models.student import Student, make_student
+from pidistill.models.student import Student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher, network_teacher
 from pidistill.models.teachers.edm import PUBLISHED
 from pidistill.objectives.distances.lpips import LPIPS, STAGES

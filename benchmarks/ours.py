@@ -15,7 +15,8 @@ from pidistill.jobs.dry_run import operations
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid
 from pidistill.objectives.pid import PID
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.footprint import owned
 from pidistill.training.recompute import recompute_blocks
 from pidistill.training.step import Step, place

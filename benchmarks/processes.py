@@ -24,8 +24,9 @@ from benchmarks import networks
 from benchmarks.harness import table, write
 from benchmarks.ours import pid
 
-from pidistill.files.weights import read_metrics
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
+from pidistill.training.log import read_metrics
 from pidistill.training.trainer import train
 
 BATCHES = {"digits": 64, "cifar10": 4, "imagenet64": 2}

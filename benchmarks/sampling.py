@@ -32,17 +32,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from pidistill.core.precision import Precision, set_float32_products
 from pidistill.core.processes import choose_device
 from pidistill.core.seeds import NOISE, labels_of, noise, stream
-from pidistill.core.tensors import quantise
+from pidistill.core.tensors import device_of, quantise
 from pidistill.core.threads import cores
 from pidistill.evaluation.pictures import png
 from pidistill.jobs import sample as verb
 from pidistill.models.batch_size import fitting_batch
-from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import Sampler
-from pidistill.models.student import Student, make_student
+from pidistill.models.student import Student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts import native
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 
 HEUN = Sampler("heun", 18)
 

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from benchmarks import harness, networks
 from benchmarks.ours import Ours
 
-from pidistill.training.checkpoint import Checkpoints
+from pidistill.training.checkpoint_writer import Checkpoints
 from pidistill.training.trainer import save
 
 

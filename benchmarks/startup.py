@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.harness import table, write
 
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 
 

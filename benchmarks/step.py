@@ -26,7 +26,8 @@ from pidistill.core.precision import autocast, set_float32_products
 from pidistill.models.grid import Grid
 from pidistill.objectives.distances.l2 import L2
 from pidistill.objectives.pid import PID
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.recompute import recompute_blocks
 from pidistill.training.step import Step, place
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from pidistill.models.denoiser import Preconditioned, build_net
+from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid, karras_times
 from pidistill.models.student import Student
 from pidistill.models.teachers.gaussian import Gaussian
+from pidistill.nets.base import build_net
 from pidistill.objectives.pid import PID
 
 SHAPE, CLASSES = (1, 8, 8), 3

@@ -7,10 +7,11 @@ import shutil
 
 import torch
 
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.trainer import train
 from tests.helpers import MLP, grid_of, tiny_teacher
 

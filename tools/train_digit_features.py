@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from pidistill.core.provenance import commit, versions
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
-from pidistill.files.data import digits
-from pidistill.files.weights import write_folder
+from pidistill.files.datasets import digits
+from pidistill.files.folders import write_folder
 from pidistill.nets.features.digit_classifier import DigitClassifier
 
 STEPS, BATCH, LR = 1200, 128, 4e-3

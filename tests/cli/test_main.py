@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from pidistill.core.seeds import labels_of
-from pidistill.files.weights import read_json, read_metrics
-from pidistill.models.student import load_student, make_student
+from pidistill.files.reading import read_json
+from pidistill.models.student import load_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
+from pidistill.training.log import read_metrics
 from tests.helpers import MLP
 
 POINTS = ["--teacher", "gaussian:2,modes=4,std=0.1"]

@@ -9,9 +9,10 @@ import torch
 
 from pidistill.core.seeds import labels_of, noise
 from pidistill.core.tensors import clip_images
-from pidistill.core.threads import ahead, drawn, gather
+from pidistill.core.threads import ahead
+from pidistill.models.drawing import drawn, gather
 from pidistill.models.samplers.base import sample_teacher
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from tests.helpers import SHAPE, tiny_teacher
 
 CPU = torch.device("cpu")

@@ -9,10 +9,12 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of, noise
-from pidistill.evaluation.evaluate import evaluate, pick_features, table
+from pidistill.evaluation.evaluate import evaluate
 from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.tables import table
+from pidistill.jobs.evaluate_run import pick_features
 from pidistill.models.samplers.base import STEPS, Sampler, sample_teacher
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP, tiny_teacher
 

@@ -11,10 +11,11 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
-from pidistill.evaluation.evaluate import evaluate, table
+from pidistill.evaluation.evaluate import evaluate
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.metrics.frechet import frechet_distance, statistics
 from pidistill.evaluation.references import load_reference
+from pidistill.evaluation.tables import table
 from pidistill.jobs.distill import distill
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.nets.features.base import load_features

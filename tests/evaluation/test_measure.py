@@ -17,14 +17,17 @@ from pidistill.core import processes as parallel
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation import evaluate as module
-from pidistill.evaluation.evaluate import Subject, evaluate, evaluate_repeats, measure_models, repeats_table, table
+from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
 from pidistill.evaluation.measure import Measure, metric_names
-from pidistill.files.weights import read_json
+from pidistill.evaluation.side_by_side import measure_models
+from pidistill.evaluation.subject import Subject
+from pidistill.evaluation.tables import repeats_table, table
+from pidistill.files.reading import read_json
 from pidistill.jobs.compare import compare
 from pidistill.models import batch_size as memory
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.samplers.base import Sampler, sample_teacher
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.data import load_images
+from pidistill.files.datasets import load_images
 
 
 def test_digits_are_500_of_each_class_in_range():

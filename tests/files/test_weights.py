@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.weights import load_weights, read_json, read_metrics, read_tensors, write_folder, write_json
+from pidistill.files.folders import write_folder, write_json
+from pidistill.files.reading import read_json
+from pidistill.files.weights import load_weights, read_tensors
+from pidistill.training.log import read_metrics
 
 
 def contents(folder):

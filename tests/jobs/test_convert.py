@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.reading import describe_stored, read_header, sha256
-from pidistill.files.weights import write_folder
+from pidistill.files.folders import write_folder
+from pidistill.files.reading import sha256
+from pidistill.files.safetensors_header import read_header
 from pidistill.jobs.convert import convert
+from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.teachers.base import load_teacher, teacher_config, teacher_tensors
 from tests.edm_pickles import write

@@ -8,9 +8,10 @@ from torch import nn
 
 import pidistill
 from pidistill.core.errors import PidistillError
-from pidistill.files.weights import read_json
+from pidistill.files.reading import read_json
 from pidistill.jobs.distill import default_preset, resume
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from tests.helpers import tiny_teacher
 
 QUICK = {"student.init": "random", "student.net": {"name": "mlp", "width": 8, "depth": 1}, "train.steps": 2,

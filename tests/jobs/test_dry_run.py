@@ -9,7 +9,8 @@ from pidistill.core.errors import PidistillError
 from pidistill.jobs import dry_run as dryrun
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 
 
 def config(**changes) -> DistillConfig:

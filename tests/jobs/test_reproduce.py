@@ -7,10 +7,10 @@ import json
 import pytest
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.weights import read_metrics
 from pidistill.jobs import reproduce
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS
 from pidistill.training.config_file import differing
+from pidistill.training.log import read_metrics
 
 SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20", "checkpoint.every=2", "preview.seeds=0-1",
          "objective.distance=pseudo_huber"]

@@ -18,7 +18,7 @@ from pidistill.core.seeds import labels_of
 from pidistill.core.tensors import quantise
 from pidistill.jobs import sample as verb
 from pidistill.models.samplers.base import Sampler, sample_teacher
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import shake, tiny_teacher
 

@@ -6,7 +6,7 @@ import torch
 
 from pidistill.jobs.trajectory import trajectories
 from pidistill.models.grid import karras_times
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP
 

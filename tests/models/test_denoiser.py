@@ -8,15 +8,10 @@ from torch import nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
-from pidistill.models.denoiser import (
-    Denoiser,
-    FunctionDenoiser,
-    Preconditioned,
-    as_denoiser,
-    build_net,
-    choose_labels,
-    device_of,
-)
+from pidistill.core.tensors import device_of
+from pidistill.models.denoiser import Denoiser, FunctionDenoiser, Preconditioned, as_denoiser
+from pidistill.models.drawing import choose_labels
+from pidistill.nets.base import build_net
 from tests.helpers import MLP, SHAPE, tiny_teacher
 
 

@@ -13,7 +13,8 @@ from pidistill.core.tensors import like
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid
 from pidistill.models.preconditioning import FORMULAS, Preconditioning, iddpm_times
-from pidistill.models.student import Student, load_student, make_student
+from pidistill.models.student import Student, load_student
+from pidistill.models.student_init import make_student
 from pidistill.objectives.schemes.autodiff import Autodiff
 from tests.helpers import SHAPE, start, tiny_teacher
 

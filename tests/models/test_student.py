@@ -11,7 +11,8 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of, noise
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.preconditioning import c_in
-from pidistill.models.student import load_student, make_student
+from pidistill.models.student import load_student
+from pidistill.models.student_init import make_student
 from tests.helpers import MLP, SHAPE, gaussian64, start, tiny_teacher
 
 SEEDS = list(range(100, 120))

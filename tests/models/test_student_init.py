@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.reading import sha256
-from pidistill.files.weights import read_json
+from pidistill.files.reading import read_json, sha256
 from pidistill.jobs.convert import convert
 from pidistill.jobs.distill import distill
 from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import SHAPE, loss_of, tiny_teacher
 from tests.test_convert import pickle_of

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.nets.dhariwal_unet import DhariwalUNet
 from tests.helpers import CLASSES, shake, tiny_teacher
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.nets.edm2_unet import Block, EDM2UNet, MPConv, MPFourier, mp_cat, mp_silu, mp_sum
 from pidistill.objectives.pid import PID
 from tests.helpers import CLASSES, SHAPE, grid_of, shake, start, tiny_teacher

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pidistill.core.seeds import stream
-from pidistill.files.data import Images
+from pidistill.files.datasets import Images
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.objectives.edm import EDM
 from tests.helpers import tiny_teacher

@@ -10,13 +10,13 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import autocast
-from pidistill.core.registry import names
+from pidistill.core.registry import build_part, names
 from pidistill.core.seeds import stream
 from pidistill.models.denoiser import FunctionDenoiser
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.distances.l2 import L2
-from pidistill.objectives.pid import PID, build_part, pid_residual
+from pidistill.objectives.pid import PID, pid_residual
 from pidistill.objectives.schemes.upwind import Upwind
 from tests.helpers import MLP, SHAPE, grid_of, shake, start, tiny_teacher
 

@@ -16,13 +16,13 @@ from pidistill.core.registry import FAMILIES, build, member, names
 from pidistill.core.seeds import stream
 from pidistill.evaluation.metrics.base import Batch, Reference
 from pidistill.evaluation.metrics.frechet import statistics
-from pidistill.files.data import Images
+from pidistill.files.datasets import Images
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher, teacher_config
 from pidistill.objectives.base import Objective
 from pidistill.objectives.pid import pid_residual
-from pidistill.training.trainer import draws
+from pidistill.training.batches import draws
 from tests.helpers import (
     CLASSES,
     SHAPE,
@@ -357,7 +357,7 @@ def test_objective_draws_depend_on_seed_step_and_number_alone(objective):
 
 @pytest.mark.parametrize("kind", names("teachers"))
 def test_teacher_keeps_the_protocol(kind, tmp_path, monkeypatch):
-    from pidistill.files.weights import write_folder
+    from pidistill.files.folders import write_folder
     from pidistill.models.teachers.edm import PUBLISHED
 
     tiny = tiny_teacher()

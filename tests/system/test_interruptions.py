@@ -14,11 +14,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.weights import read_json, read_tensors
+from pidistill.files.reading import read_json
+from pidistill.files.weights import read_tensors
 from pidistill.training import run_folder as runs
 from pidistill.training import trainer
 from pidistill.training.checkpoint import by_step, newest
-from pidistill.training.config_file import DistillConfig, dump_yaml, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import dump_yaml, load_config
 from pidistill.training.trainer import Watcher
 from tests.helpers import exit_code, in_child, in_clean_child
 from tests.runs import metrics, start_run
@@ -278,7 +280,7 @@ def test_after_so_many_in_a_row_the_run_stops_with_what_it_knows(tmp_path, poiso
 
 
 def objective_and_seed():
-    from pidistill.models.student import make_student
+    from pidistill.models.student_init import make_student
     from pidistill.models.teachers.gaussian import gaussian
     from pidistill.objectives.pid import PID
     from tests.helpers import MLP, grid_of

@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pidistill.models.denoiser import Preconditioned, build_net
+from pidistill.models.denoiser import Preconditioned
 from pidistill.models.preconditioning import iddpm_times
+from pidistill.nets.base import build_net
 from tests.originals import (
     CASES,
     CLASSES,

@@ -11,9 +11,11 @@ import torch
 from pidistill.core.precision import autocast, set_float32_products
 from pidistill.core.registry import build, names
 from pidistill.files.manifest import write_manifest
-from pidistill.files.weights import read_json, read_metrics, read_tensors
-from pidistill.models.student import make_student
+from pidistill.files.reading import read_json
+from pidistill.files.weights import read_tensors
+from pidistill.models.student_init import make_student
 from pidistill.objectives.pid import PID
+from pidistill.training.log import read_metrics
 from tests.helpers import CLASSES, MLP, NET, SHAPE, grid_of, network, shake, start, tiny_teacher
 from tests.runs import cut, metrics, start_run
 

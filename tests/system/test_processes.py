@@ -12,8 +12,10 @@ import time
 import pytest
 import torch
 
-from pidistill.files.weights import read_json, read_metrics, read_tensors
+from pidistill.files.reading import read_json
+from pidistill.files.weights import read_tensors
 from pidistill.training.checkpoint import by_step, newest
+from pidistill.training.log import read_metrics
 from tests.helpers import exit_code, in_clean_child
 
 FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: random, net: {name: mlp, width: 16, depth: 2}}",

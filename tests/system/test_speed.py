@@ -13,9 +13,10 @@ from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts import native
 from pidistill.training import trainer
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.batches import draws
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.step import Step
-from pidistill.training.trainer import draws
 from tests.helpers import vgg_weights
 from tests.runs import metrics, start_run
 

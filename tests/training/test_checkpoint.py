@@ -16,11 +16,12 @@ from pidistill.core.errors import PidistillError
 from pidistill.files import weights as files
 from pidistill.files.manifest import NAME, verify
 from pidistill.files.weights import read_tensors
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
 from pidistill.training import checkpoint
-from pidistill.training.checkpoint import Checkpoints, by_step, clean, collect, config_of, latest, newest, restore, set_aside
+from pidistill.training.checkpoint import by_step, clean, collect, config_of, latest, newest, restore, set_aside
+from pidistill.training.checkpoint_writer import Checkpoints
 from pidistill.training.ema import EMA
 from pidistill.training.optimizer import RAdam
 from tests.helpers import MLP, grid_of, in_child

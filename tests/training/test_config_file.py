@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from pidistill.core.errors import PidistillError
-from pidistill.training.config_file import DistillConfig, TeacherConfig, dump_yaml, load_config, preset_names
+from pidistill.training.config import DistillConfig, TeacherConfig
+from pidistill.training.config_file import dump_yaml, load_config, preset_names
 
 
 @pytest.mark.parametrize("model, name", [(m, n) for m in (DistillConfig, TeacherConfig) for n in preset_names(m)])

@@ -15,10 +15,11 @@ from pidistill.core.precision import autocast
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts import native
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.batches import draws
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.footprint import GROWING, Ledger, LikeGPU, Rehearsal, owned
-from pidistill.training.step import make_optimizer
-from pidistill.training.trainer import draws
+from pidistill.training.optimizer import make_optimizer
 from tests.helpers import tiny_teacher, vgg_weights
 
 CPU = torch.device("cpu")
@@ -128,8 +129,6 @@ def test_as_on_a_gpu():
     with LikeGPU(), autocast("fp16", CPU):
         x = torch.nn.functional.group_norm(torch.ones(2, 4, 3, 3, dtype=torch.float16), 2)
     assert x.dtype == torch.float32
-
-
 
 
 @pytest.mark.slow

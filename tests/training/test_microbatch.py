@@ -7,14 +7,15 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.models.denoiser import FunctionDenoiser
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.objectives.pid import PID
 from pidistill.training import microbatch
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.training.batches import draws
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.footprint import GROWING, Rehearsal
 from pidistill.training.microbatch import automatic, bearable, fitting
-from pidistill.training.step import make_optimizer
-from pidistill.training.trainer import draws
+from pidistill.training.optimizer import make_optimizer
 from tests.helpers import SHAPE, grid_of, tiny_teacher
 from tests.runs import metrics, start_run
 

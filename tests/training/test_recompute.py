@@ -10,9 +10,10 @@ import torch
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import autocast
 from pidistill.jobs.distill import build_objective
-from pidistill.models.denoiser import build_net
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training.config_file import DistillConfig, load_config
+from pidistill.nets.base import build_net
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from pidistill.training.recompute import recompute_blocks
 from tests.helpers import MLP, held_by, shake
 from tests.runs import start_run

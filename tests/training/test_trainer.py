@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
-from pidistill.training.config_file import OptimizerConfig
-from pidistill.training.optimizer import RAdam
-from pidistill.training.step import learning_rate, make_optimizer
-from pidistill.training.trainer import Watcher, draws
+from pidistill.training.batches import draws
+from pidistill.training.config import OptimizerConfig
+from pidistill.training.optimizer import RAdam, learning_rate, make_optimizer
+from pidistill.training.trainer import Watcher
 from tests.helpers import MLP, grid_of
 from tests.runs import cut, metrics, start_run
 

@@ -83,7 +83,8 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
     from pidistill.jobs import dry_run as dryrun
     from pidistill.models.teachers.base import load_teacher
     from pidistill.training import run_folder as runs
-    from pidistill.training.config_file import DistillConfig, given_keys, load_config
+    from pidistill.training.config import DistillConfig
+    from pidistill.training.config_file import given_keys, load_config
 
     preset = preset or distillation.default_preset(teacher or "bundled:digits")
     given = [f"teacher={teacher!r}"] if teacher else []
@@ -104,7 +105,8 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupte
     from pidistill.jobs import distill as distillation
     from pidistill.jobs import train_teacher
     from pidistill.training import run_folder as runs
-    from pidistill.training.config_file import TeacherConfig, given_keys, load_config
+    from pidistill.training.config import TeacherConfig
+    from pidistill.training.config_file import given_keys, load_config
 
     if runs.is_teachers(run):
         config = load_config(TeacherConfig, run / "config.yaml", override)
@@ -127,7 +129,7 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
     from pidistill.core.precision import set_float32_products
     from pidistill.core.processes import choose_device
     from pidistill.core.seeds import parse_integers
-    from pidistill.files.weights import check_free
+    from pidistill.files.folders import check_free
     from pidistill.jobs import sample as verb
     from pidistill.models.batch_size import fitting_batch
     from pidistill.models.load import load_model
@@ -153,9 +155,9 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
     from pidistill.core.processes import choose_device
     from pidistill.core.seeds import parse_integers
-    from pidistill.files.weights import check_free
+    from pidistill.files.folders import check_free
     from pidistill.jobs.trajectory import draw_trajectory
-    from pidistill.models.denoiser import choose_labels
+    from pidistill.models.drawing import choose_labels
     from pidistill.models.load import load_pair
 
     numbers = parse_integers(seeds, most=100)
@@ -193,7 +195,7 @@ def evaluate(model: Model, teacher: Teacher = None,
     from pidistill.core import processes as parallel
     from pidistill.evaluation import evaluate as verb
     from pidistill.evaluation.measure import metric_names
-    from pidistill.files.weights import check_free, write_json
+    from pidistill.files.folders import check_free, write_json
     from pidistill.models.load import load_model, load_pair
     from pidistill.models.student import Student
 
@@ -247,9 +249,10 @@ def evaluate_checkpoints(run: Path, teacher: str | None, features: str | None, r
     from pidistill.evaluation import evaluate as verb
     from pidistill.evaluation.measure import Measure
     from pidistill.evaluation.plots import plot_curves
-    from pidistill.files.weights import write_json
+    from pidistill.files.folders import write_json
     from pidistill.models.teachers.base import load_teacher
-    from pidistill.training.config_file import DistillConfig, load_config
+    from pidistill.training.config import DistillConfig
+    from pidistill.training.config_file import load_config
 
     if not (run / "config.yaml").exists():
         raise PidistillError(f"{run} holds no run: config.yaml was expected there")
@@ -284,7 +287,7 @@ def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip
     """Make reference statistics of images, for evaluate and compare; the feature network's hash is in the file."""
     from pidistill.core.processes import choose_device
     from pidistill.evaluation.references import make_reference, write_reference
-    from pidistill.files.weights import check_free
+    from pidistill.files.folders import check_free
     from pidistill.nets.features.base import fingerprint, load_features
 
     if out.suffix != ".npz":
@@ -315,9 +318,9 @@ def compare(teacher: Annotated[str, typer.Option("--teacher", "-t", help="Teache
             ) -> None:
     """Compare samplers of a teacher and its students in one table, as the paper's Table 1; with a plot and a picture."""
     from pidistill.core import processes as parallel
-    from pidistill.evaluation.evaluate import pick_features
     from pidistill.evaluation.measure import metric_names
     from pidistill.jobs.compare import compare
+    from pidistill.jobs.evaluate_run import pick_features
     from pidistill.models.teachers.base import load_teacher
 
     parallel.join()
@@ -365,7 +368,8 @@ def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Ou
     """Train a diffusion model (EDM loss) that can teach."""
     from pidistill.jobs import train_teacher
     from pidistill.training import run_folder as runs
-    from pidistill.training.config_file import TeacherConfig, given_keys, load_config
+    from pidistill.training.config import TeacherConfig
+    from pidistill.training.config_file import given_keys, load_config
 
     config = load_config(TeacherConfig, preset, with_out(override, out))
     claim = lambda: runs.claim(config, force, resume, given_keys(override))
@@ -377,7 +381,7 @@ def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder o
             check: Annotated[bool, typer.Option("--check", help="Ask a teacher whether it denoises, and say what is "
                                                                 "wrong; exit code 1 if something is.")] = False) -> None:
     """Say what a teacher, a student or a run is; with --check, whether a teacher can teach."""
-    from pidistill.files.reading import describe_stored
+    from pidistill.jobs.inspect_files import describe_stored
 
     if check:
         from pidistill.jobs.check import check_teacher
@@ -406,7 +410,7 @@ def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST,
             dtype: Annotated[str, typer.Option(help="Of the weights in the file: fp32, fp16 or bf16.")] = "fp32",
             force: Force = False) -> None:
     """Write a teacher as config.json and safetensors, with the source's SHA-256; the folder is a teacher spec then."""
-    from pidistill.files.weights import check_free
+    from pidistill.files.folders import check_free
     from pidistill.jobs.convert import convert
 
     check_free(out, force)

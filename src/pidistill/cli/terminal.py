@@ -74,7 +74,7 @@ def finish(results: dict[str, Any] | None, folder: Path) -> None:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    from pidistill.evaluation.evaluate import table
+    from pidistill.evaluation.tables import table
 
     print_rows(table(results))
 

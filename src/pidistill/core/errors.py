@@ -13,3 +13,8 @@ class PidistillError(Exception):
 
 class CannotWrite(PidistillError):
     """A file or folder of ours: a full disk, no permission. A run goes on without it."""
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, short enough for one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

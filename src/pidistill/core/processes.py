@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,7 +10,6 @@ from torch import Tensor, distributed
 
 from pidistill.core.errors import PidistillError
 
-PATIENCE = timedelta(hours=1)  # of processes that wait while the main one draws and measures
 joined: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
 
@@ -45,41 +41,6 @@ def choose_device(name: str = "auto") -> torch.device:
     if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")
-
-
-class Votes:
-    """Small whole numbers of which every process learns the largest, all of them at the same call, without waiting.
-
-    A call gives the maxima over all processes of what was handed over at the call before (zeros at the first); with one
-    process those of this call. Processes that act upon it act after the same step, as their collectives want. A process
-    that is gone ends the others here, at once.
-    """
-
-    def __init__(self) -> None:
-        self.group: Any = distributed.new_group(backend="gloo", timeout=PATIENCE) if distributed.is_initialized() else None
-        self.last: tuple[Any, Tensor] | None = None
-
-    def __call__(self, *values: int) -> list[int]:
-        if self.group is None:
-            return list(values)
-        before, mine = self.last, torch.tensor(values)
-        self.last = distributed.all_reduce(mine, distributed.ReduceOp.MAX, group=self.group, async_op=True), mine
-        if before is None:
-            return [0] * len(values)
-        before[0].wait()
-        return before[1].tolist()
-
-
-@contextmanager
-def lost_processes() -> Iterator[None]:
-    """What PyTorch raises where another process is gone, as one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not distributed.is_initialized() or not (isinstance(error, distributed.DistError) or "gloo/" in str(error)):
-            raise
-        raise PidistillError("another process of this run has ended, or cannot be reached; its own output says why. The run "
-                             "goes on from its newest checkpoint, with any number of processes") from None
 
 
 def add_up(tensors: list[Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -25,3 +26,9 @@ def commit() -> str:
 def versions() -> dict[str, str]:
     return {"pidistill": pidistill.__version__, "torch": torch.__version__, "numpy": numpy.__version__,
             "python": platform.python_version()}
+
+
+def provenance(num: int, first_seed: int, repeats: int) -> dict[str, Any]:
+    """What must be known to repeat the numbers."""
+    ranges = [f"{first_seed + k * num}-{first_seed + (k + 1) * num - 1}" for k in range(repeats)]
+    return {"seeds": ranges, "commit": commit(), "versions": versions(), "threads": torch.get_num_threads()}

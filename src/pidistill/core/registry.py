@@ -83,3 +83,11 @@ def from_python(spec: str, what: str) -> Any:
     if not hasattr(module, factory):
         raise PidistillError(f"python:{spec}: the module {module_name} has no {factory}")
     return getattr(module, factory)()
+
+
+def build_part(family: str, part: str | dict[str, Any]) -> Any:
+    """A member from its name, or from a mapping with `name` and its options."""
+    options = {"name": part} if isinstance(part, str) else dict(part)
+    if "name" not in options:
+        raise PidistillError(f"{family}: a mapping needs `name`, got {part}")
+    return build(family, options.pop("name"), **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -59,3 +59,7 @@ def outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor |
     with torch.autocast(device, enabled=False):
         return function(*(y.float() if y is not None and y.dtype in (torch.float16, torch.bfloat16) else y
                           for y in (x, *args)))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
-from pidistill.files.weights import write_bytes
+from pidistill.files.folders import write_bytes
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:

@@ -13,20 +13,19 @@ import torch
 from torch import Tensor
 
 from pidistill.core.console import console, track
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.seeds import stream
-from pidistill.core.tensors import dequantise, quantise
+from pidistill.core.tensors import dequantise, device_of, quantise
 from pidistill.evaluation.metrics.base import Batch, Reference
 from pidistill.evaluation.metrics.frechet import Frechet
 from pidistill.files.archives import open_archive, read_arrays
-from pidistill.files.data import load_images
-from pidistill.files.datasets import open_images
+from pidistill.files.datasets import load_images, open_images
 from pidistill.files.downloads import published
+from pidistill.files.folders import ASSETS, cache_folder
 from pidistill.files.pickle_machine import Bad, Bounded, Machine, Record
 from pidistill.files.reading import open_file
-from pidistill.files.weights import cache_folder, read_tensors
-from pidistill.models.denoiser import device_of
-from pidistill.nets.features.base import ASSETS, check_shape, first_line
+from pidistill.files.weights import read_tensors
+from pidistill.nets.features.base import check_shape
 
 FID_REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"  # EDM's: NPZ with `mu` and `sigma`
 KEPT = 10_000  # features that KID and precision and recall compare with

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.folders import stage
 from pidistill.files.reading import sha256
-from pidistill.files.weights import stage
 
 NAME = "manifest.json"
 LIMIT = 1_000_000  # bytes of the manifest itself

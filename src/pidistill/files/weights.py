@@ -1,109 +1,25 @@
-"""Folders of safetensors and JSON, written whole or not at all. No pickle is written, none is executed."""
+"""Weights read from files and loaded into networks, strictly. No pickle is executed, and none is written."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pidistill.core.errors import CannotWrite, PidistillError
+from pidistill.core.errors import PidistillError
 from pidistill.files.archives import reading
-from pidistill.files.reading import parse_json, read_bytes, read_header
-from pidistill.files.reading import read_json as read_json
+from pidistill.files.safetensors_header import read_header
 
 TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
-METRICS_LIMIT = 256 * 10**6  # bytes; a million records
-
-
-def stage(name: str) -> None:
-    """Called between any two steps of a write. The tests put something here that kills the process, or fills the disk."""
-
-
-def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any],
-                 finish: Callable[[Path], None] = lambda folder: None) -> None:
-    """Write NAME.safetensors and NAME.json into a temporary folder, sync it, rename it: there is a whole folder or none.
-
-    finish: called with the temporary folder once all files are in it.
-    """
-    temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in (os.getpid(), "old"))
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        stage("folder made")
-        for name, values in tensors.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, temporary / f"{name}.safetensors")
-            stage(f"{name} written")
-        for name, record in records.items():
-            (temporary / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-            stage(f"{name} written")
-        finish(temporary)
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)  # before the rename: after a power cut the name must not stand for empty files
-            stage(f"{path.name} synced")
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)  # what a crash may have left
-            folder.rename(old)
-            stage("old one moved")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        stage("renamed")
-        sync(folder.parent)
-        stage("rename synced")
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise CannotWrite(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk and not in its cache alone."""
-    if os.name == "nt":  # where folders cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """A file whole or not at all: the old one stays until the new one is on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        stage(f"{path.name} written")
-        sync(temporary)
-        temporary.replace(path)
-        stage(f"{path.name} renamed")
-    except OSError as error:
-        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -113,18 +29,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch lacks
         raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """One safetensors file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-        sync(temporary)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CannotWrite(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -172,21 +76,6 @@ def check_packing(path: Path) -> None:
                 raise PidistillError(f"cannot read {path}: it inflates, which what torch.save writes does not")
 
 
-def check_free(path: Path, force: bool) -> None:
-    """Refuse to overwrite a file or a folder with something in it."""
-    if not force and (path.is_file() or (path.is_dir() and any(path.iterdir()))):
-        raise PidistillError(f"{path} exists; choose another name with --out, or replace it with --force")
-
-
-def cache_folder() -> Path:
-    """Where downloaded and converted weights lie: $PIDISTILL_CACHE, or ~/.cache/pidistill."""
-    return Path(os.path.expanduser(os.environ.get("PIDISTILL_CACHE") or "~/.cache/pidistill"))
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    write_text(path, json.dumps(record, indent=1) + "\n")
-
-
 class Allowance(TorchFunctionMode):
     """Networks that are built inside have so many elements at most: more is refused before it is allocated.
 
@@ -227,17 +116,3 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
         if value.shape != tensors[name].shape:
             raise PidistillError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, the network {tuple(value.shape)}")
     module.load_state_dict(tensors)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl; a half-written last line is left out."""
-    path = folder / "metrics.jsonl"
-    records: list[dict[str, Any]] = []
-    for line in read_bytes(path, METRICS_LIMIT).splitlines() if path.exists() else []:
-        try:
-            record = parse_json(line)
-        except ValueError:
-            break
-        if isinstance(record, dict):
-            records.append(record)
-    return records

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pidistill.core.seeds import labels_of, noise
-from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.core.tensors import device_of
+from pidistill.models.denoiser import Denoiser
 
 Verdict = Literal["ok", "warning", "wrong"]
 

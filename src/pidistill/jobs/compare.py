@@ -11,15 +11,19 @@ import torch
 
 from pidistill.core import processes as parallel
 from pidistill.core.errors import PidistillError
+from pidistill.core.provenance import provenance
 from pidistill.core.registry import choices
 from pidistill.core.seeds import labels_of
-from pidistill.evaluation.evaluate import UNITS, Subject, measure_models, provenance, written
+from pidistill.core.tensors import device_of
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.pictures import drawable, write_captioned
 from pidistill.evaluation.plots import plot_comparison
 from pidistill.evaluation.published import PUBLISHED
-from pidistill.files.weights import write_json
-from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.evaluation.side_by_side import measure_models
+from pidistill.evaluation.subject import Subject
+from pidistill.evaluation.tables import UNITS, written
+from pidistill.files.folders import write_json
+from pidistill.models.denoiser import Denoiser
 from pidistill.models.load import load_pair, student_folder
 from pidistill.models.samplers.base import Sampler, parse_sampler, sample_teacher
 from pidistill.models.student import Student

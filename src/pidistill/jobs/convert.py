@@ -9,7 +9,8 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import commit, versions
-from pidistill.files.weights import read_json, write_folder
+from pidistill.files.folders import write_folder
+from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.teachers.base import load_teacher, teacher_config, teacher_tensors
 

@@ -18,16 +18,18 @@ from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.evaluate import Evaluator, evaluate
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.pictures import drawable, write_comparison
-from pidistill.files.weights import write_json
+from pidistill.files.folders import write_json
 from pidistill.models.denoiser import Denoiser, as_denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.samplers.base import sample_teacher
-from pidistill.models.student import Student, load_student, make_student
+from pidistill.models.student import Student, load_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
 from pidistill.objectives.schemes.autodiff import Autodiff
 from pidistill.training import run_folder as runs
-from pidistill.training.config_file import DistillConfig, given_keys, load_config
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import given_keys, load_config
 from pidistill.training.recompute import recomputable
 from pidistill.training.trainer import Averages, Watcher, train
 

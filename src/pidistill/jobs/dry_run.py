@@ -18,10 +18,10 @@ from pidistill.core.seeds import stream
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
-from pidistill.training.config_file import DistillConfig
+from pidistill.training.config import DistillConfig
 from pidistill.training.footprint import LikeGPU, Rehearsal, tensors_of
 from pidistill.training.microbatch import USABLE, fitting
-from pidistill.training.step import make_optimizer
+from pidistill.training.optimizer import make_optimizer
 
 # FLOP/s of one A100 that the paper's own timings imply with the operations counted here: tf32 from CIFAR-10, 0.713 s a
 # step of 512 on 8 GPUs (Table 4); fp16 from ImageNet, 600k steps of 2048 in 197 h on 64 GPUs (Table 5). Float32 without

@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pidistill.files.reading import sha256
-from pidistill.files.weights import read_json, read_metrics, read_state_dict
+from pidistill.files.reading import read_json, sha256
+from pidistill.files.weights import read_state_dict
 from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.load import load_model, student_folder
 from pidistill.models.student import Student
 from pidistill.training.checkpoint import latest
+from pidistill.training.log import read_metrics
 
 
 def describe(spec: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from pidistill.core.seeds import labels_of
 from pidistill.evaluation.evaluate import Evaluator
 from pidistill.evaluation.pictures import write_captioned
 from pidistill.evaluation.plots import plot_curves
-from pidistill.files.weights import read_json, read_metrics, write_json
+from pidistill.files.folders import write_json
+from pidistill.files.reading import read_json
 from pidistill.jobs import dry_run as dryrun
 from pidistill.jobs.distill import fit
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment
@@ -28,7 +29,9 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import load_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training import run_folder as runs
-from pidistill.training.config_file import DistillConfig, differing, load_config, read_yaml
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import differing, load_config, read_yaml
+from pidistill.training.log import read_metrics
 
 
 @dataclass(frozen=True)

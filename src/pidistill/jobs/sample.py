@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from pidistill.core.compiling import compiled
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import HALF, Precision, autocast
-from pidistill.core.tensors import dequantise, quantise
+from pidistill.core.tensors import dequantise, device_of, quantise
 from pidistill.core.threads import ahead, cores
 from pidistill.evaluation.pictures import check_drawable, png, write_grid
-from pidistill.models.denoiser import Denoiser, choose_labels, device_of
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.drawing import choose_labels
 from pidistill.models.samplers.base import Sampler, draw_teacher
 from pidistill.models.student import Student
 

@@ -12,13 +12,15 @@ from pidistill.core.provenance import commit, versions
 from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.pictures import drawable, write_grid
-from pidistill.files.data import load_images
-from pidistill.files.weights import read_metrics, write_folder
-from pidistill.models.denoiser import Denoiser, Preconditioned, build_net
+from pidistill.files.datasets import load_images
+from pidistill.files.folders import write_folder
+from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.teachers.base import teacher_config, teacher_tensors
+from pidistill.nets.base import build_net
 from pidistill.training import run_folder as runs
-from pidistill.training.config_file import TeacherConfig
+from pidistill.training.config import TeacherConfig
+from pidistill.training.log import read_metrics
 from pidistill.training.trainer import Averages, Watcher, train
 
 

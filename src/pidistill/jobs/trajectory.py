@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pidistill.core.registry import member
 from pidistill.core.seeds import noise
+from pidistill.core.tensors import device_of
 from pidistill.evaluation.pictures import check_drawable, write_captioned
-from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.models.denoiser import Denoiser
 from pidistill.models.student import Student
 
 

@@ -11,14 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build
-from pidistill.core.seeds import labels_of
 from pidistill.core.tensors import like, per_sample
-from pidistill.files.weights import ANY, Allowance
 from pidistill.models.decoder import Decoder
-from pidistill.models.grid import karras_times
+from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
 from pidistill.models.preconditioning import Preconditioning
-from pidistill.training.config_file import RHO, SIGMA_DATA, T_MAX, T_MIN
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -131,10 +127,6 @@ def as_denoiser(teacher: Any) -> Denoiser:
                             rho=getattr(teacher, "rho", RHO), **facts)
 
 
-def device_of(module: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-
-
 def facts_of(config: dict[str, Any]) -> dict[str, Any]:
     """FACTS out of a config.json, each of a possible size. Raises KeyError or ValueError."""
     facts = {name: config[name] for name in FACTS}
@@ -149,36 +141,3 @@ def facts_of(config: dict[str, Any]) -> dict[str, Any]:
         if not possible:
             raise ValueError(f"{name} must be {wanted}, got {str(value)[:40]}")
     return facts
-
-
-def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int, elements: int = ANY,
-              where: Any = "") -> nn.Module:
-    """A network for images of the shape (C, H, W) from {"name": ..., options}, of so many elements at most."""
-    options = dict(spec)
-    name = options.pop("name")
-    if "num_classes" in options:
-        raise PidistillError(f"nets/{name}: num_classes comes from the teacher or the data; leave it out")
-    try:
-        with Allowance(elements, where or f"nets/{name}"):
-            return build("nets", name, shape, num_classes=num_classes, **options)
-    except (RuntimeError, ValueError, ArithmeticError) as error:  # impossible sizes, such as width=-3
-        raise PidistillError(f"nets/{name} cannot be built with {options}: {error}") from None
-
-
-def choose_labels(labels: Tensor | Sequence[int] | int | None, num_classes: int, seeds: Sequence[int]) -> Tensor | None:
-    """Labels (B,) int64 for B seeds: those given, repeated, else the seeds' own; None for unconditional models.
-
-    Raises PidistillError for labels outside the classes, a wrong number of them, or an unconditional model.
-    """
-    if labels is None:
-        return labels_of(seeds, num_classes)
-    if not num_classes:
-        raise PidistillError("labels were given but the model is unconditional (num_classes = 0)")
-    labels = torch.as_tensor(labels, dtype=torch.int64).flatten()
-    if not len(labels) or len(seeds) % len(labels):
-        raise PidistillError(f"{len(labels)} labels for {len(seeds)} images; give one, or a number that divides them")
-    labels = labels.repeat(len(seeds) // len(labels))
-    outside = labels[(labels < 0) | (labels >= num_classes)]
-    if len(outside):
-        raise PidistillError(f"label {int(outside[0])} is outside the classes 0-{num_classes - 1}")
-    return labels

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import names
-from pidistill.files.weights import read_json
+from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student import Student, load_student
 from pidistill.models.teachers.base import load_teacher

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import choices
-from pidistill.training.config_file import SIGMA_DATA
+from pidistill.models.grid import SIGMA_DATA
 
 STEPS = 100_000  # of a discrete schedule, at most
 

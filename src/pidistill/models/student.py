@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import member
-from pidistill.core.tensors import clip_images, like, per_sample
-from pidistill.core.threads import drawn, gather
-from pidistill.files.weights import allowance, load_weights, read_json, read_tensors, write_folder
+from pidistill.core.tensors import clip_images, device_of, like, per_sample
+from pidistill.files.folders import write_folder
+from pidistill.files.reading import read_json
+from pidistill.files.weights import allowance, load_weights, read_tensors
 from pidistill.models.decoder import Decoder, read_decoder
-from pidistill.models.denoiser import FACTS, Denoiser, Preconditioned, build_net, choose_labels, device_of, facts_of
+from pidistill.models.denoiser import FACTS, facts_of
+from pidistill.models.drawing import choose_labels, drawn, gather
 from pidistill.models.preconditioning import Preconditioning, c_in
+from pidistill.nets.base import build_net
 
 
 class Student(nn.Module):
@@ -121,96 +121,6 @@ class Student(nn.Module):
         return Path(path)
 
 
-def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None, width: float = 1.0) -> Student:
-    """A student for the teacher: its network and weights (Algorithm 1, line 1), or a network with random weights.
-
-    init: `teacher`, `random`, or the folder of a student or a teacher, whose network and weights are taken. width: channels
-    as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3; `net`: any other network. Both start
-    at random. Dropout is off (Table 6). A teacher without a network of its own (a black box) needs init="random" and `net`,
-    or a folder.
-
-    At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
-    F (`Preconditioning.for_student`), which only a network that knows its noise can afford.
-    """
-    own = teacher.net_spec if isinstance(teacher, Preconditioned) else None
-    if init not in ("teacher", "random"):
-        return start_from(Path(init), teacher, net is not None or width != 1)
-    if init == "teacher" and width != 1:
-        raise PidistillError(f"student.width={width} gives a new network, which cannot start from the teacher; "
-                             "set student.init=random")
-    if init == "teacher" and net is not None:
-        raise PidistillError("student.net gives a new network, which cannot start from the teacher; set student.init=random")
-    if init == "teacher" and own is None:
-        raise PidistillError("the teacher has no network to start the student from; "
-                             "set student.init=random and student.net, such as student.net=mlp")
-    if net is None and own is None:
-        raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
-    spec: dict[str, Any] = scaled(dict(net or own or {}), width)
-    if init == "teacher":
-        assert isinstance(teacher, Preconditioned)
-        network = copy.deepcopy(teacher.model)
-    else:
-        network = build_net(spec, teacher.shape, teacher.num_classes)
-    preconditioning = teacher.preconditioning.spec if isinstance(teacher, Preconditioned) and net is None else "edm"
-    if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
-        preconditioning = preconditioning | {"name": "v_prediction"}
-    return trainable(network, spec, teacher, preconditioning)
-
-
-def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preconditioning: str | dict[str, Any]) -> Student:
-    """The network as a student of the teacher, without dropout; the parameters named in its `frozen`, if any, stay."""
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(vars(module).get("dropout"), float):
-            setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
-    frozen = getattr(network, "frozen", ())
-    for name, parameter in network.train().named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    return Student(network, {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
-                   teacher.facts(), preconditioning, teacher.decoder)
-
-
-def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
-    """A student of the teacher that begins as what is in a folder. other: another network was named too."""
-    folder = next((each for each in (path, path / "student", path / "teacher") if (each / "config.json").is_file()), None)
-    if folder is None:
-        raise PidistillError(f"student.init must be teacher, random or a folder with a student or a teacher, got {path}")
-    if other:
-        raise PidistillError("student.init names a folder with a network; leave student.net and student.width out")
-    config = read_json(folder / "config.json")
-    if config.get("format") not in ("pidistill-student", "pidistill-teacher"):
-        raise PidistillError(f"student.init: {folder} holds no student and no teacher")
-    try:
-        shape, classes, spec = tuple(config["shape"]), config["num_classes"], dict(config["net"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
-    if (shape, classes) != (teacher.shape, teacher.num_classes):
-        raise PidistillError(f"student.init: the network in {folder} is for {shape} in {classes} classes, the teacher's are "
-                             f"{teacher.shape} in {teacher.num_classes}")
-    weights = folder / "model.safetensors"
-    network = build_net(spec, shape, classes, allowance(weights), weights)
-    state = read_tensors(weights)
-    if config["format"] == "pidistill-teacher":
-        state = {key.removeprefix("model."): value for key, value in state.items()}
-    load_weights(network, state, folder)
-    return trainable(network, spec, teacher, config.get("preconditioning", "edm"))
-
-
-def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
-    """The network's description with `width` times its channels."""
-    if width == 1:
-        return spec
-    accepted = inspect.signature(member("nets", spec["name"])).parameters
-    key = next((key for key in ("model_channels", "width") if key in accepted), None)
-    if key is None:
-        raise PidistillError(f"student.width: the network {spec['name']} has no channels to multiply; set student.net")
-    channels = spec.get(key, accepted[key].default) * width
-    if channels < 1 or channels != int(channels):
-        raise PidistillError(f"student.width={width} gives {channels} {key}; choose one that gives a whole number")
-    return spec | {key: int(channels)}
-
-
 def load_student(path: str | Path, ema: float | None = None) -> Student:
     """A student's folder, or the run folder around it, in evaluation mode. Raises PidistillError in one line.
 
@@ -235,3 +145,9 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
         path = folder / f"ema-{float(ema)}.safetensors"
     load_weights(student.net, read_tensors(path), path)
     return student.eval().requires_grad_(False)
+
+
+def state(z: Tensor, t: Tensor, F: Tensor, t_max: float) -> Tensor:
+    """x of Eq. (7), (B, C, H, W), from the network's output at t."""
+    s = like(t / t_max, z)
+    return s * z + (1 - s) * F

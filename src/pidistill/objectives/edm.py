@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from pidistill.core.tensors import like
-from pidistill.files.data import Images
+from pidistill.files.datasets import Images
 from pidistill.models.denoiser import Denoiser
 from pidistill.objectives.base import Objective
 

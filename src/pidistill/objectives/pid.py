@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast, autocast
-from pidistill.core.registry import build
+from pidistill.core.registry import build_part
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
@@ -106,11 +106,3 @@ class PID(Objective):
 def call(module: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """A function of its own to compile, so that previews and evaluations, with other shapes, call the module as it is."""
     return module(*arguments)
-
-
-def build_part(family: str, part: str | dict[str, Any]) -> Any:
-    """A member from its name, or from a mapping with `name` and its options."""
-    options = {"name": part} if isinstance(part, str) else dict(part)
-    if "name" not in options:
-        raise PidistillError(f"{family}: a mapping needs `name`, got {part}")
-    return build(family, options.pop("name"), **options)

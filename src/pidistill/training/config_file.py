@@ -6,155 +6,33 @@ import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.precision import Precision
 from pidistill.core.registry import choices
-from pidistill.core.seeds import MAX_SEED
+from pidistill.files.folders import PRESETS
 from pidistill.files.reading import DEPTH, read_bytes
-
-# Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
-T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
-
+from pidistill.training.config import DistillConfig, RunConfig, TeacherConfig
 
 YAML_LIMIT, NUMBER = 256_000, 400  # bytes of a configuration; characters of a number, or of any scalar with a tag
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _part(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"name": value}
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise ValueError("must be a name, or a mapping with `name` and that member's options")
-    return value
-
-
-# A member of an open family: `l2`, or `{name: pseudo_huber, c: 0.1}`. Its options are checked where it is built.
-Part = Annotated[dict[str, Any], BeforeValidator(_part)]
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-def _rates(value: Any) -> Any:
-    rates = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not rates or len(set(map(str, rates))) < len(rates):
-        raise ValueError("must be a rate, or a list of different rates")
-    return rates
-
-
-# One averaging rate or several; the first is the one that is saved as the student.
-Rates = Annotated[tuple[Beta, ...], BeforeValidator(_rates)]
-
-
-class GridConfig(Strict):
-    points: int = Field(250, ge=2)
-
-
-class StudentConfig(Strict):
-    init: str = "teacher"  # or `random`, or the folder of a student or a teacher
-    net: Part | None = None
-    width: float = Field(1.0, gt=0)
-
-
-class OptimizerConfig(Strict):
-    name: Literal["radam", "adam"] = "radam"
-    lr: float = Field(2e-4, gt=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    warmup: int = Field(0, ge=0)
-    decay: Literal["constant", "cosine"] = "constant"
-    clip: float | None = Field(None, gt=0)
-
-
-class TrainConfig(Strict):
-    steps: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
-    recompute: bool = False
-    skip_limit: int = Field(20, ge=1)  # steps in a row whose loss or gradient is not finite; then the run stops
-    seed: int = Field(0, ge=0, lt=MAX_SEED)
-
-
-class LogConfig(Strict):
-    every: int = Field(20, ge=1)
-
-
-class PreviewConfig(Strict):
-    every: int = Field(500, ge=1)
-    seeds: str = "0-15"
-
-
-class CheckpointConfig(Strict):
-    every: int = Field(1000, ge=1)
-    minutes: float | None = Field(10.0, gt=0)  # also after so long, whatever a step takes
-    keep: int = Field(2, ge=2)  # the newest may turn out to be damaged
-    keep_every: int | None = Field(None, ge=1)
-
-
-class EvaluateConfig(Strict):
-    every: int | None = Field(None, ge=1)
-    num: int = Field(default=5000, ge=2)
-    batch: int = Field(default=250, ge=1)
-    features: str | None = None
-    reference: str | None = None
-
-
-class RunConfig(Strict):
-    """What every training run has."""
-
-    optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Precision = "fp32"
-    compile: Literal["auto", "never", "default", "reduce-overhead", "max-autotune"] = "auto"  # auto: on GPUs, `default`
-    ema: Rates = (0.999,)
-    train: TrainConfig
-    log: LogConfig = LogConfig()
-    preview: PreviewConfig = PreviewConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    out: str
-
-
-class DistillConfig(RunConfig):
-    teacher: str = "bundled:digits"
-    objective: Part = {"name": "pid"}
-    grid: GridConfig = GridConfig()
-    student: StudentConfig = StudentConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-
-
-class TeacherConfig(RunConfig):
-    ema: Annotated[Rates, Field(max_length=1)] = (0.999,)
-    data: str
-    net: Part
-    conditional: bool = True
-    objective: Part = {"name": "edm"}
-    t_min: float = Field(T_MIN, gt=0)
-    t_max: float = Field(T_MAX, gt=0)
-    sigma_data: float = Field(SIGMA_DATA, gt=0)
-    rho: float = Field(RHO, gt=0)
-
-
 Config = TypeVar("Config", bound=RunConfig)
-PRESETS = {DistillConfig: "distill", TeacherConfig: "train_teacher"}
+PRESET_FOLDERS = {DistillConfig: PRESETS / "distill", TeacherConfig: PRESETS / "train_teacher"}
 
 
 def preset_names(model: type[RunConfig]) -> list[str]:
-    folder = Path(__file__).parents[1] / "presets" / PRESETS[model]
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in PRESET_FOLDERS[model].glob("*.yaml"))
 
 
 def load_config(model: type[Config], source: str | Path, overrides: list[str] | dict[str, Any] | None = None) -> Config:
     """Read a preset name or YAML file, apply `a.b=c` overrides, and check it. Every mistake is one line."""
     path = Path(source)
     if isinstance(source, str) and source in preset_names(model):
-        path = Path(__file__).parents[1] / "presets" / PRESETS[model] / f"{source}.yaml"
+        path = PRESET_FOLDERS[model] / f"{source}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
         raise choices("preset", str(source), preset_names(model))
     values = read_yaml(path)

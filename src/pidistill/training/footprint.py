@@ -26,7 +26,7 @@ from pidistill.core.precision import autocast
 from pidistill.core.seeds import stream
 from pidistill.nets.parts import native
 from pidistill.objectives.base import Objective
-from pidistill.training.config_file import OptimizerConfig, RunConfig
+from pidistill.training.config import OptimizerConfig, RunConfig
 from pidistill.training.recompute import recompute_blocks
 
 MakeOptimizer = Callable[[OptimizerConfig, Iterator[nn.Parameter]], torch.optim.Optimizer]

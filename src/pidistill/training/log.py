@@ -15,7 +15,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from pidistill.core.console import console
-from pidistill.files.weights import read_metrics, write_text
+from pidistill.files.folders import write_text
+from pidistill.files.reading import parse_json, read_bytes
 
 
 class Growing:
@@ -81,3 +82,20 @@ def record_of(event: Any) -> bytes:
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())
     return buffer.getvalue()
+
+
+METRICS_LIMIT = 256 * 10**6  # bytes; a million records
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl; a half-written last line is left out."""
+    path = folder / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    for line in read_bytes(path, METRICS_LIMIT).splitlines() if path.exists() else []:
+        try:
+            record = parse_json(line)
+        except ValueError:
+            break
+        if isinstance(record, dict):
+            records.append(record)
+    return records

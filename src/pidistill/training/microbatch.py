@@ -12,7 +12,7 @@ from torch import Tensor
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Objective
-from pidistill.training.config_file import RunConfig
+from pidistill.training.config import RunConfig
 from pidistill.training.footprint import GROWING, MakeOptimizer, Rehearsal
 
 USABLE = 5 / 6  # of the free memory: a prediction may be a fifth too low

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pidistill.training.config import OptimizerConfig
 
 
 class RAdam(torch.optim.Optimizer):
@@ -95,3 +97,16 @@ def rectification(t: Any, beta2: float) -> Any:
     """r_t, for rho_t > 4. t: a number or a tensor."""
     rho, limit = length(t, beta2), 2 / (1 - beta2) - 1
     return ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then constant (the paper) or a half cosine to zero."""
+    rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
+    return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if config.decay == "cosine" else rate
+
+
+def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.name == "adam":
+        return torch.optim.Adam(parameters, fused=True, **options)
+    return RAdam(parameters, **options)  # with weight decay 0: Appendix A.1

@@ -14,9 +14,11 @@ from filelock import FileLock, Timeout
 
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
-from pidistill.files.weights import read_json, write_json, write_text
+from pidistill.files.folders import write_json, write_text
+from pidistill.files.reading import read_json
 from pidistill.training.checkpoint import by_step, clean, config_of, set_aside
-from pidistill.training.config_file import RunConfig, differing, dump_yaml, read_yaml
+from pidistill.training.config import RunConfig
+from pidistill.training.config_file import differing, dump_yaml, read_yaml
 
 LOCK = ".lock"
 LEASE = 120.0  # seconds; NFS takes the locks of a machine that vanished away after 90

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Objective
-from pidistill.training.config_file import OptimizerConfig, RunConfig
+from pidistill.training.config import RunConfig
 from pidistill.training.ema import EMA
-from pidistill.training.optimizer import RAdam
+from pidistill.training.optimizer import learning_rate, make_optimizer
 from pidistill.training.sharding import shard, skeleton, whole
 from pidistill.training.skipped import Skipped
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then constant (the paper) or a half cosine to zero."""
-    rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
-    return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if config.decay == "cosine" else rate
-
-
-def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
-    if config.name == "adam":
-        return torch.optim.Adam(parameters, fused=True, **options)
-    return RAdam(parameters, **options)  # with weight decay 0: Appendix A.1
 
 
 class Step:

@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor, nn
+from torch import nn
 
 from pidistill.core.compiling import compiled
-from pidistill.core.console import Progress, console
+from pidistill.core.console import console
 from pidistill.core.errors import CannotWrite, PidistillError
 from pidistill.core.precision import autocast, has_instructions, set_float32_products
-from pidistill.core.processes import PATIENCE, Votes, lost_processes
-from pidistill.core.seeds import stream
-from pidistill.core.tensors import send
-from pidistill.core.threads import ahead
 from pidistill.objectives.base import Objective
-from pidistill.training.checkpoint import Checkpoints, collect, newest, restore, set_aside, take_part
-from pidistill.training.config_file import RunConfig
+from pidistill.training.batches import Batches, draws, split
+from pidistill.training.checkpoint import collect, newest, restore, set_aside
+from pidistill.training.checkpoint_writer import Checkpoints, take_part
+from pidistill.training.config import RunConfig
 from pidistill.training.log import Log
 from pidistill.training.microbatch import automatic
+from pidistill.training.optimizer import make_optimizer
+from pidistill.training.progress import Progress
 from pidistill.training.recompute import recompute_blocks
+from pidistill.training.setup import agreed
 from pidistill.training.sharding import local, unsynced, wanted
 from pidistill.training.signals import Signals, ended
 from pidistill.training.skipped import Skipped
-from pidistill.training.step import Step, make_optimizer, place
+from pidistill.training.step import Step, place
+from pidistill.training.votes import PATIENCE, Votes, lost_processes
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 
@@ -49,25 +49,6 @@ class Watcher(NamedTuple):
 
     every: int
     look: Callable[[Averages, int, Path], dict[str, float] | None]
-
-
-def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.device) -> dict[str, Tensor]:
-    """Draws number `ks` of a step, stacked. The same whichever process asks and however the batch is split."""
-    rows = [objective.draw(stream(seed, step, k)) for k in ks]
-    return {key: send(torch.from_numpy(np.stack([row[key] for row in rows])), device) for key in rows[0]}
-
-
-class Batches:
-    """The microbatches of every step, drawn and sent by another thread while the device computes."""
-
-    def __init__(self, objective: Objective, seed: int, steps: range, parts: Sequence[range], device: torch.device):
-        self.parts = len(parts)
-        wanted = ((step, part) for step in steps for part in parts)
-        self.drawn = ahead(lambda each: draws(objective, seed, *each, device), wanted, threads=1, depth=2)
-
-    def step(self) -> Iterator[dict[str, Tensor]]:
-        """Those of the next step."""
-        return itertools.islice(self.drawn, self.parts)
 
 
 @lost_processes()
@@ -206,20 +187,6 @@ def save(accelerator: Accelerator, checkpoints: Checkpoints | None, done: int, o
     else:
         take_part(files)
     return True
-
-
-def split(ks: range, batch: int, processes: int, micro: int) -> list[range]:
-    """A process's samples as microbatches of at most `micro`: of as many on every process, whose samples differ by one."""
-    count = min(-(-batch // (processes * micro)), batch // processes)
-    return [ks[len(ks) * k // count:len(ks) * (k + 1) // count] for k in range(count)]
-
-
-def agreed(accelerator: Accelerator, found: tuple[int, str]) -> int:
-    """The smallest microbatch that a process found for itself, said once."""
-    micro = int(accelerator.gather(torch.tensor([found[0]], device=accelerator.device)).min())
-    if accelerator.is_main_process:
-        console.print(f"{found[1]}" if micro == found[0] else f"{found[1]}; another process has room for {micro}")
-    return micro
 
 
 def looked(watcher: Watcher, averages: Averages, done: int, folder: Path) -> dict[str, float]:

@@ -18,7 +18,8 @@ from pidistill.jobs.distill import distill, resume
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.samplers.euler import euler
 from pidistill.models.samplers.heun import heun
-from pidistill.models.student import load_student, make_student
+from pidistill.models.student import load_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.models.teachers.diffusers import FILES, IGNORED
 from tests.helpers import MLP, NET, loss_of, shake, tiny_teacher

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from pidistill.core.errors import PidistillError
 from pidistill.files.reading import sha256
-from pidistill.models.denoiser import build_net
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.models.teachers.edm import ADDRESS, EDM2, PUBLISHED
+from pidistill.nets.base import build_net
 from tests.edm_pickles import write
 from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
 

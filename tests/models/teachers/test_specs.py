@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.weights import write_folder
+from pidistill.files.folders import write_folder
 from pidistill.models.teachers.base import load_teacher, teacher_config
 from tests.helpers import SHAPE, tiny_teacher
 

@@ -6,7 +6,7 @@ import torch
 
 from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
 from pidistill.evaluation.references import load_reference
-from pidistill.files.data import digits
+from pidistill.files.datasets import digits
 from pidistill.nets.features.base import load_features
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill.models.denoiser import build_net
+from pidistill.nets.base import build_net
 from pidistill.nets.parts import native
 from tests.helpers import shake
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
-from pidistill.models.denoiser import build_net
 from pidistill.models.grid import Grid, karras_times
 from pidistill.models.student import Student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.base import build_net
 from pidistill.nets.parts.unet import (
     ADM,
     SONG,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.nets.features.base import load_features
 from pidistill.objectives.distances.features import Features
 from pidistill.objectives.pid import PID

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.objectives.distances._perceptual import lpips as ours
 from pidistill.objectives.distances.lpips import LPIPS, heads_file
 from pidistill.objectives.pid import PID

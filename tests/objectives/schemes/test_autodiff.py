@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.objectives.pid import pid_residual
 from pidistill.objectives.schemes.autodiff import Autodiff
 from pidistill.objectives.schemes.central import Central

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pidistill.core.registry import build, names
-from pidistill.models.student import make_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import MLP, exact_student, gaussian64, grid_of, network, start, tiny_teacher
 

@@ -18,13 +18,15 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pidistill.evaluation.references import read_npz, read_pickle
-from pidistill.files.data import load_images
-from pidistill.files.datasets import open_images
+from pidistill.files.datasets import load_images, open_images
 from pidistill.files.edm_pickle import read_edm_pickle
 from pidistill.files.onnx_file import check_onnx
-from pidistill.files.reading import read_header
-from pidistill.files.weights import read_json, read_metrics, read_state_dict, read_tensors
-from pidistill.training.config_file import DistillConfig, dump_yaml, load_config, read_yaml
+from pidistill.files.reading import read_json
+from pidistill.files.safetensors_header import read_header
+from pidistill.files.weights import read_state_dict, read_tensors
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import dump_yaml, load_config, read_yaml
+from pidistill.training.log import read_metrics
 from tests.edm_pickles import Persistent, dumps
 
 RNG = np.random.default_rng(0)

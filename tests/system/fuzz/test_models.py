@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from pidistill.files.reading import describe_stored
-from pidistill.files.weights import write_folder
-from pidistill.models.student import load_student, make_student
+from pidistill.files.folders import write_folder
+from pidistill.jobs.inspect_files import describe_stored
+from pidistill.models.student import load_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher, teacher_config
 from tests.helpers import MLP, tiny_teacher
 from tests.system.fuzz.mutate import CHANGES, DAMAGE, changed, damaged
@@ -101,7 +102,8 @@ def test_names_that_are_paths_are_refused(name, tmp_path, monkeypatch):
     from pidistill.evaluation.references import load_reference
     from pidistill.models.load import load_model
     from pidistill.nets.features.base import load_features
-    from pidistill.training.config_file import DistillConfig, load_config
+    from pidistill.training.config import DistillConfig
+    from pidistill.training.config_file import load_config
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pidistill.files.downloads.fetch", lambda *_: pytest.fail("something was fetched"))

@@ -21,9 +21,9 @@ from torch import Tensor
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build, choices, member, names
 from pidistill.core.seeds import noise
-from pidistill.core.tensors import send
-from pidistill.core.threads import drawn, gather
-from pidistill.models.denoiser import Denoiser, device_of
+from pidistill.core.tensors import device_of, send
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.drawing import drawn, gather
 from pidistill.models.grid import snap
 
 STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build, choices, member, names
-from pidistill.files.weights import ANY, allowance, load_weights, read_json, read_tensors
+from pidistill.files.reading import read_json
+from pidistill.files.weights import ANY, allowance, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
-from pidistill.models.denoiser import Denoiser, Preconditioned, build_net, facts_of
+from pidistill.models.denoiser import Denoiser, Preconditioned, facts_of
+from pidistill.nets.base import build_net
 
 
 def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pidistill.core.registry import choices
+from pidistill.files.folders import ASSETS
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import read_teacher
-
-ASSETS = Path(__file__).parents[2] / "assets"
 
 
 def bundled(rest: str, *, weights: bool = True) -> Denoiser:

@@ -12,14 +12,15 @@ import torch
 
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
-from pidistill.files.reading import read_header, sha256
-from pidistill.files.weights import Allowance, allowance, check_packing, read_json
+from pidistill.files.reading import read_json, sha256
+from pidistill.files.safetensors_header import read_header
+from pidistill.files.weights import Allowance, allowance, check_packing
 from pidistill.models.decoder import Decoder
 from pidistill.models.denoiser import Preconditioned
+from pidistill.models.grid import RHO, T_MAX, T_MIN
 from pidistill.models.preconditioning import STEPS
 from pidistill.models.teachers.base import network_teacher
 from pidistill.nets.diffusers_net import import_diffusers
-from pidistill.training.config_file import RHO, T_MAX, T_MIN
 
 NETWORKS = {"UNet2DModel": "UNet2DModel", "DiTTransformer2DModel": "DiTTransformer2DModel",
             "Transformer2DModel": "DiTTransformer2DModel"}  # the DiT's name before diffusers 0.29

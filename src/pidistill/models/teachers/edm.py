@@ -14,12 +14,13 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import choices
 from pidistill.files.downloads import published
 from pidistill.files.edm_pickle import EDMPickle, read_edm_pickle
+from pidistill.files.folders import cache_folder
 from pidistill.files.reading import sha256
-from pidistill.files.weights import cache_folder, load_weights, read_state_dict
+from pidistill.files.weights import load_weights, read_state_dict
 from pidistill.models.denoiser import Denoiser
+from pidistill.models.grid import SIGMA_DATA, T_MAX, T_MIN
 from pidistill.models.teachers.base import network_teacher
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
-from pidistill.training.config_file import SIGMA_DATA, T_MAX, T_MIN
 
 
 def _song(architecture: dict[str, Any], channel_mult: list[int], dropout: float) -> dict[str, Any]:

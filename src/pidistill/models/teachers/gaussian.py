@@ -10,7 +10,7 @@ from torch import Tensor
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import like
 from pidistill.models.denoiser import Denoiser
-from pidistill.training.config_file import RHO, T_MAX, T_MIN
+from pidistill.models.grid import RHO, T_MAX, T_MIN
 
 
 class Gaussian(Denoiser):

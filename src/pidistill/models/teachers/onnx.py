@@ -15,7 +15,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.onnx_file import check_onnx
 from pidistill.files.reading import parse_json, sha256
 from pidistill.models.denoiser import ELEMENTS, Denoiser
-from pidistill.training.config_file import RHO, SIGMA_DATA, T_MAX, T_MIN
+from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
 
 FACTS = {"t_min": T_MIN, "t_max": T_MAX, "sigma_data": SIGMA_DATA, "rho": RHO, "classes": 0}
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64,

@@ -6,19 +6,18 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.registry import build, choices, from_python
-from pidistill.core.tensors import quantise
-from pidistill.files.downloads import check_hash, published
-from pidistill.files.weights import load_weights, read_json, read_state_dict, read_tensors
+from pidistill.files.downloads import published
+from pidistill.files.folders import ASSETS
+from pidistill.files.reading import read_json
+from pidistill.files.weights import load_weights, read_tensors
 from pidistill.nets.features.dinov2 import DINOV2_URL, Dinov2, load_dinov2
-
-ASSETS = Path(__file__).parents[2] / "assets"
+from pidistill.nets.features.inception import Inception
 
 
 class FeatureFunction(nn.Module):
@@ -40,37 +39,6 @@ class FeatureFunction(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         last = self.layers(x)[-1]
         return last.flatten(2).mean(dim=2) if last.ndim > 2 else last
-
-
-class Inception(nn.Module):
-    """The Inception v3 of 2015-12-05 that FID is defined with, ported by torch-fidelity: images (B, C, H, W) -> (B, 2048).
-
-    weights: torch-fidelity's file; by default from torch.hub's cache, or fetched there.
-    """
-
-    def __init__(self, weights: str | None = None):
-        super().__init__()
-        from torch_fidelity import feature_extractor_inceptionv3 as inception
-
-        path = Path(weights) if weights else published(inception.URL_INCEPTION_V3, "Inception v3",
-                                                       "evaluate.features=inception:FILE")
-        check_hash(path)
-        state = read_state_dict(path)
-        try:  # its constructor reads the weights itself, and a path that it is given with weights_only=False
-            with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
-                self.net = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-        except RuntimeError as error:
-            raise PidistillError(f"{path} does not fit Inception v3: {first_line(error)}") from None
-
-    def layers(self, x: Tensor) -> list[Tensor]:
-        return [self.features(x)]
-
-    def features(self, x: Tensor) -> Tensor:
-        return self.net(quantise(x).expand(-1, 3, -1, -1))[0]  # grey images: three equal channels
-
-    def classify(self, features: Tensor) -> Tensor:
-        """(B, 2048) -> the 1008 logits that the Inception Score is defined with: without the bias."""
-        return features @ self.net.fc.weight.T
 
 
 def load_features(spec: str) -> Any:
@@ -116,11 +84,6 @@ def read_program(path: Path) -> Callable[[Tensor], Any]:
     except Exception as error:  # a damaged file can end in almost any of them
         kind = "torch.export" if path.suffix == ".pt2" else "TorchScript"
         raise PidistillError(f"cannot read {path} as a {kind} file, which is a program ({first_line(error)})") from None
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, short enough for one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def check_shape(net: Any, shape: Sequence[int], name: str) -> int:

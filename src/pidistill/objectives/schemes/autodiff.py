@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pidistill.core.tensors import like
-from pidistill.objectives.schemes.base import Compared, Network, state
+from pidistill.models.student import state
+from pidistill.objectives.schemes.base import Compared, Network
 
 
 class Autodiff:

@@ -12,8 +12,6 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from pidistill.core.tensors import like
-
 # F(t, u, ...) -> the student's raw network output at each of the (B,) float64 times, (B, C, H, W), in one network call.
 Network = Callable[..., tuple[Tensor, ...]]
 
@@ -33,12 +31,6 @@ class Scheme(Protocol):
     def __call__(self, F: Network, z: Tensor, i: Tensor, t: Tensor, t_max: float) -> Compared:
         """z: (B, C, H, W) at T = t_max, i: (B,) grid indices, t: (N,) float64 grid."""
         ...
-
-
-def state(z: Tensor, t: Tensor, F: Tensor, t_max: float) -> Tensor:
-    """x of Eq. (7), (B, C, H, W), from the network's output at t."""
-    s = like(t / t_max, z)
-    return s * z + (1 - s) * F
 
 
 def interval(i: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

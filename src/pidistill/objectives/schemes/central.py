@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from pidistill.core.tensors import like
-from pidistill.objectives.schemes.base import Compared, Network, state
+from pidistill.models.student import state
+from pidistill.objectives.schemes.base import Compared, Network
 
 
 class Central:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pidistill.files.weights import cache_folder
+from pidistill.files.folders import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 # OpenMP's own functions are those that PyTorch has loaded: a second copy of the library would fight over the cores.

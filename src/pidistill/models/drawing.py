@@ -1,0 +1,80 @@
+"""Images drawn batch by batch, while their noise and their way over the bus are other threads' work."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of, noise
+from pidistill.core.tensors import send
+from pidistill.core.threads import ahead, cores
+
+
+@torch.inference_mode()
+def drawn(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds: Sequence[int], labels: Tensor | None,
+          shape: Sequence[int], device: torch.device, *, batch_size: int) -> Generator[Tensor, None, None]:
+    """draw(noise (B, *shape), labels (B,), seeds) of each batch, (B, ...) on the CPU, in the order of the seeds.
+
+    Noise of the next batches is drawn meanwhile. A GPU is given the next batch before the last one is waited for, so it
+    never waits for the host; the images of at most two batches are on it.
+    """
+    fast = device.type == "cuda"  # a CPU needs far longer for an image than one thread for its noise (44 us for 32x32)
+    threads = min(4, cores()) if fast else 1
+    starts = range(0, len(seeds), batch_size)
+
+    def prepare(k: int) -> Tensor:
+        z = noise(seeds[k:k + batch_size], shape)
+        return z.pin_memory() if fast else z
+
+    behind: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+    with closing(ahead(prepare, starts, threads, threads)) as prepared:
+        for k, z in zip(starts, prepared):
+            y = None if labels is None else send(labels[k:k + batch_size], device)
+            x = draw(z.to(device, non_blocking=True), y, seeds[k:k + batch_size])
+            x = x.to("cpu", non_blocking=fast)
+            if not fast:
+                yield x
+                continue
+            behind.append((x, torch.cuda.current_stream(device).record_event()))
+            if len(behind) > 1:
+                yield arrived(*behind.popleft())
+        while behind:
+            yield arrived(*behind.popleft())
+
+
+def arrived(x: Tensor, copied: torch.cuda.Event) -> Tensor:
+    copied.synchronize()
+    return x
+
+
+def gather(parts: Iterable[Tensor], num: int, shape: Sequence[int]) -> Tensor:
+    """The parts as one tensor (num, *shape), float32: never twice in memory."""
+    whole, k = torch.empty(num, *shape), 0
+    for part in parts:
+        whole[k:k + len(part)] = part
+        k += len(part)
+    return whole
+
+
+def choose_labels(labels: Tensor | Sequence[int] | int | None, num_classes: int, seeds: Sequence[int]) -> Tensor | None:
+    """Labels (B,) int64 for B seeds: those given, repeated, else the seeds' own; None for unconditional models.
+
+    Raises PidistillError for labels outside the classes, a wrong number of them, or an unconditional model.
+    """
+    if labels is None:
+        return labels_of(seeds, num_classes)
+    if not num_classes:
+        raise PidistillError("labels were given but the model is unconditional (num_classes = 0)")
+    labels = torch.as_tensor(labels, dtype=torch.int64).flatten()
+    if not len(labels) or len(seeds) % len(labels):
+        raise PidistillError(f"{len(labels)} labels for {len(seeds)} images; give one, or a number that divides them")
+    labels = labels.repeat(len(seeds) // len(labels))
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(outside):
+        raise PidistillError(f"label {int(outside[0])} is outside the classes 0-{num_classes - 1}")
+    return labels
