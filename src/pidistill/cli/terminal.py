@@ -5,32 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from pidistill.core.errors import PidistillError
 
-
-def one_sampler(text: str, steps: int) -> Any:
-    """`heun`, whose steps are then those of --steps, or `heun:18`."""
-    from pidistill.models.samplers.base import parse_sampler
-
-    found = parse_sampler(text if ":" in text else f"{text}:{steps}")
-    if len(found) > 1:
-        raise PidistillError(f"--sampler takes one number of steps, got {text!r}")
-    return found[0]
+if TYPE_CHECKING:
+    from pidistill.jobs.distill import Distilled
 
 
-def one_precision(text: str) -> Any:
-    from pidistill.core.precision import Precision
-    from pidistill.core.registry import choices
-
-    if text not in get_args(Precision):
-        raise choices("precision", text, list(get_args(Precision)))
-    return text
-
-
-def parse_rates(text: str) -> list[float | None]:
-    """`0.999,0.9999` -> numbers, without repetition."""
+def parse_rates(text: str | None) -> list[float | None]:
+    """`0.999,0.9999` -> numbers, without repetition; no text stands for the first rate of a run."""
+    if text is None:
+        return [None]
     try:
         return list(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
@@ -38,48 +24,34 @@ def parse_rates(text: str) -> list[float | None]:
 
 
 def with_out(override: list[str] | None, out: Path | None) -> list[str]:
+    """The overrides of a run, with that of --out among them."""
     return [*(override or []), *([f"out={str(out)!r}"] if out else [])]
 
 
 def command_line() -> str:
+    """What the user typed, to be recorded beside what it made."""
     return shlex.join(["pidistill", *sys.argv[1:]])
 
 
-def spread(arguments: list[str], options: tuple[str, ...] = ("--students", "--samplers")) -> list[str]:
-    """`--samplers euler:250 heun:18` -> `--samplers euler:250 --samplers heun:18`: the parser takes one value an option."""
-    spread, option = [], None
-    for argument in arguments:
-        if argument.startswith("-"):
-            option = argument if argument in options else None
-            spread.append(argument)
-        elif option and spread[-1] != option:
-            spread += [option, argument]
-        else:
-            spread.append(argument)
-    return spread
-
-
-def said(folder: Path | None) -> None:
+def print_teacher(folder: Path | None) -> None:
+    """Say where a trained teacher lies; nothing on all but the main process."""
     if folder:
         print(f"teacher in {folder}; distil it with: pidistill distill --teacher {folder}")
 
 
-def finish(results: dict[str, Any] | None, folder: Path) -> None:
-    """The table at the end of a distillation; nothing on all but the main process."""
-    if results is None:
+def print_distilled(done: Distilled | None) -> None:
+    """Print the table at the end of a distillation; nothing on all but the main process."""
+    if done is None:
         return
-    print_table(results)
-    print(f"{results['seconds']:.0f} s in all; student in {folder / 'student'}, picture {folder / 'teacher-student.png'}, "
-          f"numbers {folder / 'results.json'}")
+    from pidistill.evaluation.tables import tabulate
 
-
-def print_table(results: dict[str, Any]) -> None:
-    from pidistill.evaluation.tables import table
-
-    print_rows(table(results))
+    print_rows(tabulate(done.evaluation))
+    print(f"{done.seconds:.0f} s in all; student in {done.folder / 'student'}, picture "
+          f"{done.folder / 'teacher-student.png'}, numbers {done.folder / 'results.json'}")
 
 
 def print_rows(table: list[list[str]]) -> None:
+    """Draw a table whose first row is the head."""
     from rich.console import Console
     from rich.table import Table
 
@@ -93,6 +65,7 @@ def print_rows(table: list[list[str]]) -> None:
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    """Print a mapping, a line an entry; mappings in it are indented."""
     width = max(map(len, facts), default=0)
     for key, value in facts.items():
         if isinstance(value, dict):

@@ -9,14 +9,23 @@ mantissa and float32's range, on NVIDIA GPUs from Ampere on, and no effect elsew
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
+
+from pidistill.core.registry import choices
 
 Autocast = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse_precision(text: str) -> Precision:
+    """The precision of that name. Raises PidistillError for another."""
+    if text not in get_args(Precision):
+        raise choices("precision", text, list(get_args(Precision)))
+    return cast(Precision, text)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, first_line
 
 joined: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
@@ -22,11 +22,18 @@ def join() -> None:
         joined = distributed.new_group(backend="gloo")
 
 
+def is_main() -> bool:
+    """Whether this is the only process, or the one of several that writes."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def rank() -> int:
+    """This process's number among those that share a measurement; 0 before they do."""
     return distributed.get_rank(joined) if joined else 0
 
 
 def size() -> int:
+    """How many processes share a measurement."""
     return distributed.get_world_size(joined) if joined else 1
 
 
@@ -37,7 +44,7 @@ def choose_device(name: str = "auto") -> torch.device:
             torch.empty(0, device=name)
             return torch.device(name)
         except (RuntimeError, AssertionError) as error:
-            raise PidistillError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+            raise PidistillError(f"the device {name!r} cannot be used: {first_line(error)}") from None
     if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")

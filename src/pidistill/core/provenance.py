@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
@@ -9,8 +10,6 @@ from typing import Any
 
 import numpy
 import torch
-
-import pidistill
 
 
 def commit() -> str:
@@ -24,11 +23,12 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"pidistill": pidistill.__version__, "torch": torch.__version__, "numpy": numpy.__version__,
+    """Versions of this package and of what its numbers depend on."""
+    return {"pidistill": importlib.metadata.version("pidistill"), "torch": torch.__version__, "numpy": numpy.__version__,
             "python": platform.python_version()}
 
 
 def provenance(num: int, first_seed: int, repeats: int) -> dict[str, Any]:
-    """What must be known to repeat the numbers."""
+    """What must be known to repeat the numbers of `repeats` sets of `num` seeds each, the first from `first_seed` on."""
     ranges = [f"{first_seed + k * num}-{first_seed + (k + 1) * num - 1}" for k in range(repeats)]
     return {"seeds": ranges, "commit": commit(), "versions": versions(), "threads": torch.get_num_threads()}

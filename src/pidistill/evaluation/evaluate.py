@@ -1,8 +1,7 @@
-"""`pidistill evaluate`: what the student loses and gains against its teacher."""
+"""What a student loses and gains against its teacher: both drawn from the same seeds, and measured."""
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
 from pidistill.core.tensors import device_of
 from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.results import Evaluation, Repeats
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
 from pidistill.evaluation.tables import UNITS
@@ -27,7 +27,7 @@ from pidistill.models.student import Student
 def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | None, *, num: int = 5000,
              batch: int | None = 250, first_seed: int = 0, features: str | None = None, reference: str | None = None,
              metrics: Sequence[str] = ("frechet", "trajectory_rmse"), steps: int = STEPS, sampler: Sampler | None = None,
-             keep: Path | None = None) -> dict[str, Any]:
+             keep: Path | None = None) -> Evaluation:
     """Evaluate on seeds first_seed ... first_seed + num - 1, labels from the seeds; teacher, students by name, or both.
 
     Gives nfe and images_per_s of each and the metrics: those of a feature network where one is named (see `Measure`), and
@@ -40,26 +40,13 @@ def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | 
     subjects |= {name: Subject.of(student) for name, student in named.items()}
     both = teacher is not None and named and "trajectory_rmse" in metrics
     seeds = range(first_seed, first_seed + num)
-    results: dict[str, Any] = dict(measure_models(subjects, measure, seeds, num_classes=models[0].num_classes, batch=batch,
-                                                  keep=keep, solution="teacher" if both else None))
-    if "teacher" in results and "student" in results:
-        results["speedup"] = results["student"]["images_per_s"] / results["teacher"]["images_per_s"]
-    return results
+    return Evaluation(measure_models(subjects, measure, seeds, num_classes=models[0].num_classes, batch=batch, keep=keep,
+                                     solution="teacher" if both else None))
 
 
-def evaluate_repeats(repeats: int, num: int, first_seed: int = 0, **options: Any) -> dict[str, Any]:
-    """`evaluate` on `repeats` disjoint sets of `num` seeds, one after the other, as EDM does (0-49999, 50000-99999, ...).
-
-    Gives {"repeats": [results, ...], "minimum": ..., "mean": ...}; the last two by model and metric.
-    """
-    each = [evaluate(num=num, first_seed=first_seed + k * num, **options) for k in range(repeats)]
-    summary: dict[str, Any] = {"repeats": each}
-    for name, over in (("minimum", min), ("mean", statistics.fmean)):
-        summary[name] = {model: {"nfe": row["nfe"], **{key: over(result[model][key] for result in each)
-                                                       for key in row if key in UNITS},
-                                 "images_per_s": statistics.fmean(result[model]["images_per_s"] for result in each)}
-                         for model, row in each[0].items() if isinstance(row, dict)}
-    return summary
+def evaluate_repeats(repeats: int, num: int, first_seed: int = 0, **options: Any) -> Repeats:
+    """`evaluate` on `repeats` disjoint sets of `num` seeds, one after the other, as EDM does (0-49999, 50000-99999, ...)."""
+    return Repeats([evaluate(num=num, first_seed=first_seed + k * num, **options) for k in range(repeats)], list(UNITS))
 
 
 class Evaluator:
@@ -90,8 +77,8 @@ class Evaluator:
         images = student.sample(self.seeds, self.labels, batch_size=self.batch, clip=False)
         return self.measure(images, self.solutions)
 
-    def each(self, students: dict[float, Student]) -> dict[str, float]:
-        """The first student's numbers, and those of the others as `KEY@RATE`: for the log of a run."""
+    def compare(self, students: dict[float, Student]) -> dict[str, float]:
+        """Measure students by EMA rate: the first one's numbers, and those of the others as `KEY@RATE`, for a run's log."""
         first, *_ = students
         return {key if rate == first else f"{key}@{rate}": value for rate, student in students.items()
                 for key, value in self(student).items()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pidistill.core import processes as parallel
+from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import choices, member, names
 from pidistill.core.tensors import dequantise, quantise
@@ -132,10 +132,10 @@ class Tally:
 
     def result(self, join: bool = True) -> dict[str, float]:
         """The numbers. join: add up what other processes have; all must call it."""
-        if join and parallel.size() > 1:
+        if join and processes.size() > 1:
             own = self.state()
             moved = [value.cpu() for value in own.values()]
-            parallel.add_up(moved)
+            processes.add_up(moved)
             for value, total in zip(own.values(), moved):
                 value.copy_(total)
         numbers: dict[str, float] = {}

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pidistill.core.errors import PidistillError
+from pidistill.evaluation.published import Published
 
 
-def plot_curves(path: Path, record: dict[str, Any], metric: str, unit: str) -> None:
-    """PNG: the metric over training iterations, one colour a curve, one line a seed (the paper's Figures 3 to 7)."""
+@dataclass(frozen=True)
+class Curve:
+    """What several training seeds, or sets of images, gave for one setting. runs: one line each; facts: for the record."""
+
+    label: str
+    runs: list[dict[str, Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """The curve as JSON."""
+        return {"label": self.label, **self.facts, "runs": self.runs}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method's place in the plot of quality against evaluations. sampler: its name without steps; None for a student."""
+
+    name: str
+    nfe: int
+    value: float
+    sampler: str | None = None
+
+
+def plot_curves(path: Path, curves: Sequence[Curve], metric: str, unit: str) -> None:
+    """PNG: the metric over training iterations, one colour a curve, one line a run (the paper's Figures 3 to 7)."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -17,11 +43,11 @@ def plot_curves(path: Path, record: dict[str, Any], metric: str, unit: str) -> N
 
     figure, axes = plt.subplots(figsize=(6, 4.2), layout="constrained")
     lowest, highest = float("inf"), 0.0
-    for k, curve in enumerate(record["curves"].values()):
-        for n, run in enumerate(curve["runs"]):
+    for k, curve in enumerate(curves):
+        for n, run in enumerate(curve.runs):
             steps, values = zip(*run[metric]) if run.get(metric) else ((), ())
             axes.plot(steps, values, color=f"C{k}", linestyle=("-", "--", ":")[n % 3], marker=".", markersize=4,
-                      label=curve["label"] if n == 0 else None)
+                      label=curve.label if n == 0 else None)
             lowest, highest = min([lowest, *values]), max([highest, *values[len(values) // 4:]])
     if highest > 10 * lowest:
         axes.set_yscale("log")
@@ -30,13 +56,16 @@ def plot_curves(path: Path, record: dict[str, Any], metric: str, unit: str) -> N
     axes.set_xlabel("training iterations")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title="line styles: training seeds" if len(curve["runs"]) > 1 else None,
+    axes.legend(fontsize="small", title="line styles: training seeds" if max(len(curve.runs) for curve in curves) > 1 else None,
                 title_fontsize="small")
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_comparison(path: Path, record: dict[str, Any], metric: str, unit: str) -> None:
-    """PNG: quality against evaluations, a line a sampler and a star a student; published numbers as small crosses."""
+def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[Published], metric: str, unit: str) -> None:
+    """PNG: quality against evaluations, a line a sampler and a star a student; published numbers as small crosses.
+
+    metric: whose values the points have, and whose published numbers are shown. unit: its name at the axis.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,16 +74,17 @@ def plot_comparison(path: Path, record: dict[str, Any], metric: str, unit: str) 
 
     figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
     lines: dict[str, list[tuple[int, float]]] = {}
-    for row in record["rows"]:
-        if row["kind"] == "sampler":
-            lines.setdefault(row["sampler"].partition(":")[0], []).append((row["nfe"], row[metric]))
+    for point in points:
+        if point.sampler:
+            lines.setdefault(point.sampler, []).append((point.nfe, point.value))
         else:
-            axes.plot(row["nfe"], row[metric], marker="*", markersize=14, linestyle="", label=row["method"])
-    for name, points in lines.items():
-        axes.plot(*zip(*sorted(points)), marker="o", markersize=4, label=name)
-    for k, row in enumerate(each for each in record["published"] if each.get(metric) is not None):
-        axes.plot(row["nfe"], row[metric], marker="x", color="grey", linestyle="", label=None if k else "published")
-        axes.annotate(row["method"].partition(" (")[0], (row["nfe"], row[metric]), fontsize=6, color="grey",
+            axes.plot(point.nfe, point.value, marker="*", markersize=14, linestyle="", label=point.name)
+    for name, places in lines.items():
+        axes.plot(*zip(*sorted(places)), marker="o", markersize=4, label=name)
+    known = [(row, row.metrics[metric]) for row in published if metric in row.metrics]
+    for k, (row, value) in enumerate(known):
+        axes.plot(row.nfe, value, marker="x", color="grey", linestyle="", label=None if k else "published")
+        axes.annotate(row.method.partition(" (")[0], (row.nfe, value), fontsize=6, color="grey",
                       xytext=(3, 2), textcoords="offset points")
     for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
         scale("log")
@@ -65,10 +95,11 @@ def plot_comparison(path: Path, record: dict[str, Any], metric: str, unit: str) 
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG and close it."""
     import matplotlib.pyplot as plt
 
     try:

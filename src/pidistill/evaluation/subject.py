@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pidistill.core import processes as parallel
+from pidistill.core import processes
 from pidistill.core.errors import PidistillError
+from pidistill.evaluation.results import Measurement
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import Sampler, sample_teacher
 from pidistill.models.student import Student
@@ -71,10 +72,10 @@ class Subject:
     def load(self, state: Tensor) -> None:
         self.seconds, self.calls, self.batches, self.images = state[0].item(), *(int(n) for n in state[1:].tolist())
 
-    def result(self) -> dict[str, Any]:
-        """Over all processes, which draw side by side."""
+    def measurement(self, metrics: dict[str, float], settings: dict[str, Any]) -> Measurement:
+        """Join the metrics of this subject's images with its speed over all processes, which draw side by side."""
         total = self.state()
-        parallel.add_up([total])
+        processes.add_up([total])
         seconds, calls, batches, images = total.tolist()
-        seconds /= parallel.size()
-        return {"nfe": round(calls / batches), "images_per_s": images / seconds, "seconds": seconds}
+        seconds /= processes.size()
+        return Measurement(round(calls / batches), images / seconds, seconds, metrics, settings)

@@ -1,42 +1,52 @@
-"""Numbers as people read them: units, digits, tables."""
+"""Numbers as people read them: units, digits and tables, each a list of rows whose first is the head."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+from pidistill.evaluation.results import Evaluation, Measurement, Repeats
 
 UNITS = {"fid": "FID", "fd_dinov2": "FD-DINOv2", "fd": "FD %", "is": "IS", "kid": "KID x 1000", "precision": "precision",
          "recall": "recall", "trajectory_rmse": "rms to teacher"}
-
-
 FORMS = {"fid": ".2f", "fd_dinov2": ".1f", "fd": ".2f", "is": ".2f", "kid": ".4g", "precision": ".3f", "recall": ".3f",
          "trajectory_rmse": ".3f"}
+FRECHET = ("fid", "fd_dinov2", "fd")  # the Frechet distance by its names in different features
 
 
-def written(key: str, value: float) -> str:
-    """A metric's number for people, in the unit of `UNITS`."""
+def format_metric(key: str, value: float) -> str:
+    """Write a metric's number for people, in the unit of `UNITS`."""
     return format(1000 * value if key == "kid" else value, FORMS[key])
 
 
-def table(results: dict[str, Any]) -> list[list[str]]:
-    """Rows for people: a head, then one row a model."""
-    rows = {name: row for name, row in results.items() if isinstance(row, dict) and "nfe" in row}
-    measured = [key for key in UNITS if any(key in row for row in rows.values())]
-    distances = [key for key in measured if key in ("fid", "fd_dinov2", "fd")] or ["fd"]
+def order_metrics(metrics: Iterable[Iterable[str]]) -> list[str]:
+    """Sort the keys of several models' metrics into the order of `UNITS`, each once; keys without a unit are left out."""
+    found = {key for keys in metrics for key in keys}
+    return [key for key in UNITS if key in found]
+
+
+def tabulate(evaluation: Evaluation) -> list[list[str]]:
+    """One row a model; the Frechet distance comes first, with its column also where none was measured."""
+    measured = order_metrics(model.metrics for model in evaluation.models.values())
+    distances = [key for key in measured if key in FRECHET] or ["fd"]
     keys = [*distances, *(key for key in measured if key not in distances)]
-    lines = [["", "evaluations", *(UNITS[key] for key in keys), "images/s"]]
-    lines += [[name, str(row["nfe"]), *(written(key, row[key]) if key in row else "-" for key in keys),
-               f"{row['images_per_s']:.0f}"] for name, row in rows.items()]
-    if "speedup" in results:
-        lines.append(["ratio", f"{results['teacher']['nfe'] / results['student']['nfe']:.0f}x fewer", *[""] * len(keys),
-                      f"{results['speedup']:.1f}x"])
-    return lines
+
+    def row(name: str, model: Measurement) -> list[str]:
+        numbers = (format_metric(key, model.metrics[key]) if key in model.metrics else "-" for key in keys)
+        return [name, str(model.nfe), *numbers, f"{model.images_per_s:.0f}"]
+
+    rows = [["", "evaluations", *(UNITS[key] for key in keys), "images/s"]]
+    rows += [row(name, model) for name, model in evaluation.models.items()]
+    if evaluation.speedup is not None:
+        fewer = evaluation.models["teacher"].nfe / evaluation.models["student"].nfe
+        rows.append(["ratio", f"{fewer:.0f}x fewer", *[""] * len(keys), f"{evaluation.speedup:.1f}x"])
+    return rows
 
 
-def repeats_table(summary: dict[str, Any], seeds: Sequence[str]) -> list[list[str]]:
-    """Every repeat, then minimum and mean, model by model."""
-    flat: dict[str, Any] = {}
-    for model in summary["mean"]:
-        flat |= {f"{model}, seeds {span}": result[model] for span, result in zip(seeds, summary["repeats"])}
-        flat |= {f"{model}, {name}": summary[name][model] for name in ("minimum", "mean")}
-    return table(flat)
+def tabulate_repeats(repeats: Repeats, seeds: Sequence[str]) -> list[list[str]]:
+    """Every repeat, then minimum and mean, model by model. seeds: the ranges of seeds of the repeats, as text."""
+    minimum, mean = repeats.minimum, repeats.mean
+    rows: dict[str, Measurement] = {}
+    for model in mean.models:
+        rows |= {f"{model}, seeds {span}": one.models[model] for span, one in zip(seeds, repeats.evaluations)}
+        rows |= {f"{model}, minimum": minimum.models[model], f"{model}, mean": mean.models[model]}
+    return tabulate(Evaluation(rows))

@@ -4,82 +4,133 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pidistill.core import processes as parallel
+from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import provenance
 from pidistill.core.registry import choices
 from pidistill.core.seeds import labels_of
 from pidistill.core.tensors import device_of
-from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.measure import Measure, metric_names
 from pidistill.evaluation.pictures import drawable, write_captioned
-from pidistill.evaluation.plots import plot_comparison
-from pidistill.evaluation.published import PUBLISHED
+from pidistill.evaluation.plots import Point, plot_comparison
+from pidistill.evaluation.published import PUBLISHED, Published
+from pidistill.evaluation.results import Measurement
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
-from pidistill.evaluation.tables import UNITS, written
+from pidistill.evaluation.tables import UNITS, format_metric, order_metrics
 from pidistill.files.folders import write_json
+from pidistill.jobs.evaluate_run import pick_features
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.load import load_pair, student_folder
-from pidistill.models.samplers.base import Sampler, parse_sampler, sample_teacher
+from pidistill.models.samplers.base import Sampler, is_sampler, parse_sampler, sample_teacher
 from pidistill.models.student import Student
+from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config_file import read_yaml
 
 PICTURED = 12  # images a row
 
 
-def compare(teacher: Denoiser, students: Sequence[str], samplers: Sequence[str], out: Path, *, features: str | None,
-            reference: str | None = None, metrics: Sequence[str] = ("frechet", "inception_score"), num: int = 5000,
-            first_seed: int = 0, batch: int | None = None, published: str | None = None,
-            teacher_spec: str | None = None, command: str = "") -> list[Path]:
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a sampler of the teacher, or a student with the distance that it was trained with."""
+
+    name: str
+    measured: Measurement
+    sampler: Sampler | None = None
+    distance: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The row as JSON."""
+        return {"method": self.name, "kind": "sampler" if self.sampler else "student", "distance": self.distance,
+                **self.measured.record()}
+
+    def cells(self, keys: Sequence[str]) -> list[str]:
+        """The row as text, with the metrics of these keys."""
+        metrics, speed = self.measured.metrics, self.measured.images_per_s
+        return [self.name, self.distance or "", str(self.measured.nfe), *format_metrics(metrics, keys),
+                format(speed, ".1f") if speed else "-", format(self.measured.seconds or 0, ".1f")]
+
+
+def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence[str], out: Path, *,
+            others: Sequence[str] = (), metrics: str | None = None, features: str | None = "auto",
+            reference: str | None = None, num: int = 5000, first_seed: int = 0, batch: int | None = None,
+            published: str | None = None, device: str = "auto", command: str = "") -> list[Path]:
     """Measure the teacher with every sampler, and every student, on the same seeds; write the report's files into `out`.
 
-    students: folders of students or runs. samplers: as `parse_sampler`. published: `cifar10` or `imagenet64` adds the
-    paper's rows, marked as such. OUT/compare.md, .csv, .json; compare.png (quality against evaluations);
-    compare-samples.png (the same seeds through every method). What is
-    measured stays in OUT/measured/, so that an interrupted comparison goes on.
+    teacher: a spec, or the teacher itself, on its device.
+    students: folders of students or runs. samplers: as `parse_sampler` takes them. others: of both kinds.
+    metrics: `fid,is,...`; by default the Frechet distance and the Inception Score.
+    features, reference: as `load_features` and `load_reference` take them; `auto` and `none` are features too.
+    num, first_seed: images of the seeds first_seed ... first_seed + num - 1.
+    batch: images at a time; None: what the memory holds.
+    published: `cifar10` or `imagenet64` adds the paper's rows, marked as such.
+    command: what the user typed, for the record.
+
+    Gives the files that the main process wrote: OUT/compare.md, .csv, .json; compare.png (quality against evaluations);
+    compare-samples.png (the same seeds through every method). What is measured stays in OUT/measured/, so that an
+    interrupted comparison goes on.
     """
+    processes.join()
+    spec = teacher if isinstance(teacher, str) else teacher.spec
+    where = processes.choose_device(device) if isinstance(teacher, str) else device_of(teacher)
+    network = pick_features(features or "none", spec)
+    if metrics and not network:
+        raise PidistillError(f"--metrics {metrics} needs a feature network: --features inception, dinov2, or a file")
+    names = metric_names(metrics or "frechet,inception_score")
+    if "trajectory_rmse" in names:
+        raise PidistillError("rms is a metric of evaluate: compare has no one solution to measure from")
     if published and published not in PUBLISHED:
         raise choices("published table", published, list(PUBLISHED))
-    plan = [sampler for text in samplers for sampler in parse_sampler(text)]
-    subjects = {f"teacher, {sampler}": Subject.of(teacher, sampler) for sampler in plan}
-    distances: dict[str, str] = {}
+    denoiser = load_teacher(teacher).to(where) if isinstance(teacher, str) else teacher
+    plan = [sampler for text in (*samplers, *filter(is_sampler, others)) for sampler in parse_sampler(text)]
+    subjects = {f"teacher, {sampler}": Subject.of(denoiser, sampler) for sampler in plan}
+    drawn_by = dict(zip(subjects, plan))
     loaded: dict[str, Student] = {}
-    for folder in students:
-        name = unused(folder, loaded)
-        loaded[name], _ = load_pair(folder, teacher_spec)
-        loaded[name].to(device_of(teacher))
+    distances: dict[str, str] = {}
+    for folder in (*students, *(text for text in others if not is_sampler(text))):
+        name = name_student(folder, loaded)
+        loaded[name] = load_pair(folder, spec)[0].to(where)
         subjects[name], distances[name] = Subject.of(loaded[name]), distance_of(folder)
     if not subjects:
         raise PidistillError("there is nothing to compare: name --samplers, --students or both")
-    measure = Measure(features, reference, teacher.image_shape, device_of(teacher), metrics)
-    results = measure_models(subjects, measure, range(first_seed, first_seed + num), num_classes=teacher.num_classes,
-                             batch=batch, keep=out / "measured", what="comparing")
-    if parallel.rank():
+    measure = Measure(network, reference, denoiser.image_shape, where, names)
+    found = measure_models(subjects, measure, range(first_seed, first_seed + num), num_classes=denoiser.num_classes,
+                           batch=batch, keep=out / "measured", what="comparing")
+    if not processes.is_main():
         return []
-    rows = [{"method": name, "kind": "student" if name in loaded else "sampler", "distance": distances.get(name), **row}
-            for name, row in results.items()]
-    record = {"command": command, "teacher": teacher.spec, "num": num, **provenance(num, first_seed, 1), "rows": rows,
-              "published": [dict(zip(("method", "distance", "nfe", "fid", "is"), row)) for row in PUBLISHED[published]]
-              if published else [], "published_as": published}
-    write_json(out / "compare.json", record)
-    write_csv(out / "compare.csv", record)
-    keys = measured(rows)
+    methods = [Method(name, measured, drawn_by.get(name), distances.get(name)) for name, measured in found.items()]
+    about = {"command": command, "teacher": spec, "num": num, **provenance(num, first_seed, 1)}
+    return write_report(out, methods, about, published, denoiser, loaded, first_seed)
+
+
+def write_report(out: Path, methods: Sequence[Method], about: dict[str, Any], published: str | None, teacher: Denoiser,
+                 students: dict[str, Student], first_seed: int) -> list[Path]:
+    """Write the files of `compare` and give their paths. about: command, teacher, number and seeds of images, commit."""
+    paper = PUBLISHED[published] if published else []
+    write_json(out / "compare.json", about | {"rows": [method.record() for method in methods],
+                                              "published": [row.record() for row in paper], "published_as": published})
+    write_csv(out / "compare.csv", methods, paper)
+    keys = order_metrics(method.measured.metrics for method in methods)
     if keys:
-        plot_comparison(out / "compare.png", record, keys[0], UNITS[keys[0]])
+        points = [Point(method.name, method.measured.nfe, method.measured.metrics[keys[0]],
+                        str(method.sampler).partition(":")[0] if method.sampler else None) for method in methods]
+        plot_comparison(out / "compare.png", points, paper, keys[0], UNITS[keys[0]])
     pictures = drawable(teacher.image_shape)
     if pictures:
-        draw_methods(out / "compare-samples.png", teacher, plan, loaded, first_seed)
-    (out / "compare.md").write_text(markdown(record, bool(keys), pictures))
+        plan = [method.sampler for method in methods if method.sampler]
+        draw_methods(out / "compare-samples.png", teacher, plan, students, first_seed)
+    (out / "compare.md").write_text(format_markdown(methods, about, paper, published, bool(keys), pictures))
     return [path for path in (out / f"compare{end}" for end in (".md", ".csv", ".json", ".png", "-samples.png"))
             if path.exists()]
 
 
-def unused(folder: str, taken: dict[str, Student]) -> str:
+def name_student(folder: str, taken: dict[str, Student]) -> str:
     """A name for the student in a folder: its own, and as much of the path as tells it from the others."""
     parts = [part for part in Path(folder).parts if part not in ("student", "/", ".")]
     for k in range(1, len(parts) + 1):
@@ -97,33 +148,27 @@ def distance_of(folder: str) -> str:
     return distance.get("name", "-") if isinstance(distance, dict) else str(distance)
 
 
-def measured(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The metrics that the rows have, in the order of `UNITS`."""
-    return [key for key in UNITS if any(row.get(key) is not None for row in rows)]
+def format_metrics(metrics: dict[str, float], keys: Sequence[str]) -> list[str]:
+    """The numbers of these keys as text, `-` where one is missing."""
+    return [format_metric(key, metrics[key]) if key in metrics else "-" for key in keys]
 
 
-def cells(row: dict[str, Any], keys: Sequence[str]) -> list[str]:
-    speed = row.get("images_per_s")
-    return [row["method"], row.get("distance") or "", str(row["nfe"]),
-            *(written(key, row[key]) if row.get(key) is not None else "-" for key in keys),
-            format(speed, ".1f") if speed else "-", format(row["seconds"], ".1f") if "seconds" in row else "-"]
-
-
-def markdown(record: dict[str, Any], plot: bool, pictures: bool) -> str:
-    """The table in the form of Table 1, and the pictures."""
-    keys = measured([*record["rows"], *record["published"]])
-    at = record["commit"][:12] + "-dirty" * record["commit"].endswith("-dirty")
+def format_markdown(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[Published], published: str | None,
+                    plot: bool, pictures: bool) -> str:
+    """The table in the form of Table 1, and the pictures. Parameters as in `write_report`."""
+    keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])
+    at = about["commit"][:12] + "-dirty" * about["commit"].endswith("-dirty")
     head = ["method", "distance", "evaluations", *(UNITS[key] for key in keys), "images/s", "seconds"]
-    lines = [f"`{record['command']}`", "",
-             f"{record['num']} images, seeds {record['seeds'][0]}, teacher `{record['teacher']}`, "
-             f"{record['threads']} threads, commit {at}, torch {record['versions']['torch']}. "
+    lines = [f"`{about['command']}`", "",
+             f"{about['num']} images, seeds {about['seeds'][0]}, teacher `{about['teacher']}`, "
+             f"{about['threads']} threads, commit {at}, torch {about['versions']['torch']}. "
              "Methods took turns batch by batch.", "",
              f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [f"| {' | '.join(cells(row, keys))} |" for row in record["rows"]]
-    if record["published"]:
-        lines.append(f"| *published ({record['published_as']}, numbers of the paper, not measured here)* "
-                     + "| " * len(head[1:]) + "|")
-        lines += [f"| {' | '.join(cells(row, keys))} |" for row in record["published"]]
+    lines += [f"| {' | '.join(method.cells(keys))} |" for method in methods]
+    if paper:
+        lines.append(f"| *published ({published}, numbers of the paper, not measured here)* " + "| " * len(head[1:]) + "|")
+        lines += [f"| {' | '.join([row.method, row.distance, str(row.nfe), *format_metrics(row.metrics, keys), '-', '-'])} |"
+                  for row in paper]
     if plot:
         lines += ["", "![quality against evaluations](compare.png)"]
     if pictures:
@@ -131,14 +176,15 @@ def markdown(record: dict[str, Any], plot: bool, pictures: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_csv(path: Path, record: dict[str, Any]) -> None:
-    keys = measured([*record["rows"], *record["published"]])
+def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[Published]) -> None:
+    """The table as CSV, with the paper's rows marked as published."""
+    keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])
     head = ["method", "distance", "nfe", *keys, "images_per_s", "seconds", "published"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, head, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows([{**row, "published": False} for row in record["rows"]]
-                         + [{**row, "published": True} for row in record["published"]])
+        writer.writerows([*({**method.record(), "published": False} for method in methods),
+                          *({**row.record(), "published": True} for row in paper)])
 
 
 def draw_methods(path: Path, teacher: Denoiser, plan: Sequence[Sampler], students: dict[str, Student], first: int) -> None:

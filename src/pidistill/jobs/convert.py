@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -17,7 +16,7 @@ from pidistill.models.teachers.base import load_teacher, teacher_config, teacher
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def convert(spec: str, out: Path, *, dtype: Literal["fp32", "fp16", "bf16"] = "fp32", command: str = "") -> Path:
+def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> Path:
     """Write OUT/config.json, model.safetensors (decoder.safetensors) and provenance.json; OUT is a teacher spec then.
 
     dtype: of the weights in the file; they are float32 again once loaded. Raises PidistillError in one line.

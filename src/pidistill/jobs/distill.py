@@ -1,15 +1,16 @@
-"""`pidistill distill`: train a student, then measure it against its teacher."""
+"""`pidistill distill`: train a student (Algorithm 1), then measure it against its teacher."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import commit, versions
@@ -18,6 +19,7 @@ from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.evaluate import Evaluator, evaluate
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.pictures import drawable, write_comparison
+from pidistill.evaluation.results import Evaluation
 from pidistill.files.folders import write_json
 from pidistill.models.denoiser import Denoiser, as_denoiser
 from pidistill.models.grid import Grid
@@ -27,10 +29,10 @@ from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
 from pidistill.objectives.schemes.autodiff import Autodiff
-from pidistill.training import run_folder as runs
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import given_keys, load_config
 from pidistill.training.recompute import recomputable
+from pidistill.training.run_folder import check_run, claim
 from pidistill.training.trainer import Averages, Watcher, train
 
 
@@ -40,8 +42,10 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
 
     teacher: a spec such as `bundled:digits`, a Denoiser, or any callable with a denoiser's attributes.
     preset: a preset's name or a YAML file; `digits` for the bundled teacher, else `default`.
-    overrides: configuration keys, such as {"train.steps": 2000}. The run's folder is `out`; a run that is there already is
-    refused, replaced with `force`, or continued with `resume`, where the overrides alone may differ from its settings.
+    out: the run's folder.
+    overrides: configuration keys, such as {"train.steps": 2000}.
+    force: a run that is in the folder already is replaced, instead of refused.
+    resume: it is continued; the overrides alone may differ from its settings.
     """
     values = dict(overrides or {})
     spec = teacher if isinstance(teacher, str) else getattr(teacher, "spec", None)
@@ -50,44 +54,109 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
         values["out"] = str(out)
     config = load_config(DistillConfig, preset or default_preset(values.get("teacher")), values)
     denoiser = load_teacher(config.teacher) if isinstance(teacher, str) else as_denoiser(teacher)
-    run(config, denoiser.eval().requires_grad_(False), lambda: runs.claim(config, force, resume, given_keys(overrides)))
+    run(config, denoiser.eval().requires_grad_(False), force=force, resume=resume, given=given_keys(overrides))
     return load_student(config.out)
 
 
 def default_preset(teacher: str | None) -> str:
+    """The preset of a teacher for which none is named."""
     return "digits" if teacher == "bundled:digits" else "default"
 
 
-def fit(config: DistillConfig, teacher: Denoiser, claim: Callable[[], Path],
-        evaluator: Evaluator | None = None) -> tuple[Path, dict[float, Student]] | None:
-    """Train (or continue) in the folder that `claim` gives and save the student there.
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation leaves: the run's folder, the student at each EMA rate, their evaluation, seconds in all."""
 
-    Returns the folder and the averaged students by EMA rate (main process only). evaluator: measures the student every
-    `evaluate.every` steps; made here if none is given.
+    folder: Path
+    students: dict[float, Student]
+    evaluation: Evaluation
+    seconds: float
+
+
+def run(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool = False, resume: bool = False,
+        given: Collection[str] = (), step: int | None = None, began: float | None = None) -> Distilled | None:
+    """Train (or continue) a run in the folder `config.out`, save the student, evaluate it at every EMA rate.
+
+    teacher: the one that `config.teacher` names, if it is loaded already.
+    force, resume, given, step: see `claim`, which gives the run its folder.
+    began: `time.perf_counter()` from which the run's seconds are counted.
+
+    Returns None on all but the main process.
     """
-    objective = build_objective(config, teacher)
-    Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
-    seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
-    folder = claim()  # only now: a mistake above must not leave, or replace, a run
+    began = time.perf_counter() if began is None else began
+    job = Distillation(config, load_teacher(config.teacher) if teacher is None else teacher)
+    with claim(config, force, resume, given, step) as folder:
+        students = job.train(folder)
+        if students is None:
+            return None
+        console.print(f"evaluating {config.evaluate.num} images of teacher and student")
+        return job.evaluate(folder, students, began)
 
-    watchers = []
-    if drawable(teacher.image_shape):
-        watchers.append(Watcher(config.preview.every, Preview(teacher, seeds)))
-    if config.evaluate.every and not runs.is_main_process():
-        watchers.append(Watcher(config.evaluate.every, lambda *_: None))
-    elif config.evaluate.every:
-        measure = evaluator or Evaluator(teacher, num=config.evaluate.num, batch=config.evaluate.batch,
-                                         features=config.evaluate.features, reference=config.evaluate.reference)
-        watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.each(students_of(averages))))
-    averages, main = train(objective, config, folder, watchers)
-    if not main:
-        return None
-    students = students_of(averages)
-    source = {"teacher_source": teacher.origin} if teacher.origin else {}
-    provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps,
-                  "commit": commit(), "versions": versions()}
-    students[config.ema[0]].save(folder / "student", provenance, students)
-    return folder, students
+
+def resume(folder: Path, overrides: Sequence[str] = (), step: int | None = None,
+           began: float | None = None) -> Distilled | None:
+    """Continue a distillation from its newest whole checkpoint, or from that of a step; later ones are set aside then.
+
+    folder: of the run, which may have been moved.
+    overrides: `key=value`; these settings may differ from those that the run has had.
+    began: as in `run`.
+    """
+    check_run(folder)
+    config = load_config(DistillConfig, folder / "config.yaml", [*overrides])
+    return run(config.model_copy(update={"out": str(folder)}), resume=True, given=given_keys([*overrides]), step=step,
+               began=began)
+
+
+class Distillation:
+    """A distillation that is ready to be run: mistakes in its settings, and missing files, were found when it was made."""
+
+    def __init__(self, config: DistillConfig, teacher: Denoiser):
+        self.config, self.teacher = config, teacher
+        self.objective = build_objective(config, teacher)
+        Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
+        self.seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
+
+    def train(self, folder: Path, evaluator: Evaluator | None = None) -> dict[float, Student] | None:
+        """Train (or continue) in a folder and save the student there; gives it at each EMA rate (main process only).
+
+        evaluator: measures the student every `evaluate.every` steps; one is made if none is given.
+        """
+        averages, main = train(self.objective, self.config, folder, self.watchers(evaluator))
+        if not main:
+            return None
+        config, students = self.config, students_of(averages)
+        source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
+        provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps,
+                      "commit": commit(), "versions": versions()}
+        students[config.ema[0]].save(folder / "student", provenance, students)
+        return students
+
+    def watchers(self, evaluator: Evaluator | None) -> list[Watcher]:
+        """What looks at the student while it is trained: previews, and with `evaluate.every` measurements."""
+        config, watchers = self.config, []
+        if drawable(self.teacher.image_shape):
+            watchers.append(Watcher(config.preview.every, Preview(self.teacher, self.seeds)))
+        if config.evaluate.every and not processes.is_main():
+            watchers.append(Watcher(config.evaluate.every, lambda *_: None))
+        elif config.evaluate.every:
+            measure = evaluator or Evaluator(self.teacher, num=config.evaluate.num, batch=config.evaluate.batch,
+                                             features=config.evaluate.features, reference=config.evaluate.reference)
+            watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.compare(students_of(averages))))
+        return watchers
+
+    def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> Distilled:
+        """Measure teacher and students on the same seeds and write results.json. began: as in `run`."""
+        config = self.config
+        first, *others = students
+        named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
+        found = evaluate(self.teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
+                         features=config.evaluate.features, reference=config.evaluate.reference)
+        seconds = round(time.perf_counter() - began, 1)
+        write_json(folder / "results.json", found.record() | {
+            "seconds": seconds, "seeds": f"0-{config.evaluate.num - 1}", "ema": list(students),
+            "train_seed": config.train.seed, "steps": config.train.steps, "batch": config.train.batch,
+            "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()})
+        return Distilled(folder, students, found, seconds)
 
 
 def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu") -> Objective:
@@ -109,31 +178,8 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
 
 
 def students_of(averages: Averages) -> dict[float, Student]:
+    """The averaged students by EMA rate."""
     return {rate: student for rate, networks in averages.items() if isinstance(student := networks["student"], Student)}
-
-
-def run(config: DistillConfig, teacher: Denoiser, claim: runs.Claim, began: float | None = None) -> dict[str, Any] | None:
-    """Train (or continue) in the folder that `claim` holds, save the student, evaluate it at every EMA rate.
-
-    Returns results.json's content (main process only). began: time.perf_counter() from which `seconds` is counted.
-    """
-    began = time.perf_counter() if began is None else began
-    with ExitStack() as held:
-        fitted = fit(config, teacher, lambda: held.enter_context(claim()))
-        if fitted is None:
-            return None
-        folder, students = fitted
-        first, *others = students
-        console.print(f"evaluating {config.evaluate.num} images of teacher and student")
-        named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
-        results = evaluate(teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
-                           features=config.evaluate.features, reference=config.evaluate.reference)
-        results |= {"seconds": round(time.perf_counter() - began, 1), "seeds": f"0-{config.evaluate.num - 1}",
-                    "ema": list(students), "train_seed": config.train.seed, "steps": config.train.steps,
-                    "batch": config.train.batch, "threads": torch.get_num_threads(), "commit": commit(),
-                    "versions": versions()}
-        write_json(folder / "results.json", results)
-        return results
 
 
 class Preview:
@@ -150,16 +196,3 @@ class Preview:
             self.images = sample_teacher(self.teacher, self.seeds, self.labels)
         for path in (folder / "samples" / f"{step:06d}.png", folder / "teacher-student.png"):
             write_comparison(path, self.images, student.sample(self.seeds, self.labels))
-
-
-def resume(folder: Path, began: float | None = None, overrides: Sequence[str] = (),
-           step: int | None = None) -> dict[str, Any] | None:
-    """Continue a distillation from its newest whole checkpoint, or from that of a step; later ones are set aside then.
-
-    overrides: `key=value`; these settings may differ from those that the run has had.
-    """
-    if not (folder / "config.yaml").exists():
-        raise PidistillError(f"{folder} holds no run: config.yaml was expected there")
-    config = load_config(DistillConfig, folder / "config.yaml", list(overrides))
-    given = given_keys(list(overrides))
-    return run(config, load_teacher(config.teacher), lambda: runs.reopen(folder, config, given, step), began)

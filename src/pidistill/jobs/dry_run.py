@@ -53,7 +53,7 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
         else:
             parts = rehearse(micro, micro < share)
         needed = sum(parts.values())
-        together = f"{binary(needed)}, and what the kernels need beside; " \
+        together = f"{format_bytes(needed)}, and what the kernels need beside; " \
                    f"{'fits' if needed <= room else 'too much for'} {memory:g} GB"
     except Exception as error:  # what cannot run without values, such as a class-conditional network inside jvp
         parts, together = {}, f"not known: the step does not run without values ({type(error).__name__})"
@@ -62,16 +62,16 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
     rates = len(config.ema)
     return {
         "teacher": config.teacher,
-        "teacher's parameters": count(teacher), "student's parameters": count(student),
+        "teacher's parameters": count_parameters(teacher), "student's parameters": count_parameters(student),
         "batch": f"{config.train.batch} = {gpus} GPU{'s' * (gpus > 1)} x {math.ceil(share / micro)} x {micro}",
-        "operations": {"a sample": f"{engineering(flops)}FLOP", "a step": f"{engineering(total_flops)}FLOP",
-                       "the run": f"{engineering(total_flops * config.train.steps)}FLOP ({config.train.steps:,} steps)"},
+        "operations": {"a sample": f"{format_engineering(flops)}FLOP", "a step": f"{format_engineering(total_flops)}FLOP",
+                       "the run": f"{format_engineering(total_flops * config.train.steps)}FLOP ({config.train.steps:,} steps)"},
         f"memory of each GPU at its fullest, {micro} at a time": {
-            **{label: binary(size) for label, size in parts.items()},
+            **{label: format_bytes(size) for label, size in parts.items()},
             "together": together},
-        "checkpoint": f"{binary((3 + rates) * size(student))}; {config.checkpoint.keep} are kept",
-        "time": f"{engineering(seconds)}s a step, {duration(seconds * config.train.steps)} in all, on {gpus} x A100 at "
-                f"{engineering(SUSTAINED[config.precision])}FLOP/s each",
+        "checkpoint": f"{format_bytes((3 + rates) * bytes_of(student))}; {config.checkpoint.keep} are kept",
+        "time": f"{format_engineering(seconds)}s a step, {format_duration(seconds * config.train.steps)} in all, on {gpus} x A100 at "
+                f"{format_engineering(SUSTAINED[config.precision])}FLOP/s each",
     }
 
 
@@ -82,21 +82,22 @@ def gpu_hours(config: DistillConfig) -> float:
     return flops * config.train.batch * config.train.steps / SUSTAINED[config.precision] / 3600
 
 
-def engineering(value: float) -> str:
+def format_engineering(value: float) -> str:
     """1.2e9 -> `1.2 G`."""
     power = max(-3, min(6, math.floor(math.log10(value) / 3)))
     unit = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E"}[power]
     return f"{value / 10 ** (3 * power):.4g} {unit}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
 
 
-def binary(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes in the largest binary unit that gives at least 1."""
     power = min(4, int(math.log2(size) // 10)) if size >= 1 else 0
     return f"{size / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
@@ -115,10 +116,11 @@ def batch_of(objective: Objective, batch: int, device: str) -> dict[str, Tensor]
     return {key: torch.empty((batch, *value.shape), dtype=value.dtype, device=device) for key, value in sample.items()}
 
 
-def count(module: nn.Module) -> int:
+def count_parameters(module: nn.Module) -> int:
+    """How many numbers a module's parameters have."""
     return sum(p.numel() for p in module.parameters())
 
 
-def size(module: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of a module's parameters and buffers."""
     return sum(tensor.nbytes for tensor in tensors_of(module))

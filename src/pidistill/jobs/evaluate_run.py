@@ -2,28 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pidistill.core import processes
 from pidistill.core.errors import PidistillError
-from pidistill.evaluation.measure import Measure
+from pidistill.core.provenance import provenance
+from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
+from pidistill.evaluation.measure import Measure, metric_names
+from pidistill.evaluation.plots import Curve, plot_curves
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
-from pidistill.evaluation.tables import UNITS
+from pidistill.evaluation.tables import UNITS, format_metric, order_metrics, tabulate, tabulate_repeats
+from pidistill.files.folders import check_free, write_json
 from pidistill.files.weights import load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.load import teacher_spec_of
+from pidistill.models.load import load_model, load_pair, teacher_spec_of
+from pidistill.models.samplers.base import one_sampler
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
+from pidistill.models.teachers.base import load_teacher
 from pidistill.training.checkpoint import by_step
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
+from pidistill.training.run_folder import check_run
 
 
-def checkpoints_of(run: Path, teacher: Denoiser) -> Iterator[tuple[int, float, Student]]:
-    """(step, EMA rate, student) of every checkpoint of a distillation's folder."""
+@dataclass(frozen=True)
+class Protocol:
+    """How models are measured.
+
+    num, first_seed, repeats: images of the seeds first_seed ... first_seed + num - 1, and as often on the seeds after them.
+    batch: images at a time; None: what the memory holds.
+    metrics: `fid,is,...`; None: the Frechet distance and the distance to the teacher's solutions.
+    features, reference: as `load_features` and `load_reference` take them; `auto` and `none` are features too.
+    command: what the user typed, for the record.
+    """
+
+    num: int = 5000
+    first_seed: int = 0
+    repeats: int = 1
+    batch: int | None = None
+    metrics: str | None = None
+    features: str = "auto"
+    reference: str | None = None
+    device: str = "auto"
+    command: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """What must be known to repeat the numbers."""
+        return provenance(self.num, self.first_seed, self.repeats) | {"command": self.command}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is printed of an evaluation: a table, and a line below it."""
+
+    table: list[list[str]]
+    note: str = ""
+
+
+def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None, rates: Sequence[float | None] = (None,),
+                   sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False) -> Shown | None:
+    """Measure a student against its teacher, or a teacher alone; None on all but the main process.
+
+    spec: of a student, a run or a teacher.
+    teacher: of the student, if not the one that it was made from. It is drawn unless `metrics` are named without rms.
+    rates: EMA rates of the student, a row each; None: the first of its run.
+    sampler, steps: of the teacher, as `one_sampler` takes them.
+    out: a JSON file.
+    """
+    if out:
+        check_free(out, force)
+    names = metric_names(protocol.metrics or "frechet,trajectory_rmse")
+    chosen = one_sampler(sampler, steps)
+    processes.join()
+    device = processes.choose_device(protocol.device)
+    features = pick_features(protocol.features, spec, teacher)
+    if protocol.metrics and not features and names != ["trajectory_rmse"]:
+        raise PidistillError(f"--metrics {protocol.metrics} needs a feature network: --features inception, dinov2, or a file")
+    alone = bool(protocol.metrics) and not teacher and "trajectory_rmse" not in names
+    denoiser, students = load_subjects(spec, teacher, rates, device, alone)
+    options: dict[str, Any] = {"teacher": denoiser, "students": students, "batch": protocol.batch, "features": features,
+               "reference": protocol.reference, "metrics": names, "sampler": chosen}
+    about = protocol.record()
+    found: Any
+    if protocol.repeats == 1:
+        found = evaluate(num=protocol.num, first_seed=protocol.first_seed, **options)
+        table = tabulate(found)
+    else:
+        found = evaluate_repeats(protocol.repeats, protocol.num, protocol.first_seed, **options)
+        table = tabulate_repeats(found, about["seeds"])
+    if not processes.is_main():
+        return None
+    if out:
+        write_json(out, found.record() | about)
+    return Shown(table)
+
+
+def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None], device: torch.device,
+                  alone: bool) -> tuple[Denoiser | None, dict[str, Student]]:
+    """The teacher and the students by name that `spec` stands for, on the device. alone: without a student's teacher."""
+    first = load_model(spec, rates[0])
+    if not isinstance(first, Student):
+        return first.to(device), {}
+    denoiser: Denoiser | None = None
+    students: dict[str, Student] = {}
+    for rate in rates:
+        name = "student" if rate == rates[0] else f"student, EMA {rate}"
+        if alone:
+            model = load_model(spec, rate)
+            assert isinstance(model, Student)
+            students[name] = model.to(device)
+        else:
+            students[name], denoiser = load_pair(spec, teacher, rate)
+            students[name].to(device)
+    return denoiser.to(device) if denoiser else None, students
+
+
+def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None = None, out: Path | None = None,
+                         force: bool = False) -> Shown | None:
+    """Measure every checkpoint and EMA rate of a run; a JSON file and a plot. None on all but the main process.
+
+    run: the folder of a distillation; what is finished lies in RUN/evaluation/ and is not measured again.
+    teacher: another than the run's own.
+    out: the JSON file, by default RUN/evaluation.json; the plot lies beside it.
+    """
+    if out:
+        check_free(out, force)
+    names = metric_names(protocol.metrics or "frechet,trajectory_rmse")
+    processes.join()
+    device = processes.choose_device(protocol.device)
+    chosen = pick_features(protocol.features, str(run), teacher)
+    if protocol.metrics and not chosen and names != ["trajectory_rmse"]:
+        raise PidistillError(f"--metrics {protocol.metrics} needs a feature network: --features inception, dinov2, or a file")
+    check_run(run)
     config = load_config(DistillConfig, run / "config.yaml")
+    features = chosen or config.evaluate.features
+    if not features:
+        raise PidistillError("the checkpoints need a feature network: --features inception, dinov2, digits or a file")
+    denoiser = load_teacher(teacher or config.teacher)
+    measure = Measure(features, protocol.reference or config.evaluate.reference, denoiser.image_shape, device,
+                      [name for name in names if name != "trajectory_rmse"])
+    curves = measure_checkpoints(run, config, denoiser, measure, protocol)
+    if not processes.is_main():
+        return None
+    key = order_metrics(curves[str(config.ema[0])].runs[0])[0]
+    path = out or run / "evaluation.json"
+    write_json(path, {"curves": {rate: curve.record() for rate, curve in curves.items()}} | protocol.record())
+    plot_curves(path.with_suffix(".png"), list(curves.values()), key, UNITS[key])
+    rows = [[rate, str(step), ", ".join(format_metric(key, line[key][k][1]) for line in curve.runs)]
+            for rate, curve in curves.items() for k, (step, _) in enumerate(curve.runs[0][key])]
+    return Shown([["EMA", "step", f"{UNITS[key]}, each set of seeds"], *rows],
+                 f"numbers in {path}, curve in {path.with_suffix('.png')}")
+
+
+def measure_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser, measure: Measure,
+                        protocol: Protocol) -> dict[str, Curve]:
+    """A curve for each EMA rate of a run, by the rate; each set of seeds is a line of it."""
+    curves: dict[str, Curve] = {}
+    for step, rate, student in checkpoints_of(run, config, teacher):
+        student = student.to(measure.device)
+        curve = curves.setdefault(str(rate), Curve(f"EMA {rate}", [{} for _ in range(protocol.repeats)]))
+        for k, line in enumerate(curve.runs):
+            start = protocol.first_seed + k * protocol.num
+            name = f"step {step}, EMA {rate}"
+            found = measure_models({name: Subject.of(student)}, measure, range(start, start + protocol.num),
+                                   batch=protocol.batch, num_classes=student.num_classes, keep=run / "evaluation",
+                                   what=name)[name]
+            for key in order_metrics([found.metrics]):
+                line.setdefault(key, []).append((step, found.metrics[key]))
+    return curves
+
+
+def checkpoints_of(run: Path, config: DistillConfig, teacher: Denoiser) -> Iterator[tuple[int, float, Student]]:
+    """(step, EMA rate, student) of every checkpoint of a distillation's folder."""
     found = by_step(run / "checkpoints")
     if not found:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
@@ -33,26 +190,6 @@ def checkpoints_of(run: Path, teacher: Denoiser) -> Iterator[tuple[int, float, S
             student = make_student(teacher, config.student.init, config.student.net, config.student.width)
             load_weights(student, read_tensors(path), path)
             yield int(folder.name), rate, student.eval().requires_grad_(False)
-
-
-def evaluate_checkpoints(run: Path, teacher: Denoiser, measure: Measure, *, num: int, batch: int | None,
-                         first_seed: int = 0, repeats: int = 1) -> dict[str, Any]:
-    """Every checkpoint and EMA rate of a run: a record as `plots.plot_curves` draws it, each repeat a line.
-
-    What is finished lies in RUN/evaluation/ and is not measured again.
-    """
-    curves: dict[str, Any] = {}
-    for step, rate, student in checkpoints_of(run, teacher):
-        student = student.to(measure.device)
-        lines = curves.setdefault(str(rate), {"label": f"EMA {rate}", "runs": [{} for _ in range(repeats)]})["runs"]
-        for k, line in enumerate(lines):
-            start = first_seed + k * num
-            name = f"step {step}, EMA {rate}"
-            row = measure_models({name: Subject.of(student)}, measure, range(start, start + num), batch=batch,
-                                 num_classes=student.num_classes, keep=run / "evaluation", what=name)[name]
-            for key in UNITS.keys() & row.keys():
-                line.setdefault(key, []).append((step, row[key]))
-    return {"curves": curves}
 
 
 def pick_features(name: str, *specs: str | None) -> str | None:

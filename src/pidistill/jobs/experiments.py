@@ -1,6 +1,6 @@
 """The paper's experiments: which runs each compares, what differs in them, and the numbers that the paper reports.
 
-A curve is one training run; it differs from the scale's preset in the keys given here and in nothing else, so that
+A curve is what one setting gives; it differs from the scale's preset in the keys given here and in nothing else, so that
 experiments share it. `paper_steps`: how far the paper trains it (the ends of its figures' axes).
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Curve:
+class Setting:
     label: str
     overrides: dict[str, Any] = field(default_factory=dict)
     paper_steps: int = 200_000
@@ -31,15 +31,15 @@ class Experiment:
 PAPER_TEACHER = "2.04"  # EDM on CIFAR-10, Tables 1 and 7
 
 CURVES = {
-    "base": Curve("PID as in the paper (N = 250)", paper_steps=800_000),  # 1st order, N = 250, teacher's weights, perceptual
-    "midpoint": Curve("2nd order, two evaluations", {"objective.scheme": "midpoint"}, 800_000),
-    "central": Curve("2nd order, three evaluations", {"objective.scheme": "central"}, 800_000),
-    "small": Curve("half the channels, random start", {"student.init": "random", "student.width": 0.5}, 800_000),
-    "autodiff": Curve("automatic differentiation", {"objective.scheme": "autodiff"}, 50_000),
-    "random": Curve("random start", {"student.init": "random"}),
-    "no-stop-gradient": Curve("without stop-gradient", {"objective.stop_gradient": False}),
-    "l2": Curve("L2", {"objective.distance": "l2"}, 800_000),
-    **{f"N{n}": Curve(f"N = {n}", {"grid.points": n}) for n in (35, 80, 120, 200, 500, 1000)},
+    "base": Setting("PID as in the paper (N = 250)", paper_steps=800_000),  # 1st order, N = 250, teacher's weights, perceptual
+    "midpoint": Setting("2nd order, two evaluations", {"objective.scheme": "midpoint"}, 800_000),
+    "central": Setting("2nd order, three evaluations", {"objective.scheme": "central"}, 800_000),
+    "small": Setting("half the channels, random start", {"student.init": "random", "student.width": 0.5}, 800_000),
+    "autodiff": Setting("automatic differentiation", {"objective.scheme": "autodiff"}, 50_000),
+    "random": Setting("random start", {"student.init": "random"}),
+    "no-stop-gradient": Setting("without stop-gradient", {"objective.stop_gradient": False}),
+    "l2": Setting("L2", {"objective.distance": "l2"}, 800_000),
+    **{f"N{n}": Setting(f"N = {n}", {"grid.points": n}) for n in (35, 80, 120, 200, 500, 1000)},
 }
 
 EXPERIMENTS = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.edm_pickle import describe_pickle
 from pidistill.files.folders import ASSETS
 from pidistill.files.reading import read_json
 from pidistill.files.safetensors_header import read_header
@@ -26,7 +27,10 @@ def describe_weights(path: Path) -> dict[str, Any]:
 
 
 def describe_stored(spec: str) -> dict[str, Any] | None:
-    """Facts to print of a student's, teacher's or bundled folder or a safetensors file; None for anything else."""
+    """Facts to print of a student's, teacher's or bundled folder, a safetensors file or EDM's pickle; else None."""
+    pickle = Path(spec.removeprefix("edm:"))
+    if pickle.suffix == ".pkl" and pickle.is_file():
+        return describe_pickle(pickle)
     path = Path(spec)
     if spec.startswith("bundled:"):
         name = spec.removeprefix("bundled:")

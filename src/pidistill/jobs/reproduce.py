@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.provenance import commit, versions
 from pidistill.core.registry import choices
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation.evaluate import Evaluator
 from pidistill.evaluation.pictures import write_captioned
-from pidistill.evaluation.plots import plot_curves
+from pidistill.evaluation.plots import Curve, plot_curves
 from pidistill.files.folders import write_json
 from pidistill.files.reading import read_json
-from pidistill.jobs import dry_run as dryrun
-from pidistill.jobs.distill import fit
+from pidistill.jobs.distill import Distillation
+from pidistill.jobs.dry_run import count_parameters, format_duration, gpu_hours
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment
 from pidistill.jobs.trajectory import draw_trajectory
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import load_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training import run_folder as runs
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import differing, load_config, read_yaml
 from pidistill.training.log import read_metrics
+from pidistill.training.run_folder import changed_settings, claim
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,13 @@ def plan(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = No
 
 def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator]) -> None:
     """Train one curve, or continue it; a finished one is left alone. Other settings in its folder are refused."""
-    with ExitStack() as held:
-        if not run.done:
-            console.print(f"{CURVES[run.curve].label}, seed {run.seed}: {run.folder}", soft_wrap=True)
-            fit(run.config, teacher, lambda: held.enter_context(runs.claim(run.config, resume=True)), evaluator())
-        elif changed := differing(read_yaml(run.folder / "config.yaml"), run.config):
-            raise runs.changed_settings(run.folder, changed)
+    if not run.done:
+        console.print(f"{CURVES[run.curve].label}, seed {run.seed}: {run.folder}", soft_wrap=True)
+        measure, job = evaluator(), Distillation(run.config, teacher)
+        with claim(run.config, resume=True) as folder:
+            job.train(folder, measure)
+    elif changed := differing(read_yaml(run.folder / "config.yaml"), run.config):
+        raise changed_settings(run.folder, changed)
 
 
 def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None,
@@ -118,7 +119,7 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
 
     for run in planned:
         train_curve(run, teacher, evaluator)
-    if not runs.is_main_process():
+    if not processes.is_main():
         return []
     command = " ".join(["pidistill reproduce", name, f"--scale {scale_name}", *([f"--seeds {seeds}"] if seeds else []),
                         *(f"--set {text}" for text in overrides)])
@@ -138,8 +139,8 @@ def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = N
     steps = sum(run.config.train.steps for run in missing)
     lines.append(f"{len(missing)} of {len(planned)} runs to train, {steps:,} steps; results in {out}")
     if missing and SCALES[scale_name].paper_steps:
-        hours = sum(dryrun.gpu_hours(run.config) for run in missing)
-        lines.append(f"about {hours:,.0f} hours of one A100, or {dryrun.duration(hours * 3600 / 8)} on 8 GPUs, without the "
+        hours = sum(gpu_hours(run.config) for run in missing)
+        lines.append(f"about {hours:,.0f} hours of one A100, or {format_duration(hours * 3600 / 8)} on 8 GPUs, without the "
                      f"evaluations (accelerate launch --multi_gpu --num_processes 8 -m pidistill.cli reproduce ...); "
                      f"{torch.cuda.device_count()} GPUs are here")
     return lines
@@ -157,18 +158,12 @@ def report(name: str, command: str, scale: Scale, planned: list[Run], teacher: D
            teacher_numbers: dict[str, float], out: Path) -> list[Path]:
     """NAME.json (raw numbers), NAME.png and NAME.md."""
     experiment = EXPERIMENTS[name]
-    curves = {curve: [run for run in planned if run.curve == curve] for curve in experiment.paper}
-    keys = (scale.metric, "trajectory_rmse")
+    runs = {curve: [run for run in planned if run.curve == curve] for curve in experiment.paper}
+    curves = {curve: curve_of(curve, each, experiment.paper[curve], scale) for curve, each in runs.items()}
     record = {
         "experiment": name, "title": experiment.title, "paper": experiment.section, "preset": scale.preset,
         "command": command, "teacher": teacher_numbers,
-        "curves": {curve: {"label": CURVES[curve].label, "overrides": CURVES[curve].overrides,
-                           "paper": experiment.paper[curve],
-                           "runs": [{"seed": run.seed, "steps": run.config.train.steps, "batch": run.config.train.batch,
-                                     "commit": read_json(run.folder / "student" / "provenance.json")["commit"],
-                                     "parameters": parameters(run), "seconds": read_metrics(run.folder)[-1]["seconds"],
-                                     **{key: run.records(key) for key in keys if run.records(key)}}
-                                    for run in each]} for curve, each in curves.items()},
+        "curves": {name: curve.record() for name, curve in curves.items()},
         "commit": commit(), "versions": versions(), "threads": torch.get_num_threads()}
     write_json(out / f"{name}.json", record)
     picture = out / f"{name}.png"
@@ -176,16 +171,25 @@ def report(name: str, command: str, scale: Scale, planned: list[Run], teacher: D
         seeds = list(range(4))
         draw_trajectory(picture, load_student(planned[0].folder), teacher, seeds, labels_of(seeds, teacher.num_classes))
     elif experiment.kind == "curves":
-        plot_curves(picture, record, scale.metric, scale.unit)
+        plot_curves(picture, list(curves.values()), scale.metric, scale.unit)
     if experiment.kind != "trajectories":
         grid = picture if experiment.kind == "samples" else out / f"{name}-samples.png"
-        draw_samples(grid, curves, teacher)
-    (out / f"{name}.md").write_text(markdown(name, experiment, scale, record))
+        draw_samples(grid, runs, teacher)
+    (out / f"{name}.md").write_text(format_markdown(name, experiment, scale, record))
     return [out / f"{name}{end}" for end in (".md", ".json", ".png") if (out / f"{name}{end}").exists()]
 
 
-def parameters(run: Run) -> int:
-    return sum(p.numel() for p in load_student(run.folder).parameters())
+def curve_of(name: str, runs: Sequence[Run], paper: str, scale: Scale) -> Curve:
+    """A curve's runs as they are plotted and recorded. paper: what the paper reports of it."""
+    lines: list[dict[str, Any]] = []
+    for run in runs:
+        evaluations = {key: run.records(key) for key in (scale.metric, "trajectory_rmse")}
+        lines.append({"seed": run.seed, "steps": run.config.train.steps, "batch": run.config.train.batch,
+                      "commit": read_json(run.folder / "student" / "provenance.json")["commit"],
+                      "parameters": count_parameters(load_student(run.folder)),
+                      "seconds": read_metrics(run.folder)[-1]["seconds"],
+                      **{key: values for key, values in evaluations.items() if values}})
+    return Curve(CURVES[name].label, lines, {"overrides": CURVES[name].overrides, "paper": paper})
 
 
 def draw_samples(path: Path, curves: dict[str, list[Run]], teacher: Denoiser, columns: int = 16) -> None:
@@ -197,7 +201,7 @@ def draw_samples(path: Path, curves: dict[str, list[Run]], teacher: Denoiser, co
     write_captioned(path, torch.cat(rows), columns, ["teacher", *curves], [])
 
 
-def markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, Any]) -> str:
+def format_markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, Any]) -> str:
     """The report's text: every number beside the paper's."""
     trained = sorted({run["commit"][:12] for curve in record["curves"].values() for run in curve["runs"]})
     lines = [f"## {experiment.title} ({experiment.section})", "",
@@ -208,7 +212,7 @@ def markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, 
     if scale.metric in record["teacher"]:
         lines.append(f"| teacher | | | {PAPER_TEACHER} | {record['teacher'][scale.metric]:.2f} | | 0 | |")
     for curve in record["curves"].values():
-        lines.append(row(curve, scale.metric))
+        lines.append(format_curve(curve, scale.metric))
     if experiment.kind != "table":
         lines += ["", f"![{experiment.title}]({name}.png)"]
     if experiment.kind in ("table", "curves"):
@@ -216,7 +220,7 @@ def markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, 
     return "\n".join(lines) + "\n"
 
 
-def row(curve: dict[str, Any], metric: str) -> str:
+def format_curve(curve: dict[str, Any], metric: str) -> str:
     """A curve's line of the table: last values, by training seed."""
     each = curve["runs"]
 

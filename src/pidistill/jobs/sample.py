@@ -17,16 +17,46 @@ from torch import Tensor, nn
 
 from pidistill.core.compiling import compiled
 from pidistill.core.errors import PidistillError
-from pidistill.core.precision import HALF, Precision, autocast
+from pidistill.core.precision import HALF, Precision, autocast, parse_precision, set_float32_products
+from pidistill.core.processes import choose_device
+from pidistill.core.seeds import parse_integers
 from pidistill.core.tensors import dequantise, device_of, quantise
 from pidistill.core.threads import ahead, cores
 from pidistill.evaluation.pictures import check_drawable, png, write_grid
+from pidistill.files.folders import check_free
+from pidistill.models.batch_size import fitting_batch
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.drawing import choose_labels
-from pidistill.models.samplers.base import Sampler, draw_teacher
+from pidistill.models.load import load_model
+from pidistill.models.samplers.base import STEPS, Sampler, draw_teacher, one_sampler
 from pidistill.models.student import Student
 
 CHUNK = 32  # PNGs that a thread writes before it takes the next
+
+
+def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = None, *, ema: float | None = None,
+                columns: int | None = None, batch: int | None = None, sampler: str = "heun", steps: int = STEPS,
+                device: str = "auto", precision: str = "fp32", compile: bool = False, force: bool = False) -> str:
+    """Load the model that `spec` names and draw its images into `out`; gives a line on what was written.
+
+    seeds, labels: numbers and ranges, `0-63,70`; without labels each seed has its own.
+    ema: EMA rate of a student. columns: of a grid.
+    batch: images at a time; None: what the memory holds.
+    sampler, steps: of a teacher, as `one_sampler` takes them.
+    precision: of the network's products. compile: the network first.
+    force: what is there is replaced.
+    """
+    numbers = parse_integers(seeds)
+    classes = None if labels is None else parse_integers(labels, "labels")
+    chosen, rounding = one_sampler(sampler, steps), parse_precision(precision)
+    check_free(out, force)
+    where = choose_device(device)
+    set_float32_products(rounding)
+    model = load_model(spec, ema).to(where)
+    check_target(out, model.image_shape)
+    at_once = min(batch or fitting_batch(model, where), len(numbers))
+    call = prepare_call(model, rounding, at_once if compile else None)
+    return sample(out, model, numbers, classes, columns=columns, batch_size=at_once, sampler=chosen, call=call)
 
 
 def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: Sequence[int] | None = None, *,
@@ -123,7 +153,7 @@ def write_pngs(out: Path, batches: Iterable[Tensor], seeds: Sequence[int]) -> No
         pass
 
 
-def ready(model: Student | Denoiser, precision: Precision = "fp32", compile_for: int | None = None) -> Callable[..., Tensor]:
+def prepare_call(model: Student | Denoiser, precision: Precision = "fp32", compile_for: int | None = None) -> Callable[..., Tensor]:
     """What to call in place of the model: its network at a precision; compiled, if a number of images at a time is given."""
     device, call = device_of(model), model.__call__
     network = model.net if isinstance(model, Student) else getattr(model, "model", None)

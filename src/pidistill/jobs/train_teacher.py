@@ -1,9 +1,9 @@
-"""`pidistill train-teacher`: train a teacher with EDM's loss."""
+"""`pidistill train-teacher`: train a teacher with EDM's loss (Karras et al., 2022, Eq. 2)."""
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -18,48 +18,70 @@ from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.teachers.base import teacher_config, teacher_tensors
 from pidistill.nets.base import build_net
-from pidistill.training import run_folder as runs
+from pidistill.objectives.base import Objective
 from pidistill.training.config import TeacherConfig
+from pidistill.training.config_file import given_keys, load_config
 from pidistill.training.log import read_metrics
+from pidistill.training.run_folder import claim
 from pidistill.training.trainer import Averages, Watcher, train
 
 
-def train_teacher(config: TeacherConfig, claim: runs.Claim, command: str) -> Path | None:
-    """Run or continue the training in the folder that `claim` holds.
+def run(config: TeacherConfig, command: str, *, force: bool = False, resume: bool = False, given: Collection[str] = (),
+        step: int | None = None) -> Path | None:
+    """Train (or continue) a teacher in the folder `config.out`; gives FOLDER/teacher (main process only).
 
-    Returns folder/teacher (None on all but the main process).
+    command: what the user typed, for the teacher's provenance.
+    force, resume, given, step: see `claim`, which gives the run its folder.
     """
-    began = time.perf_counter()
-    data = load_images(config.data)
-    num_classes = data.num_classes if config.conditional else 0
-    shape = tuple(data.images.shape[1:])
-    torch.manual_seed(config.train.seed)  # initial weights
-    net = build_net(config.net, shape, num_classes)
-    denoiser = Preconditioned(net, shape, num_classes, net_spec=config.net, t_min=config.t_min, t_max=config.t_max,
-                              sigma_data=config.sigma_data, rho=config.rho)
-    options = dict(config.objective)
-    objective = build("objectives", options.pop("name"), denoiser, data, **options)
-    seeds = parse_integers(config.preview.seeds, "preview.seeds")
+    job = TeacherTraining(config)
+    with claim(config, force, resume, given, step) as folder:
+        return job.train(folder, command)
 
-    def preview(averages: Averages, step: int, folder: Path) -> None:
-        teacher = averages[config.ema[0]]["teacher"]
-        assert isinstance(teacher, Denoiser)
-        images = sample_teacher(teacher, seeds, labels_of(seeds, num_classes))
-        write_grid(folder / "samples" / f"{step:06d}.png", images, columns=8)
 
-    with ExitStack() as held:
-        folder = held.enter_context(claim())  # only now: a mistake above must not leave, or replace, a run
-        watchers = [Watcher(config.preview.every, preview)] if drawable(shape) else []
-        averages, main = train(objective, config, folder, watchers)
+def resume(folder: Path, overrides: Sequence[str], step: int | None, command: str) -> Path | None:
+    """Continue a teacher's training. Parameters and result as in `run` and in `distill.resume`."""
+    config = load_config(TeacherConfig, folder / "config.yaml", [*overrides])
+    return run(config.model_copy(update={"out": str(folder)}), command, resume=True, given=given_keys([*overrides]),
+               step=step)
+
+
+class TeacherTraining:
+    """A teacher's training that is ready to be run: mistakes in its settings and data were found when it was made."""
+
+    def __init__(self, config: TeacherConfig):
+        self.config, self.began = config, time.perf_counter()
+        self.data = load_images(config.data)
+        self.num_classes = self.data.num_classes if config.conditional else 0
+        shape = tuple(self.data.images.shape[1:])
+        torch.manual_seed(config.train.seed)  # initial weights
+        net = build_net(config.net, shape, self.num_classes)
+        self.denoiser = Preconditioned(net, shape, self.num_classes, net_spec=config.net, t_min=config.t_min,
+                                       t_max=config.t_max, sigma_data=config.sigma_data, rho=config.rho)
+        options = dict(config.objective)
+        self.objective: Objective = build("objectives", options.pop("name"), self.denoiser, self.data, **options)
+        self.seeds = parse_integers(config.preview.seeds, "preview.seeds")
+
+    def train(self, folder: Path, command: str) -> Path | None:
+        """Train (or continue) in a folder and save the averaged teacher there, with its provenance."""
+        config = self.config
+        watchers = [Watcher(config.preview.every, self.preview)] if drawable(self.denoiser.shape) else []
+        averages, main = train(self.objective, config, folder, watchers)
         if not main:
             return None
         losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
         provenance = {"command": command, "commit": commit(), "seed": config.train.seed, "steps": config.train.steps,
                       "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
-                      "data_images": len(data.images), "data_licence": data.licence, "versions": versions(),
-                      "seconds": round(time.perf_counter() - began)}
+                      "data_images": len(self.data.images), "data_licence": self.data.licence, "versions": versions(),
+                      "seconds": round(time.perf_counter() - self.began)}
         teacher = averages[config.ema[0]]["teacher"]
         assert isinstance(teacher, Preconditioned)
         write_folder(folder / "teacher", teacher_tensors(teacher),
                      {"config": teacher_config(teacher), "provenance": provenance})
         return folder / "teacher"
+
+    def preview(self, averages: Averages, step: int, folder: Path) -> None:
+        """Draw a grid of the averaged teacher's images."""
+        teacher = averages[self.config.ema[0]]["teacher"]
+        assert isinstance(teacher, Denoiser)
+        images = sample_teacher(teacher, self.seeds, labels_of(self.seeds, self.num_classes))
+        write_grid(folder / "samples" / f"{step:06d}.png", images, columns=8)

@@ -7,12 +7,36 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pidistill.core.processes import choose_device
 from pidistill.core.registry import member
-from pidistill.core.seeds import noise
+from pidistill.core.seeds import noise, parse_integers
 from pidistill.core.tensors import device_of
 from pidistill.evaluation.pictures import check_drawable, write_captioned
+from pidistill.files.folders import check_free
 from pidistill.models.denoiser import Denoiser
+from pidistill.models.drawing import choose_labels
+from pidistill.models.load import load_pair
 from pidistill.models.student import Student
+
+
+def trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None = None, *, teacher: str | None = None,
+                       ema: float | None = None, columns: int = 10, device: str = "auto", force: bool = False) -> str:
+    """Draw the trajectories of the student that `spec` names into `out`; gives a line that says how close it is.
+
+    seeds, labels: numbers and ranges, `0-3`; without labels each seed has its own.
+    teacher: another than the one that the student was made from. ema: EMA rate of the student.
+    columns: times from T to eps.
+    force: what is there is replaced.
+    """
+    numbers = parse_integers(seeds, most=100)
+    classes = None if labels is None else parse_integers(labels, "labels")
+    check_free(out, force)
+    student, denoiser = load_pair(spec, teacher, ema)
+    where = choose_device(device)
+    student, denoiser = student.to(where), denoiser.to(where)
+    y = choose_labels(classes, student.num_classes, numbers)
+    rms = draw_trajectory(out, student, denoiser, numbers, y, columns)
+    return f"{len(numbers)} trajectories in {out}; r.m.s. difference at eps {rms:.3f}"
 
 
 @torch.inference_mode()

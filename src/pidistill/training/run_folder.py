@@ -6,12 +6,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.files.folders import write_json, write_text
@@ -22,7 +23,6 @@ from pidistill.training.config_file import differing, dump_yaml, read_yaml
 
 LOCK = ".lock"
 LEASE = 120.0  # seconds; NFS takes the locks of a machine that vanished away after 90
-Claim = Callable[[], AbstractContextManager[Path]]  # gives a run its folder, and lets go of it at the end
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
     folder = Path(config.out)
     if force and resume:
         raise PidistillError("--force begins a run again and --resume goes on with it: one of the two")
-    if not is_main_process():  # one process of several makes the folder and holds the lock
+    if not processes.is_main():  # one process of several makes the folder and holds the lock
         yield folder
         return
     with ExitStack() as held:
@@ -68,12 +68,6 @@ def visible(folder: Path) -> list[Path]:
     """What is in a folder, if it is there, without locks and temporary files; config.yaml, which makes it a run, last."""
     found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
     return sorted(found, key=lambda path: path.name == "config.yaml")
-
-
-def reopen(folder: Path, config: RunConfig, given: Collection[str] = (),
-           step: int | None = None) -> AbstractContextManager[Path]:
-    """`claim` of a run that is there, and may have been moved."""
-    return claim(config.model_copy(update={"out": str(folder)}), resume=True, given=given, step=step)
 
 
 def go_back(checkpoints: Path, step: int | None, config: RunConfig) -> None:
@@ -135,13 +129,13 @@ def changed_settings(folder: Path, keys: list[str]) -> PidistillError:
                           "with --set, or choose another folder with --out")
 
 
-def is_main_process() -> bool:
-    """Whether this is the only process, or the one of several that writes (before and after accelerate is there)."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def is_teachers(folder: Path) -> bool:
-    """Whether the run there trains a teacher (and no student)."""
+def check_run(folder: Path) -> None:
+    """Refuse a folder that holds no run."""
     if not (folder / "config.yaml").exists():
         raise PidistillError(f"{folder} holds no run: config.yaml was expected there")
+
+
+def trains_teacher(folder: Path) -> bool:
+    """Whether the run there trains a teacher (and no student)."""
+    check_run(folder)
     return "data" in read_yaml(folder / "config.yaml")

@@ -104,18 +104,13 @@ def parse_sampler(text: str) -> list[Sampler]:
     """
     head, _, budgets = text.partition(":")
     name, *given = head.split(",")
-    options: dict[str, Any] = {}
-    ordered = re.fullmatch(r"(\w+?)_?(\d)", name)
-    if name == "dpm_solver_fast":
-        name, options = "dpm_solver", {"fast": True}
-    elif ordered and name not in names("samplers") and ordered[1] in names("samplers"):
-        name, options = ordered[1], {"order": int(ordered[2])}
+    name, options = expand_name(name)
     for pair in given:
         key, sign, value = pair.partition("=")
         if not sign:
             raise PidistillError("a sampler is NAME[,option=value...]:STEPS[,STEPS...], such as ddim,eta=0.5:10,50, got "
                                  f"{text!r}")
-        options[key.strip()] = number(value.strip())
+        options[key.strip()] = parse_value(value.strip())
     spacing = options.pop("spacing", "karras")
     try:
         steps = [int(part) for part in budgets.split(",")] if budgets else [STEPS]
@@ -124,8 +119,31 @@ def parse_sampler(text: str) -> list[Sampler]:
     return [Sampler(name, number, options, spacing) for number in steps]
 
 
-def number(text: str) -> int | float | str:
-    """A number or a truth value where it is one, else the text."""
+def expand_name(name: str) -> tuple[str, dict[str, Any]]:
+    """The sampler that a short name stands for, and the options in it: `deis3` is `deis` with order=3."""
+    if name == "dpm_solver_fast":
+        return "dpm_solver", {"fast": True}
+    ordered = re.fullmatch(r"(\w+?)_?(\d)", name)
+    if ordered and name not in names("samplers") and ordered[1] in names("samplers"):
+        return ordered[1], {"order": int(ordered[2])}
+    return name, {}
+
+
+def is_sampler(text: str) -> bool:
+    """Whether a text such as `ddim,eta=0.5:10` names a sampler, and not a folder."""
+    return expand_name(re.split("[,:]", text)[0])[0] in names("samplers")
+
+
+def one_sampler(text: str, steps: int) -> Sampler:
+    """The sampler `heun`, which then takes `steps` steps, or `heun:18`."""
+    found = parse_sampler(text if ":" in text else f"{text}:{steps}")
+    if len(found) > 1:
+        raise PidistillError(f"--sampler takes one number of steps, got {text!r}")
+    return found[0]
+
+
+def parse_value(text: str) -> int | float | str:
+    """Read a number or a truth value where the text is one, else the text itself."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

@@ -1,0 +1,34 @@
+"""Verbs that draw: sample, trajectory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pidistill.cli.options import AutoBatch, Device, Ema, Force, Labels, Model, Out, Precision, Seeds, Steps, Teacher
+
+
+def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema = None, out: Out = Path("samples.png"),
+           columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
+           batch: AutoBatch = None,
+           sampler: Annotated[str, typer.Option(help="Sampler of a teacher: heun:18, ddim,eta=1:50, deis3:10.")] = "heun",
+           steps: Steps = 18, device: Device = "auto", precision: Precision = "fp32",
+           compile: Annotated[bool, typer.Option("--compile", help="Compile the network first: a minute, for many images.")
+                              ] = False, force: Force = False) -> None:
+    """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
+    from pidistill.jobs.sample import sample_spec
+
+    print(sample_spec(model, out, seeds, labels, ema=ema, columns=columns, batch=batch, sampler=sampler, steps=steps,
+                      device=device, precision=precision, compile=compile, force=force))
+
+
+def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None, ema: Ema = None,
+               columns: Annotated[int, typer.Option(min=2, max=100, help="Times from T to eps.")] = 10,
+               out: Out = Path("trajectory.png"), device: Device = "auto", force: Force = False) -> None:
+    """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
+    from pidistill.jobs.trajectory import trajectory_of_spec
+
+    print(trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=ema, columns=columns, device=device,
+                             force=force))

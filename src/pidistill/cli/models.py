@@ -1,0 +1,45 @@
+"""Verbs about what a model is: inspect, convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pidistill.cli.options import Force
+from pidistill.cli.terminal import command_line, print_facts
+
+
+def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder or file of a teacher, student or run.")],
+            check: Annotated[bool, typer.Option("--check", help="Ask a teacher whether it denoises, and say what is "
+                                                                "wrong; exit code 1 if something is.")] = False) -> None:
+    """Say what a teacher, a student or a run is; with --check, whether a teacher can teach."""
+    if check:
+        from pidistill.jobs.check import check_teacher
+        from pidistill.models.teachers.base import load_teacher
+
+        checks = check_teacher(load_teacher(model))
+        for answer in checks:
+            print(f"{answer.verdict:<8} {answer.name:<12} {answer.says}")
+        raise typer.Exit(1 if any(answer.verdict == "wrong" for answer in checks) else 0)
+    from pidistill.jobs.inspect_files import describe_stored
+
+    facts = describe_stored(model)
+    if facts is None:
+        from pidistill.jobs.inspect import describe  # imports torch, which what is stored does not need
+
+        facts = describe(model)
+    print_facts(facts)
+
+
+def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST, or a folder.")],
+            out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+            dtype: Annotated[str, typer.Option(help="Of the weights in the file: fp32, fp16 or bf16.")] = "fp32",
+            force: Force = False) -> None:
+    """Write a teacher as config.json and safetensors, with the source's SHA-256; the folder is a teacher spec then."""
+    from pidistill.files.folders import check_free
+    from pidistill.jobs.convert import convert
+
+    check_free(out, force)
+    print(f"teacher in {convert(teacher, out, dtype=dtype, command=command_line())}")
