@@ -1,4 +1,4 @@
-"""Record what NVIDIA's EDM and EDM2 networks and preconditionings compute, for tests/test_originals.py.
+"""Record what NVIDIA's EDM and EDM2 networks and preconditionings compute, for tests/system/test_originals.py.
 
     git clone https://github.com/NVlabs/edm && git clone https://github.com/NVlabs/edm2
     pip install requests                         # which the originals import

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from pidistill.core.errors import PidistillError
+    from pidistill.evaluation.evaluate import evaluate
     from pidistill.jobs.check import check_teacher
     from pidistill.jobs.distill import distill
-    from pidistill.models.denoiser import Denoiser
+    from pidistill.models.denoiser import Denoiser, Preconditioned
+    from pidistill.models.samplers.base import Sampler, sample_teacher
     from pidistill.models.student import Student, load_student
     from pidistill.models.teachers.base import load_teacher
+    from pidistill.objectives.base import Objective
 
-_HOMES = {"Denoiser": "models.denoiser", "Student": "models.student", "check_teacher": "jobs.check", "distill": "jobs.distill",
-          "load_student": "models.student", "load_teacher": "models.teachers.base", "PidistillError": "core.errors"}
-__all__ = ["Denoiser", "PidistillError", "Student", "check_teacher", "distill", "load_student",
-           "load_teacher"]
+_HOMES = {"Denoiser": "models.denoiser", "Objective": "objectives.base", "PidistillError": "core.errors",
+          "Preconditioned": "models.denoiser", "Sampler": "models.samplers.base", "Student": "models.student",
+          "check_teacher": "jobs.check", "distill": "jobs.distill", "evaluate": "evaluation.evaluate",
+          "load_student": "models.student", "load_teacher": "models.teachers.base", "sample_teacher": "models.samplers.base"}
+__all__ = ["Denoiser", "Objective", "PidistillError", "Preconditioned", "Sampler", "Student", "check_teacher", "distill",
+           "evaluate", "load_student", "load_teacher", "sample_teacher"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,8 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of, noise
 from pidistill.evaluation.evaluate import evaluate
 from pidistill.evaluation.measure import Measure
-from pidistill.evaluation.tables import table
+from pidistill.evaluation.results import Evaluation, Measurement
+from pidistill.evaluation.tables import tabulate
 from pidistill.jobs.evaluate_run import pick_features
 from pidistill.models.samplers.base import STEPS, Sampler, sample_teacher
 from pidistill.models.student_init import make_student
@@ -22,7 +23,7 @@ from tests.helpers import MLP, tiny_teacher
 def test_counts_calls_and_measures_the_distance():
     teacher = tiny_teacher()
     student = make_student(teacher).eval()
-    results = evaluate(teacher, student, num=7, batch=3, first_seed=40)
+    results = evaluate(teacher, student, num=7, batch=3, first_seed=40).record()
     assert results["teacher"]["nfe"] == 2 * STEPS - 1 == 35 and results["student"]["nfe"] == 1
     seeds = range(40, 47)
     y = labels_of(seeds, 3)
@@ -34,8 +35,8 @@ def test_counts_calls_and_measures_the_distance():
 
 def test_a_teacher_or_a_student_alone():
     teacher = gaussian("2")
-    assert set(evaluate(teacher, None, num=4)) == {"teacher"}
-    row = evaluate(None, make_student(teacher, "random", MLP).eval(), num=4)["student"]
+    assert set(evaluate(teacher, None, num=4).record()) == {"teacher"}
+    row = evaluate(None, make_student(teacher, "random", MLP).eval(), num=4).record()["student"]
     assert {"nfe", "images_per_s", "seconds", "weights", "seeds"} <= set(row) and not {"fd", "trajectory_rmse"} & set(row)
 
 
@@ -62,7 +63,7 @@ def test_fd_needs_digits_and_finite_images():
 
 
 def test_fd_tells_digits_from_grey():
-    flat = evaluate(gaussian("1x16x16,std=0.1"), None, num=40, batch=20, features="digits", steps=2)
+    flat = evaluate(gaussian("1x16x16,std=0.1"), None, num=40, batch=20, features="digits", steps=2).record()
     assert flat["teacher"]["fd"] > 50 and flat["teacher"]["nfe"] == 3
 
 
@@ -73,8 +74,8 @@ def test_auto_means_digits_for_the_bundled_digits_alone():
 
 
 def test_table_shows_what_there_is():
-    results = {"teacher": {"nfe": 35, "images_per_s": 10.0, "fd": 0.3}, "speedup": 20.0,
-               "student": {"nfe": 1, "images_per_s": 200.0, "trajectory_rmse": 0.12345}}
-    head, teacher, student, ratio = table(results)
+    results = Evaluation({"teacher": Measurement(35, 10.0, metrics={"fd": 0.3}),
+                          "student": Measurement(1, 200.0, metrics={"trajectory_rmse": 0.12345})})
+    head, teacher, student, ratio = tabulate(results)
     assert teacher == ["teacher", "35", "0.30", "-", "10"] and student == ["student", "1", "-", "0.123", "200"]
     assert ratio[1] == "35x fewer" and ratio[4] == "20.0x" and len(head) == 5

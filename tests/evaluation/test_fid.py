@@ -15,7 +15,7 @@ from pidistill.evaluation.evaluate import evaluate
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.metrics.frechet import frechet_distance, statistics
 from pidistill.evaluation.references import load_reference
-from pidistill.evaluation.tables import table
+from pidistill.evaluation.tables import tabulate
 from pidistill.jobs.distill import distill
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.nets.features.base import load_features
@@ -68,7 +68,8 @@ def test_fid_is_the_frechet_distance_to_the_reference(extractor, spec, reference
 
 def test_evaluate_shows_it(spec, reference):
     results = evaluate(gaussian("3x8x8"), None, num=3, batch=3, features=spec, reference=reference, steps=2)
-    assert results["teacher"]["fid"] > 0 and "fd" not in results["teacher"] and table(results)[0][2] == "FID"
+    metrics = results.models["teacher"].metrics
+    assert metrics["fid"] > 0 and "fd" not in metrics and tabulate(results)[0][2] == "FID"
 
 
 def test_a_reference_of_another_network_is_refused(reference):

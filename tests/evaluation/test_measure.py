@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pidistill.cli.terminal import spread
-from pidistill.core import processes as parallel
+from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
-from pidistill.evaluation import evaluate as module
+from pidistill.evaluation import side_by_side
 from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
 from pidistill.evaluation.measure import Measure, metric_names
+from pidistill.evaluation.results import Evaluation, Measurement
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
-from pidistill.evaluation.tables import repeats_table, table
+from pidistill.evaluation.tables import tabulate, tabulate_repeats
 from pidistill.files.reading import read_json
 from pidistill.jobs.compare import compare
 from pidistill.models import batch_size as memory
@@ -55,7 +55,8 @@ def test_metric_names():
 
 def test_batches_as_one(teacher, student):
     """The numbers of all metrics are those of the images at once, whatever the batch."""
-    results = [evaluate(teacher, student, num=40, batch=batch, features="digits", metrics=ALL, steps=3) for batch in (40, 7)]
+    results = [evaluate(teacher, student, num=40, batch=batch, features="digits", metrics=ALL, steps=3).record()
+               for batch in (40, 7)]
     solutions, images = sample_teacher(teacher, range(40), steps=3), student.sample(range(40), clip=False)
     whole = Measure("digits", None, SHAPE, metrics=ALL)(images, solutions)
     assert {"fd", "is", "is_std", "kid", "kid_std", "precision", "recall", "trajectory_rmse"} == whole.keys()
@@ -70,9 +71,9 @@ class Stop(Exception):
 
 
 def test_an_interrupted_measurement_goes_on(teacher, student, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(side_by_side, "SAVE_EVERY", 0.0)
     options = {"num": 30, "batch": 7, "features": "digits", "metrics": ALL, "steps": 3}
-    expected = evaluate(teacher, student, **options)
+    expected = evaluate(teacher, student, **options).record()
     drawn: list[int] = []
     plain = Subject.run
 
@@ -88,7 +89,7 @@ def test_an_interrupted_measurement_goes_on(teacher, student, tmp_path, monkeypa
     assert len(list(tmp_path.glob("*.safetensors"))) == 2 and drawn == [0, 0, 7, 7, 14]
     again: list[int] = []
     monkeypatch.setattr(Subject, "run", lambda self, seeds, labels: again.append(seeds[0]) or plain(self, seeds, labels))
-    results = evaluate(teacher, student, keep=tmp_path, **options)
+    results = evaluate(teacher, student, keep=tmp_path, **options).record()
     assert again == [14, 21, 21, 28, 28]  # the teacher's third is drawn again for the student, and counted once
     for name in ("teacher", "student"):
         for key, value in expected[name].items():
@@ -97,7 +98,7 @@ def test_an_interrupted_measurement_goes_on(teacher, student, tmp_path, monkeypa
         assert results[name]["nfe"] == expected[name]["nfe"]
     assert not list(tmp_path.glob("*.safetensors")) and len(list(tmp_path.glob("*.json"))) == 2
     again.clear()
-    assert evaluate(teacher, student, keep=tmp_path, **options)["student"] == results["student"] and again == []
+    assert evaluate(teacher, student, keep=tmp_path, **options).record()["student"] == results["student"] and again == []
     evaluate(teacher, student, keep=tmp_path, **options | {"steps": 4})
     assert len(again) == 5  # another sampler is another measurement; the student's is still there
 
@@ -114,7 +115,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(teacher, student):
     subject = Subject(student.net, draw, {}, student)
     subject.at_once = 10
     images = subject.run(range(10), None)
-    assert sizes == [10, 5, 3] and subject.at_once == 3 and subject.result()["nfe"] == 1
+    assert sizes == [10, 5, 3] and subject.at_once == 3 and subject.measurement({}, {}).nfe == 1
     torch.testing.assert_close(images, student.sample(range(10), clip=False))
     subject.run(range(10, 14), None)
     assert sizes[3:] == [3]
@@ -143,21 +144,22 @@ def test_batch_that_fits_follows_the_free_memory(student, monkeypatch):
 
 def test_repeats_take_disjoint_seeds_and_show_minimum_and_mean(teacher):
     options = {"teacher": teacher, "students": None, "batch": 20, "features": "digits", "sampler": Sampler("ddim", 2)}
-    summary = evaluate_repeats(3, 20, 5, **options)
+    repeats = evaluate_repeats(3, 20, 5, **options)
+    summary = repeats.record()
     spans = [result["teacher"]["seeds"] for result in summary["repeats"]]
     assert spans == ["5-24", "25-44", "45-64"]
     values = [result["teacher"]["fd"] for result in summary["repeats"]]
     assert len(set(values)) == 3 and summary["minimum"]["teacher"]["fd"] == min(values)
     assert summary["mean"]["teacher"]["fd"] == pytest.approx(sum(values) / 3)
-    rows = repeats_table(summary, spans)
+    rows = tabulate_repeats(repeats, spans)
     assert [row[0] for row in rows[1:]] == ["teacher, seeds 5-24", "teacher, seeds 25-44", "teacher, seeds 45-64",
                                             "teacher, minimum", "teacher, mean"]
     assert rows[4][2] == f"{min(values):.2f}"
 
 
 def test_table_shows_every_metric():
-    head, row = table({"student": {"nfe": 1, "images_per_s": 9.6, "fid": 2.5, "is": 9.0, "kid": 0.00123, "precision": 0.5,
-                                   "recall": 0.25}})
+    head, row = tabulate(Evaluation({"student": Measurement(1, 9.6, metrics={
+        "fid": 2.5, "is": 9.0, "kid": 0.00123, "precision": 0.5, "recall": 0.25})}))
     assert head == ["", "evaluations", "FID", "IS", "KID x 1000", "precision", "recall", "images/s"]
     assert row == ["student", "1", "2.50", "9.00", "1.23", "0.500", "0.250", "10"]
 
@@ -290,6 +292,8 @@ def test_comparison_is_of_the_models(teacher, tmp_path):
     (["compare", "--teacher", "gaussian:2", "--samplers", "euler:2", "--published", "cifar"], "did you mean 'cifar10'"),
     (["compare", "--teacher", "gaussian:2", "--samplers", "euler:2", "--metrics", "fid"], "needs a feature network"),
     (["compare", "--teacher", "gaussian:2", "--students", "nowhere"], "does not exist"),
+    (["compare", "--teacher", "gaussian:2", "--samplers", "euler:2", "eulr:2"], "did you mean 'euler'"),
+    (["compare", "--teacher", "gaussian:2", "--students", "nowhere", "elsewhere"], "nowhere does not exist"),
     (["compare", "--samplers", "euler:2"], "--teacher"),
     (["evaluate", "gaussian:2", "--metrics", "fid"], "needs a feature network"),
     (["evaluate", "gaussian:2", "--metrics", "fidd"], "did you mean 'fid'"),
@@ -313,19 +317,12 @@ def test_reference_verb(cli, tmp_path):
                "--metrics", "fd,kid", "--steps", 2).code == 0
 
 
-def test_options_that_take_several_values():
-    assert spread(["compare", "--samplers", "a", "b", "--num", "3", "--students", "x"]) == [
-        "compare", "--samplers", "a", "--samplers", "b", "--num", "3", "--students", "x"]
-    assert spread(["compare", "--students", "x", "y", "z"]) == [
-        "compare", "--students", "x", "--students", "y", "--students", "z"]
-
-
 def test_alone_there_is_one_process():
-    assert (parallel.rank(), parallel.size()) == (0, 1)
+    assert (processes.rank(), processes.size()) == (0, 1)
     total = torch.ones(2)
-    parallel.add_up([total])
+    processes.add_up([total])
     assert total.tolist() == [1, 1]
-    assert parallel.choose_device("cpu").type == "cpu"
+    assert processes.choose_device("cpu").type == "cpu"
 
 
 @pytest.mark.gpu

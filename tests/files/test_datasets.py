@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.datasets import FILE_LIMIT, JSON_LIMIT, open_images
+from pidistill.files.datasets import FILE_LIMIT, LABELS_LIMIT, open_images
 
 NAMES = [f"0000{i // 3}/img{i:08d}.png" for i in range(5)]
 LABELS = [2, 0, 1, 1, 0]
@@ -170,7 +170,7 @@ def test_wrong_labels_are_one_line(tmp_path, record, words):
 
 def test_a_huge_record_is_not_read(tmp_path):
     path = make_folder(tmp_path / "a", {"a.png": encoded(GREY[0]), "dataset.json": b""})
-    os.truncate(path / "dataset.json", JSON_LIMIT + 1)
+    os.truncate(path / "dataset.json", LABELS_LIMIT + 1)
     refused(path, "larger than 200 MB", "dataset.json")
     os.truncate(path / "a.png", FILE_LIMIT + 1)
     (path / "dataset.json").unlink()

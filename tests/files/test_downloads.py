@@ -162,7 +162,7 @@ def test_redirects_stay_on_https(server, get, monkeypatch, tmp_path):
 
 
 def test_size_is_bounded_whatever_the_server_says(server, get, monkeypatch, tmp_path):
-    monkeypatch.setattr(downloads, "LIMIT", 40_000)
+    monkeypatch.setattr(downloads, "DOWNLOAD_LIMIT", 40_000)
     refused(get, "50000 bytes, more than 40000")
     server.script = [{"headers": {"Content-Length": None}}]
     refused(get, "more than 40000 bytes")

@@ -8,7 +8,7 @@ from torch import nn
 
 from pidistill import check_teacher, load_teacher
 from pidistill.models.denoiser import FunctionDenoiser
-from tests.test_preconditioning import FORMULAS, teacher_of
+from tests.models.test_preconditioning import FORMULAS, teacher_of
 
 GOOD = ["bundled:digits", "gaussian:2,modes=8,std=0.1", "gaussian:1x8x8,mean=0.2,std=0.5", "gaussian:3,modes=3,classes"]
 

@@ -19,7 +19,7 @@ from pidistill.models.denoiser import Preconditioned
 from pidistill.models.teachers.base import load_teacher, teacher_config, teacher_tensors
 from tests.edm_pickles import write
 from tests.helpers import NET, SHAPE, tiny_teacher
-from tests.test_preconditioning import SPECS
+from tests.models.test_preconditioning import SPECS
 
 KWARGS = {"model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
 

@@ -9,7 +9,7 @@ from torch import nn
 import pidistill
 from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json
-from pidistill.jobs.distill import default_preset, resume
+from pidistill.jobs.distill import default_preset, resume_distillation
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from tests.helpers import tiny_teacher
@@ -56,7 +56,7 @@ def test_a_run_does_not_claim_another_teacher_than_it_had(tmp_path):
     assert "bundled" not in str(read_json(tmp_path / "run" / "student" / "provenance.json")["teacher"])
     assert load_config(DistillConfig, tmp_path / "run" / "config.yaml").teacher != "bundled:digits"
     with pytest.raises(PidistillError) as caught:
-        resume(tmp_path / "run")
+        resume_distillation(tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from pidistill.core.errors import PidistillError
 from pidistill.jobs import reproduce
+from pidistill.jobs.distill import Distillation
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS
 from pidistill.training.config_file import differing
 from pidistill.training.log import read_metrics
@@ -72,8 +73,8 @@ def test_pictures(name, tmp_path):
 def test_finished_runs_are_not_trained_again_and_stopped_ones_go_on(tmp_path, monkeypatch):
     experiment, scale = EXPERIMENTS["table3"], reproduce.SCALES["bundled"]
     trained = []
-    fit = reproduce.fit
-    monkeypatch.setattr(reproduce, "fit", lambda config, *rest: (trained.append(config.out), fit(config, *rest)))
+    train = Distillation.train
+    monkeypatch.setattr(Distillation, "train", lambda self, folder, *rest: (trained.append(folder), train(self, folder, *rest))[1])
     reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=SMALL)
     assert len(trained) == 1
     folder = tmp_path / "curves" / "base-seed0"

@@ -57,7 +57,7 @@ def test_arrays_and_files_hold_the_students_images_bit_for_bit(which, request, t
 
 
 def test_chunks_of_a_folder_keep_seeds_and_images_together(student, tmp_path, monkeypatch):
-    monkeypatch.setattr(verb, "CHUNK", 2)
+    monkeypatch.setattr(verb, "PNGS_AT_ONCE", 2)
     verb.sample(tmp_path / "pngs", student, SEEDS, [1], batch_size=3)
     for seed, image in zip(SEEDS, pixels_of(student, [1], 3)):
         assert np.array_equal(np.asarray(Image.open(tmp_path / "pngs" / f"{seed:06d}.png")), image[:, :, 0])
@@ -108,10 +108,10 @@ def test_too_large_a_batch_says_what_to_do(student, tmp_path):
 @pytest.mark.parametrize("precision, most", [("bf16", 0.1), ("fp16", 0.01)])
 def test_a_lower_precision_changes_images_a_little(student, precision, most):
     exact = torch.cat(list(student.draw(SEEDS, labels_of(SEEDS, 3))))
-    call = verb.ready(student, precision)
+    call = verb.prepare_call(student, precision)
     rounded = torch.cat(list(student.draw(SEEDS, labels_of(SEEDS, 3), call=call)))
     assert rounded.dtype == torch.float32 and 1e-5 < (rounded - exact).abs().max() < most
-    assert torch.equal(torch.cat(list(student.draw(SEEDS, labels_of(SEEDS, 3), call=verb.ready(student)))), exact)
+    assert torch.equal(torch.cat(list(student.draw(SEEDS, labels_of(SEEDS, 3), call=verb.prepare_call(student)))), exact)
 
 
 def test_precision_reaches_the_files(cli, tmp_path):
@@ -163,7 +163,7 @@ def test_a_verb_imports_only_what_it_needs(args, unused, tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="signals of POSIX")
 def test_ctrl_c_ends_at_once_and_leaves_no_archive(tmp_path):
     """The network of the process stops it itself, in the middle, as Ctrl-C would."""
-    code = ("import os, signal, sys\nfrom pidistill import student\nfrom pidistill.cli import main\n"
+    code = ("import os, signal, sys\nfrom pidistill.models import student\nfrom pidistill.cli import main\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell runs in the background
             "calls = 0\nplain = student.Student.forward\n"
             "def forward(self, *args):\n    global calls\n    calls += 1\n"
@@ -186,7 +186,7 @@ def test_a_gpu_writes_the_cpus_images(coloured, tmp_path, precision, most):
     expected = pixels_of(coloured).astype(int)
     set_float32_products(precision)
     for name, compile_for in (("eager", None), ("compiled", 4)):
-        call = verb.ready(coloured.cuda(), precision, compile_for)
+        call = verb.prepare_call(coloured.cuda(), precision, compile_for)
         assert next(p for p in coloured.net.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1).is_contiguous(
             memory_format=torch.channels_last)
         verb.sample(tmp_path / f"{name}.npz", coloured, SEEDS, batch_size=4, call=call)

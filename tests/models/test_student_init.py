@@ -15,7 +15,7 @@ from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import SHAPE, loss_of, tiny_teacher
-from tests.test_convert import pickle_of
+from tests.jobs.test_convert import pickle_of
 
 RUN = {"train.steps": 40, "train.batch": 16, "optimizer.lr": 1e-2, "optimizer.clip": 1.0, "ema": 0.5,
        "grid.points": 40,

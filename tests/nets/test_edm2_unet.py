@@ -11,7 +11,7 @@ from torch import nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.models.student_init import make_student
-from pidistill.nets.edm2_unet import Block, EDM2UNet, MPConv, MPFourier, mp_cat, mp_silu, mp_sum
+from pidistill.nets.edm2_unet import EDM2Block, EDM2UNet, MPConv, MPFourier, mp_cat, mp_silu, mp_sum
 from pidistill.objectives.pid import PID
 from tests.helpers import CLASSES, SHAPE, grid_of, shake, start, tiny_teacher
 
@@ -79,7 +79,7 @@ def test_every_part_keeps_the_magnitude_of_unit_normal_input():
 def test_activations_stay_near_one_through_the_network():
     net, seen = tiny(model_channels=32, head_channels=32, channel_mult=(1, 2, 2)), []
     for module in net.modules():
-        if isinstance(module, Block):
+        if isinstance(module, EDM2Block):
             module.emb_gain.data.fill_(0.3)
             module.register_forward_hook(lambda module, args, out: seen.append(out.square().mean().sqrt().item()))
     net(*inputs())

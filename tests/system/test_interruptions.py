@@ -16,8 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json
 from pidistill.files.weights import read_tensors
-from pidistill.training import run_folder as runs
-from pidistill.training import trainer
+from pidistill.training import batches, run_folder, trainer
 from pidistill.training.checkpoint import by_step, newest
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import dump_yaml, load_config
@@ -109,7 +108,11 @@ def test_a_half_written_line_of_metrics_is_dropped(tmp_path):
 
 def claimed(folder, values=None, given=(), **options):
     config = load_config(DistillConfig, "default", {"train.steps": 6, "train.batch": 4, "out": str(folder)} | (values or {}))
-    return config, runs.claim(config, given=given, **options)
+    return config, run_folder.claim(config, given=given, **options)
+
+
+def reopen(folder, config, given=(), step=None):
+    return run_folder.claim(config.model_copy(update={"out": str(folder)}), resume=True, given=given, step=step)
 
 
 def test_other_settings_are_refused_unless_they_are_given(tmp_path):
@@ -122,9 +125,9 @@ def test_other_settings_are_refused_unless_they_are_given(tmp_path):
         pass
     assert "\n" not in str(caught.value)
     (run / "config.yaml").write_text(dump_yaml(config))  # edited by hand
-    with pytest.raises(PidistillError, match=r"objective\.distance"), runs.reopen(run, config):
+    with pytest.raises(PidistillError, match=r"objective\.distance"), reopen(run, config):
         pass
-    with runs.reopen(run, config, given=["optimizer", "objective.distance"]):
+    with reopen(run, config, given=["optimizer", "objective.distance"]):
         assert load_config(DistillConfig, run / "config.yaml") == config  # the next `resume` finds them there
 
 
@@ -135,9 +138,9 @@ def test_a_step_can_be_gone_back_to(tmp_path):
     (tmp_path / "a" / "config.yaml").write_text(dump_yaml(config))
     everything = [key.split(".")[0] for key in ("train", "optimizer", "log", "checkpoint", "ema")]
     with pytest.raises(PidistillError, match="no checkpoint 3; there are 2, 4, 6"), \
-            runs.reopen(tmp_path / "a", config, everything, step=3):
+            reopen(tmp_path / "a", config, everything, step=3):
         pass
-    with runs.reopen(tmp_path / "a", config, everything, step=2):
+    with reopen(tmp_path / "a", config, everything, step=2):
         again = start_run(tmp_path / "a", options)
     assert same(whole, again)
     assert {"000004.later", "000006.later", "000006"} < {path.name for path in (tmp_path / "a" / "checkpoints").iterdir()}
@@ -206,7 +209,7 @@ def test_a_kill_at_any_step_loses_the_steps_since_the_last_checkpoint(tmp_path):
 def poison(monkeypatch):
     """Draws of these steps (counted from 0) are NaN."""
     steps: set[int] = set()
-    plain = trainer.draws
+    plain = batches.draws
 
     def draws(objective, seed, step, ks, device):
         batch = plain(objective, seed, step, ks, device)
@@ -214,6 +217,7 @@ def poison(monkeypatch):
             batch["z"][0] = float("nan")
         return batch
 
+    monkeypatch.setattr(batches, "draws", draws)
     monkeypatch.setattr(trainer, "draws", draws)
     return steps
 
@@ -348,7 +352,7 @@ def test_two_runs_cannot_write_one_folder(tmp_path):
 
 
 def test_a_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "LEASE", 0.2)
+    monkeypatch.setattr(run_folder, "LEASE", 0.2)
     with claimed(tmp_path / "run")[1]:
         monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
         with pytest.raises(PidistillError, match="is being written by process"), claimed(tmp_path / "run", resume=True)[1]:
@@ -373,7 +377,7 @@ def test_force_replaces_a_run_and_nothing_else(tmp_path):
     with pytest.raises(PidistillError, match="holds another run"), claimed(folder)[1]:
         pass
     with claimed(folder, force=True)[1]:
-        assert [path.name for path in runs.visible(folder)] == ["config.yaml"]
+        assert [path.name for path in run_folder.visible(folder)] == ["config.yaml"]
     with pytest.raises(PidistillError, match="one of the two"), claimed(folder, force=True, resume=True)[1]:
         pass
     (tmp_path / "other").mkdir()
@@ -436,16 +440,16 @@ def test_a_folder_that_turns_read_only_leaves_the_run_going(tmp_path, monkeypatc
     """As root too: the kernel's answer is put in by hand."""
     import errno
 
-    from pidistill.files import weights as files
-    from pidistill.training import checkpoint, log
+    from pidistill.files import folders
+    from pidistill.training import checkpoint_writer, log
 
     whole = start_run(tmp_path / "a")
 
     def stage(name):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(files, "stage", stage)
-    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    monkeypatch.setattr(folders, "stage", stage)
+    monkeypatch.setattr(checkpoint_writer, "RETRY", 0.01)
     monkeypatch.setattr(log, "write_text", lambda path, text: path.write_text(text))  # the log was there before
     assert same(whole, start_run(tmp_path / "b"))
     assert "Read-only file system" in " ".join(capsys.readouterr().err.split())

@@ -15,7 +15,7 @@ STRANGERS = {"evaluation": "objectives"}  # rooms that could import another by t
 
 ROOT = Path(pidistill.__file__).parent
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-           for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}
+           for path in ROOT.rglob("*.py") if path not in (ROOT / "__init__.py", ROOT / "denoiser.py")}  # the latter: an alias
 
 
 def imported(name: str) -> set[str]:
@@ -27,7 +27,9 @@ def imported(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}:{node.lineno}: a relative import"
             # `from pidistill.core import seeds` imports a module, `from pidistill.core.seeds import stream` a name of one.
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} - {None}
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                found.add(module if module.removeprefix("pidistill.") in MODULES else node.module)
     return {module for module in (name.removeprefix("pidistill.") for name in found) if module in MODULES} - {name}
 
 

@@ -24,8 +24,8 @@ FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: ran
 # Records the draws, and sends this process a signal: "RANK STEP NUMBER" (steps from 0).
 SCRIPT = """
 import json, os, sys
-from pidistill.training import trainer
-plain, rank = trainer.draws, os.environ.get("RANK", "0")
+from pidistill.training import batches, setup
+plain, rank = batches.draws, os.environ.get("RANK", "0")
 who, when, number = os.environ.get("SIGNAL", "- 0 0").split()
 def draws(objective, seed, step, ks, device):
     batch = plain(objective, seed, step, ks, device)
@@ -33,12 +33,12 @@ def draws(objective, seed, step, ks, device):
         for row, k in enumerate(ks):
             file.write(json.dumps([step, k, {key: value[row].tolist() for key, value in batch.items()}]) + "\\n")
     return batch
-class Step(trainer.Step):
+class Step(setup.Step):
     def __call__(self, step, *arguments):
         if (rank, str(step)) == (who, when):
             os.kill(os.getpid(), int(number))
         return super().__call__(step, *arguments)
-trainer.draws, trainer.Step = draws, Step
+batches.draws, setup.Step = draws, Step
 from pidistill.cli import main
 main()
 """

@@ -8,15 +8,16 @@ import threading
 import pytest
 import torch
 
+from pidistill.core.compiling import compiled
 from pidistill.core.precision import has_instructions
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts import native
-from pidistill.training import trainer
+from pidistill.training import batches, setup
 from pidistill.training.batches import draws
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.step import Step
+from pidistill.training.step import Step, place
 from tests.helpers import vgg_weights
 from tests.runs import metrics, start_run
 
@@ -33,10 +34,10 @@ def digits_step(compile_: str = "never", device: str = "cpu", **overrides) -> tu
     config = load_config(DistillConfig, "digits", values)
     objective = build_objective(config, load_teacher("bundled:digits")).train()
     for module in (objective, *objective.frozen):
-        trainer.place(module, torch.device(device))
+        place(module, torch.device(device))
     step = Step(objective, config, torch.device(device))
     if compile_ != "never":
-        objective.compile_parts(functools.partial(trainer.compiled, dynamic=False, mode=compile_))
+        objective.compile_parts(functools.partial(compiled, dynamic=False, mode=compile_))
     return step, [draws(objective, 0, s, range(8), torch.device(device)) for s in range(config.train.steps)]
 
 
@@ -73,7 +74,7 @@ def test_compiled_runs_have_the_same_losses_and_compile_once(tmp_path, monkeypat
 @pytest.mark.parametrize("choice, compiles", [("auto", False), ("never", False), ("default", True), ("max-autotune", True)])
 def test_what_is_compiled(tmp_path, monkeypatch, choice, compiles):
     seen = []
-    monkeypatch.setattr(trainer, "compiled", lambda target, what, **options: (seen.append((what, options)), target)[1])
+    monkeypatch.setattr(setup, "compiled", lambda target, what, **options: (seen.append((what, options)), target)[1])
     losses(tmp_path / "a", {"compile": choice})
     assert [what for what, _ in seen] == ["the student's network", "the teacher", "the distance"] * compiles
     assert all(options.get("mode") == (choice if "-" in choice else None) for _, options in seen)
@@ -81,8 +82,8 @@ def test_what_is_compiled(tmp_path, monkeypatch, choice, compiles):
 
 def test_the_next_draws_are_made_by_another_thread(tmp_path, monkeypatch):
     names = set()
-    draw = trainer.draws
-    monkeypatch.setattr(trainer, "draws", lambda *a: (names.add(threading.current_thread().name), draw(*a))[1])
+    draw = batches.draws
+    monkeypatch.setattr(batches, "draws", lambda *a: (names.add(threading.current_thread().name), draw(*a))[1])
     losses(tmp_path / "a", images=False)
     assert names and threading.main_thread().name not in names
     assert not names & {thread.name for thread in threading.enumerate()}  # it ends with the run
@@ -122,7 +123,7 @@ def test_on_a_gpu_compiled_losses_are_those_of_eager_ones(mode):
 
 def test_types_without_instructions_are_named(tmp_path, monkeypatch, capsys):
     for fast in (False, True):
-        monkeypatch.setattr(trainer, "has_instructions", lambda precision, device, fast=fast: fast)
+        monkeypatch.setattr(setup, "has_instructions", lambda precision, device, fast=fast: fast)
         losses(tmp_path / str(fast), {"precision": "bf16", "train.steps": 1}, images=False)
         assert ("precision=bf16" in capsys.readouterr().err) != fast
     assert has_instructions("fp32", torch.device("cpu")) and has_instructions("bf16", torch.device("cuda"))

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.files import weights as files
-from pidistill.files.manifest import NAME, verify
+from pidistill.files import folders
+from pidistill.files.manifest import MANIFEST, verify
 from pidistill.files.weights import read_tensors
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
-from pidistill.training import checkpoint
+from pidistill.training import checkpoint_writer
 from pidistill.training.checkpoint import by_step, clean, collect, config_of, latest, newest, restore, set_aside
 from pidistill.training.checkpoint_writer import Checkpoints
 from pidistill.training.ema import EMA
@@ -59,9 +59,9 @@ def names(folder) -> list[str]:
 def stages(monkeypatch):
     """What `files.stage` was called with; `act(k, what)` is called at each."""
     seen = []
-    monkeypatch.setattr(files, "stage", lambda what: (seen.append(what), stages_act[0](len(seen), what)))
-    monkeypatch.setattr(checkpoint, "stage", files.stage)
-    monkeypatch.setattr("pidistill.files.manifest.stage", files.stage)
+    monkeypatch.setattr(folders, "stage", lambda what: (seen.append(what), stages_act[0](len(seen), what)))
+    monkeypatch.setattr("pidistill.training.checkpoint_writer.stage", folders.stage)
+    monkeypatch.setattr("pidistill.files.manifest.stage", folders.stage)
     stages_act = [lambda k, what: None]
     seen_of = lambda act: stages_act.__setitem__(0, act)
     return seen, seen_of
@@ -125,7 +125,7 @@ def test_newest_is_the_largest_number_that_is_whole(tmp_path):
     assert found.name == "999000" and len(wrong) == 1 and "student.safetensors has 0 bytes" in wrong[0]
     (tmp_path / "999000" / "state.json").unlink()
     assert newest(tmp_path)[0].name == "000005" and config_of(tmp_path) == {"k": 1000000}
-    (tmp_path / "000005" / NAME).unlink()
+    (tmp_path / "000005" / MANIFEST).unlink()
     with pytest.raises(PidistillError, match="none of the 3 checkpoints") as caught:
         newest(tmp_path)
     assert "\n" not in str(caught.value)
@@ -173,7 +173,7 @@ def test_every_flipped_bit_is_found(tmp_path):
     weights = [len(content) for content in contents.values()]
     flips = [(path, rng.randrange(8 * len(contents[path]))) for path in rng.choices([*contents], weights, k=1000)]
     flips += [(path, rng.randrange(8 * len(contents[path]))) for path in contents for _ in range(100)]
-    flips += [(folder / NAME, bit) for bit in range(8 * len(contents[folder / NAME]))]
+    flips += [(folder / MANIFEST, bit) for bit in range(8 * len(contents[folder / MANIFEST]))]
     verify(folder)
     for path, bit in flips:
         damaged = bytearray(contents[path])
@@ -208,7 +208,7 @@ def test_every_truncation_and_loss_is_found(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"files": 3, "sha256": ""}', "[" * 100_000, "\xff", "9" * 5000])
 def test_a_manifest_of_anything_is_one_line(tmp_path, text):
-    (tmp_path / NAME).write_text(text, encoding="latin-1")
+    (tmp_path / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(PidistillError) as caught:
         verify(tmp_path)
     assert "\n" not in str(caught.value)
@@ -219,7 +219,7 @@ def test_a_manifest_names_no_files_elsewhere(tmp_path):
 
     (tmp_path / "outside").write_text("x")
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / NAME).write_text(text_of({"files": {"../outside": {"bytes": 1, "sha256": ""}}}))
+    (tmp_path / "a" / MANIFEST).write_text(text_of({"files": {"../outside": {"bytes": 1, "sha256": ""}}}))
     with pytest.raises(PidistillError, match="missing"):
         verify(tmp_path / "a")
 
@@ -258,7 +258,7 @@ def test_killed_at_every_stage_of_a_write_a_whole_checkpoint_is_left(tmp_path, s
 def test_an_error_at_every_stage_is_a_warning_and_tried_again(tmp_path, stages, monkeypatch, capsys, code):
     """The disk fills at stage 1, 2, ...: the run goes on, the old checkpoints stay, and the next attempt writes it."""
     seen, act = stages
-    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    monkeypatch.setattr(checkpoint_writer, "RETRY", 0.01)
     state = make(0, steps=1)
     write(tmp_path / "start", 1, 2, state=state)
     seen.clear()
@@ -293,7 +293,7 @@ def test_while_the_disk_is_full_the_newest_state_is_kept_for_later(tmp_path, sta
             raise OSError(errno.ENOSPC, "No space left on device")
 
     stages[1](act)
-    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    monkeypatch.setattr(checkpoint_writer, "RETRY", 0.01)
     checkpoints, tensors = Checkpoints(tmp_path), collect(*make(0, steps=1))
     for step in (1, 2, 3):
         checkpoints.save(step, tensors, {})
@@ -310,7 +310,7 @@ def test_a_disk_that_stays_full_is_said_at_the_end(tmp_path, stages, monkeypatch
     seen = stages[0]
     seen.clear()
     stages[1](act)
-    monkeypatch.setattr(checkpoint, "RETRY", 0.01)
+    monkeypatch.setattr(checkpoint_writer, "RETRY", 0.01)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(2, collect(*make(0, steps=1)), {})
     error = checkpoints.close(tries=3)

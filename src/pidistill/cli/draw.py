@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from pidistill.cli.options import AutoBatch, Device, Ema, Force, Labels, Model, Out, Precision, Seeds, Steps, Teacher
+from pidistill.cli.options import AutoBatch, Device, Ema, Force, Labels, Model, Out, PrecisionName, Seeds, Steps, Teacher
 
 
 def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema = None, out: Out = Path("samples.png"),
            columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
            batch: AutoBatch = None,
            sampler: Annotated[str, typer.Option(help="Sampler of a teacher: heun:18, ddim,eta=1:50, deis3:10.")] = "heun",
-           steps: Steps = 18, device: Device = "auto", precision: Precision = "fp32",
+           steps: Steps = 18, device: Device = "auto", precision: PrecisionName = "fp32",
            compile: Annotated[bool, typer.Option("--compile", help="Compile the network first: a minute, for many images.")
                               ] = False, force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""

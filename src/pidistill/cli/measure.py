@@ -9,15 +9,15 @@ import typer
 
 from pidistill.cli.options import (
     AutoBatch,
-    Batch,
+    BatchSize,
     Device,
-    Features,
+    FeatureSpec,
     FirstSeed,
     Force,
     Metrics,
     Model,
     Num,
-    Reference,
+    ReferenceSpec,
     Steps,
     Teacher,
 )
@@ -30,7 +30,7 @@ def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
              first_seed: FirstSeed = 0, batch: AutoBatch = None,
              ema: Annotated[str | None, typer.Option(help="EMA rates of the student, such as 0.999,0.9999; one row each. "
                                                      "Default: the first of its run.")] = None,
-             metrics: Metrics = None, features: Features = "auto", reference: Reference = None,
+             metrics: Metrics = None, features: FeatureSpec = "auto", reference: ReferenceSpec = None,
              sampler: Annotated[str, typer.Option(help="Sampler of the teacher: heun:18, ddim:50, ...")] = "heun",
              steps: Steps = 18, device: Device = "auto",
              checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Every checkpoint and EMA rate of a run, as a "
@@ -62,7 +62,7 @@ def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip
               features: Annotated[str, typer.Option(help="Feature network, as in evaluate.")] = "inception",
               keep: Annotated[int, typer.Option(min=0, help="Images whose features are kept, for KID, precision and "
                                                             "recall.")] = 10_000,
-              batch: Batch = 250, device: Device = "auto", force: Force = False) -> None:
+              batch: BatchSize = 250, device: Device = "auto", force: Force = False) -> None:
     """Make reference statistics of images, for evaluate and compare; the feature network's hash is in the file."""
     from pidistill.jobs.reference import reference as job
 
@@ -76,7 +76,7 @@ def compare(methods: Annotated[list[str] | None, typer.Argument(metavar="[MORE].
                                                                     "follow.")] = None,
             samplers: Annotated[list[str] | None, typer.Option(help="NAME:STEPS,STEPS of the teacher: euler:250 heun:18 "
                                                                     "ddim:10,50. Repeatable; several may follow.")] = None,
-            metrics: Metrics = None, features: Features = "auto", reference: Reference = None, num: Num = 5000,
+            metrics: Metrics = None, features: FeatureSpec = "auto", reference: ReferenceSpec = None, num: Num = 5000,
             first_seed: FirstSeed = 0, batch: AutoBatch = None,
             published: Annotated[str | None, typer.Option(help="Add the paper's rows: cifar10 or imagenet64.")] = None,
             device: Device = "auto",

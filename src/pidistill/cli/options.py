@@ -21,15 +21,15 @@ Labels = Annotated[str | None, typer.Option("--labels", help="Classes, repeated 
                                             "Default: each seed's own.")]
 Ema = Annotated[float | None, typer.Option("--ema", help="EMA rate of the student, of those that its run kept. "
                                            "Default: the first.")]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
+BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 AutoBatch = Annotated[int | None, typer.Option("--batch", min=1, help="Images at a time; default: what memory holds.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of the teacher's sampler, where its name has none.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
-Precision = Annotated[str, typer.Option(help="Of the network's products: fp32, tf32, bf16 or fp16.")]
+PrecisionName = Annotated[str, typer.Option(help="Of the network's products: fp32, tf32, bf16 or fp16.")]
 Metrics = Annotated[str | None, typer.Option(help="Of fid (fd), is, kid, pr, rms; comma-separated.")]
-Features = Annotated[str, typer.Option(help="Feature network: auto, none, digits, inception[:FILE] (FID), dinov2[:FILE], a "
+FeatureSpec = Annotated[str, typer.Option(help="Feature network: auto, none, digits, inception[:FILE] (FID), dinov2[:FILE], a "
                                             "TorchScript or torch.export file, or python:MODULE:FACTORY.")]
-Reference = Annotated[str | None, typer.Option(help="Statistics of the data (FILE.npz, EDM2's .pkl, one that EDM published, "
+ReferenceSpec = Annotated[str | None, typer.Option(help="Statistics of the data (FILE.npz, EDM2's .pkl, one that EDM published, "
                                                     "such as cifar10-32x32), or images: a folder, .zip or .npz.")]
 Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of images. (Behind accelerate launch and "
                                                                    "torchrun, which take --num for theirs: --images.)")]

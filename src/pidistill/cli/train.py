@@ -33,7 +33,7 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
 
         print_facts(estimate(config, gpus, memory))
         return
-    print_distilled(job.run(config, force=force, resume=resume, given=given_keys(override), began=BEGAN))
+    print_distilled(job.run_distillation(config, force=force, resume=resume, given=given_keys(override), began=BEGAN))
 
 
 def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")], override: Overrides = None,
@@ -44,9 +44,9 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupte
     from pidistill.training.run_folder import trains_teacher
 
     if trains_teacher(run):
-        print_teacher(train_teacher.resume(run, override or [], step, command_line()))
+        print_teacher(train_teacher.resume_teacher_training(run, override or [], step, command_line()))
     else:
-        print_distilled(distill.resume(run, override or [], step, BEGAN))
+        print_distilled(distill.resume_distillation(run, override or [], step, BEGAN))
 
 
 def train_teacher(preset: Preset = "digits", override: Overrides = None, out: RunOut = None, force: Force = False,
@@ -57,7 +57,7 @@ def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Ru
     from pidistill.training.config_file import given_keys, load_config
 
     config = load_config(TeacherConfig, preset, with_out(override, out))
-    print_teacher(job.run(config, command_line(), force=force, resume=resume, given=given_keys(override)))
+    print_teacher(job.run_teacher_training(config, command_line(), force=force, resume=resume, given=given_keys(override)))
 
 
 def reproduce(

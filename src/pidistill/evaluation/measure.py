@@ -14,7 +14,7 @@ from pidistill.core.registry import choices, member, names
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.base import Batch, Metric, Reference
 from pidistill.evaluation.references import few, load_reference
-from pidistill.nets.features.base import check_shape, distance_name, fingerprint, load_features
+from pidistill.nets.features.base import check_shape, fingerprint, load_features
 
 SHORT = {"fid": "frechet", "fd": "frechet", "fd_dinov2": "frechet", "is": "inception_score", "pr": "precision_recall",
          "rms": "trajectory_rmse"}
@@ -47,7 +47,7 @@ class Measure:
             return
         self.net = load_features(features).to(device)
         width = check_shape(self.net, shape, features)
-        self.hash, self.key = fingerprint(self.net), distance_name(self.net)
+        self.hash, self.key = fingerprint(self.net), getattr(self.net, "distance", "fd")
         self.widths |= {"features": width, "stored": width}
         needs = {name: member("metrics", name).needs for name in self.names}
         if "logits" in needs.values():

@@ -42,7 +42,7 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     Raises PidistillError in one line.
     """
     if name is None:
-        return bundled(features)
+        return bundled_reference(features)
     path = Path(name)
     if path.suffix == ".pkl":
         found = read_pickle(path, features)
@@ -67,7 +67,7 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     return found
 
 
-def bundled(features: str) -> Reference:
+def bundled_reference(features: str) -> Reference:
     path = ASSETS / features / "features" / "reference.safetensors"
     if not path.exists():
         raise PidistillError(f"there are no reference statistics for {features!r}; name them with evaluate.reference, such "

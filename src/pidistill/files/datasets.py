@@ -23,10 +23,10 @@ from pidistill.core.tensors import dequantise
 from pidistill.files.archives import array_header, open_archive, open_member, read_array, read_arrays, reading, wrong
 from pidistill.files.reading import parse_json
 
-ENDINGS, FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("PNG", "JPEG", "WEBP", "BMP")
+ENDINGS, PIL_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("PNG", "JPEG", "WEBP", "BMP")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's, and what they become
-SIDE = 4096  # pixels
-FILE_LIMIT, JSON_LIMIT = 100 * 10**6, 200 * 10**6  # bytes; the largest BMP has 67 MB
+LARGEST_SIDE = 4096  # pixels
+FILE_LIMIT, LABELS_LIMIT = 100 * 10**6, 200 * 10**6  # bytes; the largest BMP has 67 MB
 
 
 class ImageSet:
@@ -87,7 +87,7 @@ def _folder(path: Path) -> ImageSet:
         names = _images(path, (Path(top).relative_to(path).joinpath(name).as_posix()
                                for top, _, files in os.walk(path, onerror=fail) for name in files))
     record = path / "dataset.json"
-    labels = _labels(_file(record, JSON_LIMIT), names, str(record)) if os.path.lexists(record) else None
+    labels = _labels(_file(record, LABELS_LIMIT), names, str(record)) if os.path.lexists(record) else None
     return ImageSet(len(names), lambda i: _decode(_file(path / names[i], FILE_LIMIT), str(path / names[i])),
                     lambda i: str(path / names[i]), labels)
 
@@ -107,7 +107,7 @@ def _zip(path: Path) -> ImageSet:
             return data
 
     record = "dataset.json"
-    labels = _labels(read(record, JSON_LIMIT), names, where(record)) if record in members else None
+    labels = _labels(read(record, LABELS_LIMIT), names, where(record)) if record in members else None
     return ImageSet(len(names), lambda i: _decode(read(names[i], FILE_LIMIT), where(names[i])), lambda i: where(names[i]),
                     labels)
 
@@ -177,16 +177,16 @@ def _decode(data: bytes, where: str) -> np.ndarray:
     """(H, W, C) uint8, C = 1 or 3."""
     with reading(where), warnings.catch_warnings(action="ignore"):
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=PIL_FORMATS)
         except Image.DecompressionBombError:
-            raise wrong(where, f"larger than {SIDE}x{SIDE} pixels") from None
-        if max(image.size) > SIDE:
-            raise wrong(where, f"{image.width}x{image.height} pixels, larger than {SIDE}x{SIDE}")
+            raise wrong(where, f"larger than {LARGEST_SIDE}x{LARGEST_SIDE} pixels") from None
+        if max(image.size) > LARGEST_SIDE:
+            raise wrong(where, f"{image.width}x{image.height} pixels, larger than {LARGEST_SIDE}x{LARGEST_SIDE}")
         if image.format == "PNG" and "16" in str(image.tile[0][3]):  # PIL would drop half the bits of a colour image
             raise wrong(where, "16 bits a channel; convert it to 8")
         if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
             raise wrong(where, "animated; save the frames as images")
-        Image.open(io.BytesIO(data), formats=FORMATS).verify()  # a PNG's checksums, which load() passes over
+        Image.open(io.BytesIO(data), formats=PIL_FORMATS).verify()  # a PNG's checksums, which load() passes over
         if image.format == "PNG" and b"\0\0\0\0IEND\xaeB`\x82" not in data:  # and verify() over the last of them
             raise EOFError
         image.load()

@@ -23,7 +23,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.reading import sha256
 
 SCHEMES = ("https",)
-LIMIT, CHUNK = 20 * 10**9, 2**20  # bytes of a file; of a piece of it
+DOWNLOAD_LIMIT, CHUNK = 20 * 10**9, 2**20  # bytes of a file; of a piece of it
 TRIES, SILENCE, PAUSE = 4, 30.0, 1.0  # seconds until a silent connection is given up; between tries
 
 
@@ -128,8 +128,8 @@ def receive(url: str, part: Path, mark: Path) -> None:
             total = int(sent[2])
         else:  # it does not know ranges, or its file has changed
             size = 0
-        if (total or 0) > LIMIT:
-            raise OSError(f"{total} bytes, more than {LIMIT}")
+        if (total or 0) > DOWNLOAD_LIMIT:
+            raise OSError(f"{total} bytes, more than {DOWNLOAD_LIMIT}")
         if total and total - size > shutil.disk_usage(part.parent).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if not size:
@@ -142,8 +142,8 @@ def receive(url: str, part: Path, mark: Path) -> None:
             try:
                 while chunk := incoming.read(CHUNK):
                     size += len(chunk)
-                    if size > LIMIT:
-                        raise OSError(f"more than {LIMIT} bytes")
+                    if size > DOWNLOAD_LIMIT:
+                        raise OSError(f"more than {DOWNLOAD_LIMIT} bytes")
                     file.write(chunk)
             finally:
                 file.flush()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # What networks stay far below, and hostile files may not pass: a few bytes can name one object a billion times.
 NAMES, VALUES_SHOWN = 50_000, 50_000
-DEPTH = 60  # of modules inside modules
+MODULE_DEPTH = 60  # of modules inside modules
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read_edm_pickle(path: Path) -> EDMPickle:
         attributes = {key: value for key, value in net.state.items()
                       if not key.startswith("_") and key != "training" and is_plain(value, left)}
         encoder = root.get("encoder") if isinstance(root, dict) else None
-        return EDMPickle(net.name, attributes, network, dict(tensors_of(net)), keys,
+        return EDMPickle(net.name, attributes, network, dict(stored_tensors(net)), keys,
                          encoder.name if isinstance(encoder, Record) else None)
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
@@ -91,11 +91,11 @@ def describe_pickle(path: Path) -> dict[str, Any]:
             "holds": ", ".join(file.keys), "encoder": file.encoder, "sha256": sha256(path)}
 
 
-def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = (),
+def stored_tensors(module: Record, prefix: str = "", path: tuple[int, ...] = (),
                left: list[int] | None = None) -> Iterator[tuple[str, Stored]]:
     """Weights and buffers under the names of PyTorch's state_dict()."""
     left = [NAMES] if left is None else left
-    if id(module) in path or len(path) > DEPTH:
+    if id(module) in path or len(path) > MODULE_DEPTH:
         raise Bad("a module in it contains itself, or others too deep")
     left[0] -= 1 + sum(len(mapping(module.state.get(group, {}))) for group in ("_parameters", "_buffers", "_modules"))
     if left[0] < 0 or len(prefix) > 10_000:
@@ -107,7 +107,7 @@ def tensors_of(module: Record, prefix: str = "", path: tuple[int, ...] = (),
                 yield f"{prefix}{text(name)}", kind(value, Stored)
     for name, child in mapping(module.state.get("_modules", {})).items():
         if child is not None:
-            yield from tensors_of(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)), left)
+            yield from stored_tensors(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)), left)
 
 
 def text(name: Any) -> str:

@@ -12,13 +12,13 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.folders import stage
 from pidistill.files.reading import sha256
 
-NAME = "manifest.json"
-LIMIT = 1_000_000  # bytes of the manifest itself
+MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 1_000_000  # bytes of the manifest itself
 
 
 def write_manifest(folder: Path) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
-    (folder / NAME).write_text(text_of({"files": files}), encoding="utf-8")
+    (folder / MANIFEST).write_text(text_of({"files": files}), encoding="utf-8")
     stage("manifest written")
 
 
@@ -30,9 +30,9 @@ def text_of(record: dict[str, Any]) -> str:
 
 def verify(folder: Path, only: Collection[str] = ()) -> None:
     """Raises PidistillError, in one line, unless every file (or those named) is there, of its size and its SHA-256."""
-    path = folder / NAME
+    path = folder / MANIFEST
     try:
-        if path.stat().st_size > LIMIT:
+        if path.stat().st_size > MANIFEST_LIMIT:
             raise ValueError("too large")
         text = path.read_bytes()
         record = json.loads(text)

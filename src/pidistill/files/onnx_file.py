@@ -20,7 +20,7 @@ MESSAGES: dict[str, dict[int, str]] = {
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
     "Sparse": {1: "Tensor", 2: "Tensor"}, "Tensor": {13: "Entry"}, "Entry": {}}
 TRAINING = 20  # field of a Model that inference has no use for
-FIELDS, DEPTH = 2_000_000, 30  # in all; of messages in each other
+FIELDS, GRAPH_DEPTH = 2_000_000, 30  # in all; of messages in each other
 SIZE = 2 * 2**30  # bytes that a protocol buffer can have
 
 
@@ -48,7 +48,7 @@ def check_onnx(path: Path) -> None:
 
 def scan(data: memoryview, message: str, folder: Path, left: list[int], depth: int = 0) -> None:
     """All fields of a message, and the messages in it. left: how many fields may still come."""
-    if depth > DEPTH:
+    if depth > GRAPH_DEPTH:
         raise Malformed("its graphs lie too deep in each other")
     entry: dict[int, bytes] = {}
     for number, value in fields(data, left):

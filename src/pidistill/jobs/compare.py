@@ -125,7 +125,7 @@ def write_report(out: Path, methods: Sequence[Method], about: dict[str, Any], pu
     if pictures:
         plan = [method.sampler for method in methods if method.sampler]
         draw_methods(out / "compare-samples.png", teacher, plan, students, first_seed)
-    (out / "compare.md").write_text(format_markdown(methods, about, paper, published, bool(keys), pictures))
+    (out / "compare.md").write_text(format_comparison(methods, about, paper, published, bool(keys), pictures))
     return [path for path in (out / f"compare{end}" for end in (".md", ".csv", ".json", ".png", "-samples.png"))
             if path.exists()]
 
@@ -153,7 +153,7 @@ def format_metrics(metrics: dict[str, float], keys: Sequence[str]) -> list[str]:
     return [format_metric(key, metrics[key]) if key in metrics else "-" for key in keys]
 
 
-def format_markdown(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[Published], published: str | None,
+def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[Published], published: str | None,
                     plot: bool, pictures: bool) -> str:
     """The table in the form of Table 1, and the pictures. Parameters as in `write_report`."""
     keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])

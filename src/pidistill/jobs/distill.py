@@ -54,7 +54,7 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
         values["out"] = str(out)
     config = load_config(DistillConfig, preset or default_preset(values.get("teacher")), values)
     denoiser = load_teacher(config.teacher) if isinstance(teacher, str) else as_denoiser(teacher)
-    run(config, denoiser.eval().requires_grad_(False), force=force, resume=resume, given=given_keys(overrides))
+    run_distillation(config, denoiser.eval().requires_grad_(False), force=force, resume=resume, given=given_keys(overrides))
     return load_student(config.out)
 
 
@@ -73,7 +73,7 @@ class Distilled:
     seconds: float
 
 
-def run(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool = False, resume: bool = False,
+def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool = False, resume: bool = False,
         given: Collection[str] = (), step: int | None = None, began: float | None = None) -> Distilled | None:
     """Train (or continue) a run in the folder `config.out`, save the student, evaluate it at every EMA rate.
 
@@ -93,17 +93,17 @@ def run(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool =
         return job.evaluate(folder, students, began)
 
 
-def resume(folder: Path, overrides: Sequence[str] = (), step: int | None = None,
+def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int | None = None,
            began: float | None = None) -> Distilled | None:
     """Continue a distillation from its newest whole checkpoint, or from that of a step; later ones are set aside then.
 
     folder: of the run, which may have been moved.
     overrides: `key=value`; these settings may differ from those that the run has had.
-    began: as in `run`.
+    began: as in `run_distillation`.
     """
     check_run(folder)
     config = load_config(DistillConfig, folder / "config.yaml", [*overrides])
-    return run(config.model_copy(update={"out": str(folder)}), resume=True, given=given_keys([*overrides]), step=step,
+    return run_distillation(config.model_copy(update={"out": str(folder)}), resume=True, given=given_keys([*overrides]), step=step,
                began=began)
 
 
@@ -145,7 +145,7 @@ class Distillation:
         return watchers
 
     def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> Distilled:
-        """Measure teacher and students on the same seeds and write results.json. began: as in `run`."""
+        """Measure teacher and students on the same seeds and write results.json. began: as in `run_distillation`."""
         config = self.config
         first, *others = students
         named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}

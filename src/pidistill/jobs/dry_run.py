@@ -19,7 +19,7 @@ from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
-from pidistill.training.footprint import LikeGPU, Rehearsal, tensors_of
+from pidistill.training.footprint import LikeGPU, Rehearsal, parameters_and_buffers
 from pidistill.training.microbatch import USABLE, fitting
 from pidistill.training.optimizer import make_optimizer
 
@@ -123,4 +123,4 @@ def count_parameters(module: nn.Module) -> int:
 
 def bytes_of(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in tensors_of(module))
+    return sum(tensor.nbytes for tensor in parameters_and_buffers(module))

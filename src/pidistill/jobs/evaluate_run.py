@@ -151,7 +151,7 @@ def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None =
     curves = measure_checkpoints(run, config, denoiser, measure, protocol)
     if not processes.is_main():
         return None
-    key = order_metrics(curves[str(config.ema[0])].runs[0])[0]
+    key = order_metrics(curves[str(config.ema[0])].runs[:1])[0]
     path = out or run / "evaluation.json"
     write_json(path, {"curves": {rate: curve.record() for rate, curve in curves.items()}} | protocol.record())
     plot_curves(path.with_suffix(".png"), list(curves.values()), key, UNITS[key])

@@ -105,7 +105,7 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
     OUT/curves/CURVE-seedK/ are ordinary runs that experiments share and that continue where they stopped.
     OUT/NAME.md, NAME.json and NAME.png (a plot or a picture) are the report.
     """
-    experiment, scale = find(name, scale_name)
+    experiment, scale = find_experiment(name, scale_name)
     planned = plan(experiment, scale, out, seeds, overrides)
     teacher = load_teacher(planned[0].config.teacher)
     options = planned[0].config.evaluate
@@ -123,7 +123,7 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
         return []
     command = " ".join(["pidistill reproduce", name, f"--scale {scale_name}", *([f"--seeds {seeds}"] if seeds else []),
                         *(f"--set {text}" for text in overrides)])
-    return report(name, command, scale, planned, teacher, evaluator().teacher, out)
+    return write_experiment(name, command, scale, planned, teacher, evaluator().teacher, out)
 
 
 def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = None,
@@ -131,7 +131,7 @@ def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = N
     """Lines that say what the experiments will train, which of it is there, and what it costs."""
     planned: dict[Path, Run] = {}
     for name in names:
-        experiment, scale = find(name, scale_name)
+        experiment, scale = find_experiment(name, scale_name)
         planned |= {run.folder: run for run in plan(experiment, scale, out, seeds, overrides)}
     missing = [run for run in planned.values() if not run.done]
     lines = [f"{'to do' if run in missing else 'done':<6} {run.config.train.steps:>7} steps of {run.config.train.batch:<5} "
@@ -146,7 +146,7 @@ def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = N
     return lines
 
 
-def find(name: str, scale_name: str) -> tuple[Experiment, Scale]:
+def find_experiment(name: str, scale_name: str) -> tuple[Experiment, Scale]:
     if name not in EXPERIMENTS:
         raise choices("experiment", name, list(EXPERIMENTS))
     if scale_name not in SCALES:
@@ -154,7 +154,7 @@ def find(name: str, scale_name: str) -> tuple[Experiment, Scale]:
     return EXPERIMENTS[name], SCALES[scale_name]
 
 
-def report(name: str, command: str, scale: Scale, planned: list[Run], teacher: Denoiser,
+def write_experiment(name: str, command: str, scale: Scale, planned: list[Run], teacher: Denoiser,
            teacher_numbers: dict[str, float], out: Path) -> list[Path]:
     """NAME.json (raw numbers), NAME.png and NAME.md."""
     experiment = EXPERIMENTS[name]
@@ -175,7 +175,7 @@ def report(name: str, command: str, scale: Scale, planned: list[Run], teacher: D
     if experiment.kind != "trajectories":
         grid = picture if experiment.kind == "samples" else out / f"{name}-samples.png"
         draw_samples(grid, runs, teacher)
-    (out / f"{name}.md").write_text(format_markdown(name, experiment, scale, record))
+    (out / f"{name}.md").write_text(format_report(name, experiment, scale, record))
     return [out / f"{name}{end}" for end in (".md", ".json", ".png") if (out / f"{name}{end}").exists()]
 
 
@@ -201,7 +201,7 @@ def draw_samples(path: Path, curves: dict[str, list[Run]], teacher: Denoiser, co
     write_captioned(path, torch.cat(rows), columns, ["teacher", *curves], [])
 
 
-def format_markdown(name: str, experiment: Experiment, scale: Scale, record: dict[str, Any]) -> str:
+def format_report(name: str, experiment: Experiment, scale: Scale, record: dict[str, Any]) -> str:
     """The report's text: every number beside the paper's."""
     trained = sorted({run["commit"][:12] for curve in record["curves"].values() for run in curve["runs"]})
     lines = [f"## {experiment.title} ({experiment.section})", "",

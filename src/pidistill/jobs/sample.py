@@ -31,7 +31,7 @@ from pidistill.models.load import load_model
 from pidistill.models.samplers.base import STEPS, Sampler, draw_teacher, one_sampler
 from pidistill.models.student import Student
 
-CHUNK = 32  # PNGs that a thread writes before it takes the next
+PNGS_AT_ONCE = 32  # PNGs that a thread writes before it takes the next
 
 
 def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = None, *, ema: float | None = None,
@@ -140,8 +140,8 @@ def write_pngs(out: Path, batches: Iterable[Tensor], seeds: Sequence[int]) -> No
     def chunks() -> Iterator[tuple[Sequence[int], np.ndarray]]:
         done = 0
         for batch in batches:
-            for k in range(0, len(batch), CHUNK):
-                part = batch[k:k + CHUNK].numpy()
+            for k in range(0, len(batch), PNGS_AT_ONCE):
+                part = batch[k:k + PNGS_AT_ONCE].numpy()
                 yield seeds[done:done + len(part)], part
                 done += len(part)
 

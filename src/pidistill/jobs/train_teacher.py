@@ -26,7 +26,7 @@ from pidistill.training.run_folder import claim
 from pidistill.training.trainer import Averages, Watcher, train
 
 
-def run(config: TeacherConfig, command: str, *, force: bool = False, resume: bool = False, given: Collection[str] = (),
+def run_teacher_training(config: TeacherConfig, command: str, *, force: bool = False, resume: bool = False, given: Collection[str] = (),
         step: int | None = None) -> Path | None:
     """Train (or continue) a teacher in the folder `config.out`; gives FOLDER/teacher (main process only).
 
@@ -38,10 +38,10 @@ def run(config: TeacherConfig, command: str, *, force: bool = False, resume: boo
         return job.train(folder, command)
 
 
-def resume(folder: Path, overrides: Sequence[str], step: int | None, command: str) -> Path | None:
-    """Continue a teacher's training. Parameters and result as in `run` and in `distill.resume`."""
+def resume_teacher_training(folder: Path, overrides: Sequence[str], step: int | None, command: str) -> Path | None:
+    """Continue a teacher's training. Parameters and result as in `run_teacher_training` and `resume_distillation`."""
     config = load_config(TeacherConfig, folder / "config.yaml", [*overrides])
-    return run(config.model_copy(update={"out": str(folder)}), command, resume=True, given=given_keys([*overrides]),
+    return run_teacher_training(config.model_copy(update={"out": str(folder)}), command, resume=True, given=given_keys([*overrides]),
                step=step)
 
 

@@ -20,7 +20,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import choices
 from pidistill.models.grid import SIGMA_DATA
 
-STEPS = 100_000  # of a discrete schedule, at most
+MOST_TRAINING_STEPS = 100_000  # of a discrete schedule, at most
 
 
 class Coefficients(NamedTuple):
@@ -166,8 +166,8 @@ class Preconditioning:
         for key, value in constants.items():
             if key != "sigmas" and not (type(value) in (int, float) and -1e6 < value < 1e6):
                 raise PidistillError(f"the preconditioning {self.name}: {key} must be a number, got {str(value)[:40]}")
-        if not 1 <= constants.get("M", 1) <= STEPS:
-            raise PidistillError(f"the preconditioning {self.name}: M must be from 1 to {STEPS}, got {constants['M']}")
+        if not 1 <= constants.get("M", 1) <= MOST_TRAINING_STEPS:
+            raise PidistillError(f"the preconditioning {self.name}: M must be from 1 to {MOST_TRAINING_STEPS}, got {constants['M']}")
         self.times: Tensor | None = None
         if self.name == "iddpm":
             self.times = iddpm_times(**constants).flip(0)[1:]  # without 0

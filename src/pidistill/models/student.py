@@ -61,8 +61,7 @@ class Student(nn.Module):
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
         t = per_sample(t, z)
-        s = like(t, z) / self.t_max
-        return s * z + (1 - s) * self.F(z, t, labels)
+        return state(z, t, self.F(z, t, labels), self.t_max)
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], labels: Tensor | Sequence[int] | int | None = None, *,

@@ -107,7 +107,7 @@ class MPConv(nn.Module):
             self._forced = (id(w), w._version)
 
 
-class Block(nn.Module):
+class EDM2Block(nn.Module):
     """Residual block with noise conditioning and optional self-attention (Figure 21).
 
     (B, cin, H, W), (B, emb) -> (B, cout, H', W'). Those of the encoder change the width and normalise each pixel before
@@ -203,8 +203,8 @@ class EDM2UNet(nn.Module):
         options: dict[str, Any] = dict(head_channels=head_channels, dropout=dropout, resample_filter=resample_filter,
                                        res_balance=res_balance, attn_balance=attn_balance, clip_act=clip_act)
 
-        def block(cin: int, cout: int, **kwargs) -> Block:
-            return Block(cin, cout, emb, **options, **kwargs)
+        def block(cin: int, cout: int, **kwargs) -> EDM2Block:
+            return EDM2Block(cin, cout, emb, **options, **kwargs)
 
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
         c, skips = widths[0], []
@@ -253,7 +253,7 @@ class EDM2UNet(nn.Module):
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # a constant channel in place of biases
         skips: list[Tensor] = []
         for module in self.enc.values():
-            x = module(x, emb) if isinstance(module, Block) else module(x)
+            x = module(x, emb) if isinstance(module, EDM2Block) else module(x)
             skips.append(x)
         for name, module in self.dec.items():
             x = mp_cat(x, skips.pop(), self.concat_balance) if "block" in name else x

@@ -26,7 +26,7 @@ def pid_residual(student: Student, teacher: Callable[..., Tensor], z: Tensor, i:
                  labels: Tensor | None = None, stop_gradient: bool = True) -> tuple[Tensor, Tensor]:
     """Both sides of Eq. (11). z: (B, C, H, W) at t = T; i: (B,) grid indices. Returns two (B, C, H, W)."""
     def F(*times: Tensor) -> tuple[Tensor, ...]:
-        # One call on n B samples instead of n calls on B: the same numbers, better use of the machine.
+        # One call_module on n B samples instead of n calls on B: the same numbers, better use of the machine.
         n = len(times)
         y = None if labels is None else labels.repeat(n)
         return student.F(z.repeat(n, *[1] * (z.ndim - 1)), torch.cat(times), y).chunk(n)
@@ -88,7 +88,7 @@ class PID(Objective):
         super().compile_parts(compiled)
         for name in ("teacher", "distance"):
             module = getattr(self, name)
-            object.__setattr__(self, name, compiled(functools.partial(call, module), what=f"the {name}"))
+            object.__setattr__(self, name, compiled(functools.partial(call_module, module), what=f"the {name}"))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         prediction, target = pid_residual(self.student, self.ask, batch["z"], batch["i"], self.grid, self.scheme,
@@ -103,6 +103,6 @@ class PID(Objective):
         return self.grid.t.to(batch["i"].device)[batch["i"]]
 
 
-def call(module: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """A function of its own to compile, so that previews and evaluations, with other shapes, call the module as it is."""
+def call_module(module: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A function of its own to compile, so that previews and evaluations, with other shapes, call_module the module as it is."""
     return module(*arguments)

@@ -16,7 +16,7 @@ from pidistill.files.reading import read_json
 from pidistill.files.weights import load_weights, read_tensors
 from pidistill.objectives.base import Objective
 from pidistill.training.ema import EMA
-from pidistill.training.sharding import like
+from pidistill.training.sharding import shard_like
 
 Files = dict[str, dict[str, Tensor]]  # tensors by name, by file
 
@@ -44,7 +44,7 @@ def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim
                                  "while a run goes on")
         own = net.state_dict()
         tensors = read_tensors(path)
-        load_weights(net, {key: like(value, own[key]) if key in own else value for key, value in tensors.items()}, path)
+        load_weights(net, {key: shard_like(value, own[key]) if key in own else value for key, value in tensors.items()}, path)
     unflatten_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors"), folder)
     return read_json(folder / "state.json")
 
@@ -63,7 +63,7 @@ def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Ten
     if any(index >= len(known) or state[index]["exp_avg"].shape != known[index].shape for index in state):
         raise PidistillError(f"{folder / 'optimizer.safetensors'} does not fit the networks that are trained")
     for index, values in state.items():
-        values |= {key: like(value, known[index].detach()) for key, value in values.items() if key != "step"}
+        values |= {key: shard_like(value, known[index].detach()) for key, value in values.items() if key != "step"}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -52,15 +52,15 @@ def differing(old: dict[str, Any], new: RunConfig) -> list[str]:
     """Dotted keys in which a run's configuration (a checkpoint's, a file's) and a new one differ; `out` may."""
     with suppress(ValidationError):  # of one that had keys which are gone: those are named
         old = type(new).model_validate(old).model_dump(mode="json")  # an older file lacks what has a default
-    before, after = flat(old), flat(new.model_dump(mode="json"))
+    before, after = flatten(old), flatten(new.model_dump(mode="json"))
     return sorted(key for key in (before.keys() | after.keys()) - {"out"} if before.get(key) != after.get(key))
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 

@@ -135,7 +135,7 @@ class Rehearsal:
             for module in objective.frozen[1:]:
                 stack.enter_context(Labelled(module, ledger, GROWING[1]))
             ledger.label = "EMA"
-            averages = [torch.empty_like(t) for net in objective.networks.values() for t in tensors_of(net)
+            averages = [torch.empty_like(t) for net in objective.networks.values() for t in parameters_and_buffers(net)
                         for _ in config.ema]
             ledger.label = "gradients"
             for p in trained:
@@ -195,9 +195,9 @@ def without_values(objective: Objective, mode: FakeTensorMode) -> Objective:
 
 def owned(objective: Objective) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """What is in memory before a step: tensors of the objective, of the teacher, of the distance."""
-    frozen = [tensors_of(module) for module in objective.frozen]
-    return tensors_of(objective), frozen[0] if frozen else [], [tensor for found in frozen[1:] for tensor in found]
+    frozen = [parameters_and_buffers(module) for module in objective.frozen]
+    return parameters_and_buffers(objective), frozen[0] if frozen else [], [tensor for found in frozen[1:] for tensor in found]
 
 
-def tensors_of(module: Any) -> list[Tensor]:
+def parameters_and_buffers(module: Any) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []

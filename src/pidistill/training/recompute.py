@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pidistill.core.errors import PidistillError
-from pidistill.nets.edm2_unet import Block
+from pidistill.nets.edm2_unet import EDM2Block
 from pidistill.nets.parts.unet import UNetBlock
 
 
@@ -22,7 +22,7 @@ def recompute_blocks(network: nn.Module) -> None:
     derivatives (torch.func.jvp) cannot be taken through it.
     """
     for block in recomputable(network):
-        if isinstance(block, (UNetBlock, Block)):  # bound to the block, so that a copy's is bound to the copy
+        if isinstance(block, (UNetBlock, EDM2Block)):  # bound to the block, so that a copy's is bound to the copy
             block.forward = MethodType(_recomputed, block)  # type: ignore[method-assign]
         else:
             block.enable_gradient_checkpointing()
@@ -31,14 +31,14 @@ def recompute_blocks(network: nn.Module) -> None:
 def recomputable(network: nn.Module) -> list[Any]:
     """The network's residual blocks, or networks of diffusers in it; an error where it has neither."""
     found = [module for module in network.modules()
-             if isinstance(module, (UNetBlock, Block)) or hasattr(module, "enable_gradient_checkpointing")]
+             if isinstance(module, (UNetBlock, EDM2Block)) or hasattr(module, "enable_gradient_checkpointing")]
     if not found:
         raise PidistillError("train.recompute=true needs a network with residual blocks (song_unet, dhariwal_unet, "
                              "edm2_unet or diffusers'), and this one has none; leave it false")
     return found
 
 
-def _recomputed(block: UNetBlock | Block, x: Tensor, emb: Tensor) -> Tensor:
+def _recomputed(block: UNetBlock | EDM2Block, x: Tensor, emb: Tensor) -> Tensor:
     forward = type(block).forward
     if not torch.is_grad_enabled():
         return forward(block, x, emb)  # type: ignore[arg-type]

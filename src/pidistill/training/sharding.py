@@ -83,7 +83,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def like(tensor: Tensor, p: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, p: Tensor) -> Tensor:
     """A whole tensor, as p is laid out: p's shard of it, or itself. Nothing is exchanged."""
     if not isinstance(p, DTensor):
         return tensor

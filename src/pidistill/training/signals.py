@@ -45,8 +45,8 @@ class Signals:
         self.caught = self.caught or number
 
 
-def ended(number: int, text: str) -> BaseException:
-    """What to raise: for SIGINT a KeyboardInterrupt, else an exit with 128 + its number, as shells and schedulers do."""
+def ending(number: int, text: str) -> BaseException:
+    """The exception to raise for a signal: for SIGINT a KeyboardInterrupt, else an exit with 128 + its number, as shells and schedulers do."""
     if number == signal.SIGINT:
         return KeyboardInterrupt(text)
     say(text.encode())

@@ -1,10 +1,8 @@
-"""The training loop: any objective, any number of processes. The only file that knows accelerate."""
+"""The training loop: any objective, any number of processes."""
 
 from __future__ import annotations
 
-import functools
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -13,30 +11,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list, gather_object
-from torch import nn
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
 
-from pidistill.core.compiling import compiled
 from pidistill.core.console import console
 from pidistill.core.errors import CannotWrite, PidistillError
-from pidistill.core.precision import autocast, has_instructions, set_float32_products
+from pidistill.core.precision import autocast
 from pidistill.objectives.base import Objective
-from pidistill.training.batches import Batches, draws, split
-from pidistill.training.checkpoint import collect, newest, restore, set_aside
+from pidistill.training.batches import Batches, draws
+from pidistill.training.checkpoint import collect
 from pidistill.training.checkpoint_writer import Checkpoints, take_part
 from pidistill.training.config import RunConfig
 from pidistill.training.log import Log
-from pidistill.training.microbatch import automatic
-from pidistill.training.optimizer import make_optimizer
 from pidistill.training.progress import Progress
-from pidistill.training.recompute import recompute_blocks
-from pidistill.training.setup import agreed
-from pidistill.training.sharding import local, unsynced, wanted
-from pidistill.training.signals import Signals, ended
-from pidistill.training.skipped import Skipped
-from pidistill.training.step import Step, place
-from pidistill.training.votes import PATIENCE, Votes, lost_processes
+from pidistill.training.setup import Ready, prepare
+from pidistill.training.sharding import local
+from pidistill.training.signals import Signals, ending
+from pidistill.training.step import Step
+from pidistill.training.votes import Votes, lost_processes
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 
@@ -60,127 +53,104 @@ def train(objective: Objective, config: RunConfig, folder: Path,
     Ends with a checkpoint and KeyboardInterrupt (SIGINT) or SystemExit (SIGTERM, SIGUSR1) after the step in which a signal
     comes, and with PidistillError after `train.skip_limit` steps in a row that are not finite.
     """
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                                               InitProcessGroupKwargs(timeout=PATIENCE)])
-    set_float32_products(config.precision)
-    plan, device, main = config.train, accelerator.device, accelerator.is_main_process
-    if not accelerator.use_distributed and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # or each would train its own run
-        raise PidistillError("several processes were started, and accelerate sees one: on CPUs set ACCELERATE_USE_CPU=true")
-    shards = accelerator.num_processes if wanted() else 0
-    if shards and plan.microbatch == "auto":
-        raise PidistillError("train.microbatch=auto does not go with FSDP2; give the number")
-    if plan.batch < accelerator.num_processes:
-        raise PidistillError(f"train.batch must be at least the {accelerator.num_processes} processes, got {plan.batch}")
-    if main and not has_instructions(config.precision, device):
-        console.print(f"precision={config.precision}: this CPU has no instructions for it; fp32 is many times faster")
-    # k counts over the global batch, so that it is the same whatever the number of processes, which need not divide it.
-    ks = range(*(plan.batch * (accelerator.process_index + n) // accelerator.num_processes for n in (0, 1)))
-
-    objective.train()
-    for module in (objective, *objective.frozen):
-        place(module, device, module is objective and shards > 0)
-    one = Step(objective, config, device, shards)
-    record = restored(accelerator, folder, objective, one)
-    start, logged = record["step"], record["logged"]
-    if plan.recompute:  # after the averages were copied: those stay as they are
-        for network in objective.networks.values():
-            recompute_blocks(network)
-    rows, most = len(ks), -(-plan.batch // accelerator.num_processes)  # this process's, and what one has at most
-    micro = most if plan.microbatch is None else min(most, plan.microbatch) if plan.microbatch != "auto" else agreed(
-        accelerator, automatic(objective, config, most, make_optimizer, device, accelerator.num_processes,
-                               lambda n: draws(objective, plan.seed, start, range(n), device)))
-    if config.compile != "never" and (config.compile != "auto" or device.type == "cuda"):
-        mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
-        objective.compile_parts(functools.partial(compiled, dynamic=False, **mode))  # shapes are those of every step
-    one.model = objective if shards else accelerator.prepare(objective)
-    one.no_sync = functools.partial(unsynced if shards else accelerator.no_sync, one.model)
-    parts = split(ks, plan.batch, accelerator.num_processes, micro)
-    batches = Batches(objective, plan.seed, range(start, plan.steps), parts, device)
+    run = prepare(objective, config, folder)
+    plan, keep, main, start = config.train, config.checkpoint, run.accelerator.is_main_process, run.start
+    rows, share = sum(map(len, run.parts)), plan.batch / run.accelerator.num_processes
+    batches = Batches(objective, plan.seed, range(start, plan.steps), run.parts, run.device)
     log = Log(folder, start) if main else None
-    running = torch.tensor([record["loss"], record["good"]], device=device)  # since the last line
-    votes, clock, saved_at = Votes(), time.monotonic(), start
-    keep, where = config.checkpoint, folder / "checkpoints"
+    means, votes, clock, saved_at = Means(run), Votes(), time.monotonic(), start
     with (closing(batches.drawn), Signals() as signals, Progress(start, plan.steps, plan.batch, enabled=main) as progress,
-          Checkpoints(where, keep.keep, keep.keep_every, log.path) if log else nullcontext() as checkpoints):
-        for step in range(start, plan.steps):
-            loss, norm = one(step, batches.step(), rows, plan.batch / accelerator.num_processes)
-            running += torch.stack([loss, norm.isfinite()]).to(running)
+          Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, log.path) if log else nullcontext() as checkpoints):
+        for number in range(start, plan.steps):
+            loss, norm = run.step(number, batches.step(), rows, share)
+            means.add(loss, norm)
 
-            done, last = step + 1, step + 1 == plan.steps
-            if done % config.log.every == 0 or last:  # the only place where values come to the host
-                total, good = accelerator.reduce(running, "mean").tolist()
-                running.zero_()
-                logged = done
-                mean = total / good if good else math.nan
-                if log:
-                    skipped = int(one.skipped.counts[2])
-                    values = {"loss": mean, "lr": one.optimizer.param_groups[0]["lr"], "grad_norm": norm.item(),
-                              "images_per_s": progress.speed(done), **({"skipped": skipped} if skipped else {})}
-                    log.write(done, {key: value for key, value in values.items() if math.isfinite(value)})  # JSON has no NaN
-                progress.update(done, mean)
-            looking = [watcher for watcher in watchers if done % watcher.every == 0 or last]
-            averages = one.ema.whole(main) if looking else {}
-            for watcher in looking:
-                if log:
-                    log.write(done, looked(watcher, averages, done, folder))
+            done, last = number + 1, number + 1 == plan.steps
+            if done % config.log.every == 0 or last:
+                report(run, means.take(done), norm, log, progress, done)
+            watch([watcher for watcher in watchers if done % watcher.every == 0 or last], run, log, done, folder)
 
             due = main and keep.minutes is not None and time.monotonic() - clock > 60 * keep.minutes
-            stop, due, row = votes(signals.caught, due, one.skipped.look()[1])
+            stop, due, row = votes(signals.caught, due, run.step.skipped.look()[1])
             diverged = row >= plan.skip_limit
             due = due and done > saved_at + 1  # what is voted for again before the vote for it has come back
             if due or stop or diverged or last or done % keep.every == 0:
                 clock, saved_at = time.monotonic(), done
-                total, good = accelerator.reduce(running, "mean").tolist()
-                saved = save(accelerator, checkpoints, done, objective, one, final=bool(last or stop or diverged), record={
-                    "logged": logged, "loss": total, "good": good, "skipped": int(one.skipped.counts[2]),
-                    "loss_scale": one.scaler.state_dict(), "config": config.model_dump(mode="json")})
+                saved = save(run, checkpoints, objective, config, means, done, final=bool(last or stop or diverged))
                 if diverged or not saved:
-                    raise PidistillError(divergence(objective, one, config, parts, done, row, saved))
+                    raise PidistillError(describe_divergence(objective, run, config, done, row, saved))
             if stop and not last:
                 if checkpoints:
                     checkpoints.close(tries=1)  # what sent the signal may not wait for long
-                raise ended(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
-                                  f"with: pidistill resume {folder}\n" if main else "")
-    accelerator.wait_for_everyone()
-    return one.ema.whole(main), main
+                raise ending(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
+                                   f"with: pidistill resume {folder}\n" if main else "")
+    run.accelerator.wait_for_everyone()
+    return run.step.ema.whole(main), main
 
 
-def restored(accelerator: Accelerator, folder: Path, objective: Objective, one: Step) -> dict[str, Any]:
-    """Load the newest whole checkpoint, the same on all processes; gives its record, or that of step 0."""
-    chosen: list[Any] = [None, None]  # its path, and what is wrong
-    if accelerator.is_main_process:
-        checkpoints = folder / "checkpoints"
+class Means:
+    """The mean loss over the finite steps since the last line of metrics.jsonl; the sums stay on the device.
+
+    A checkpoint records the sums, so that a run that goes on writes the lines of one that was never interrupted.
+    """
+
+    def __init__(self, run: Ready):
+        self.accelerator: Accelerator = run.accelerator
+        self.sums = torch.tensor([run.record["loss"], run.record["good"]], device=run.device)
+        self.logged: int = run.record["logged"]  # the step of the last line
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Add a step's loss; a step whose gradient's norm is not finite counts as none."""
+        self.sums += torch.stack([loss, norm.isfinite()]).to(self.sums)
+
+    def reduce(self) -> list[float]:
+        """The sum of the losses and the number of finite steps, over all processes."""
+        return self.accelerator.reduce(self.sums, "mean").tolist()
+
+    def take(self, done: int) -> float:
+        """The mean over all processes (NaN where no step was finite); the sums begin again after step `done`."""
+        total, good = self.reduce()
+        self.sums.zero_()
+        self.logged = done
+        return total / good if good else math.nan
+
+
+def report(run: Ready, mean: float, norm: Tensor, log: Log | None, progress: Progress, done: int) -> None:
+    """Write a line of metrics. The only place of the loop, but for checkpoints, where values come to the host."""
+    if log:
+        skipped = int(run.step.skipped.counts[2])
+        values = {"loss": mean, "lr": run.step.optimizer.param_groups[0]["lr"], "grad_norm": norm.item(),
+                  "images_per_s": progress.speed(done), **({"skipped": skipped} if skipped else {})}
+        log.write(done, {key: value for key, value in values.items() if math.isfinite(value)})  # JSON has no NaN
+    progress.update(done, mean)
+
+
+def watch(watchers: Sequence[Watcher], run: Ready, log: Log | None, done: int, folder: Path) -> None:
+    """Let the watchers that are due look at the averages, and log what they return. A full disk does not end the run."""
+    averages = run.step.ema.whole(log is not None) if watchers else {}
+    for watcher in watchers if log else []:
+        assert log is not None
         try:
-            found, wrong = newest(checkpoints)
-            for each in wrong:
-                console.print(f"WARNING: {each}; going on from {found.name if found else 'the start'}", style="bold red",
-                              soft_wrap=True)
-            if found:
-                set_aside(checkpoints, int(found.name), "damaged")
-            chosen = [found, None]
-        except PidistillError as error:
-            chosen = [None, str(error)]
-    broadcast_object_list(chosen)
-    if chosen[1]:
-        raise PidistillError(chosen[1])
-    empty = {"step": 0, "logged": 0, "loss": 0.0, "good": 0.0, "skipped": 0}
-    if chosen[0] is None:
-        return empty
-    record = restore(chosen[0], objective, one.ema, one.optimizer)
-    if record.get("loss_scale"):
-        one.scaler.load_state_dict(record["loss_scale"])
-    one.skipped = Skipped(one.device, record["skipped"])
-    return empty | record
+            log.write(done, watcher.look(averages, done, folder) or {})
+        except CannotWrite as error:
+            console.print(f"WARNING: {error}. The run goes on", style="bold red", soft_wrap=True)
 
 
-def save(accelerator: Accelerator, checkpoints: Checkpoints | None, done: int, objective: Objective, one: Step,
-         record: dict[str, Any], final: bool = False) -> bool:
-    """Hand a checkpoint over to be written, on the main process; false, and nothing, if it is not finite throughout."""
-    files = collect(objective, one.ema, one.optimizer)
+def save(run: Ready, checkpoints: Checkpoints | None, objective: Objective, config: RunConfig, means: Means, done: int,
+         final: bool) -> bool:
+    """Hand a checkpoint over to be written, on the main process; false, and nothing, if it is not finite throughout.
+
+    checkpoints: the writer, on the main process alone. final: the run changes nothing any more, so nothing is copied.
+    """
+    total, good = means.reduce()
+    record: dict[str, Any] = {
+        "logged": means.logged, "loss": total, "good": good, "skipped": int(run.step.skipped.counts[2]),
+        "loss_scale": run.step.scaler.state_dict(), "config": config.model_dump(mode="json")}
+    files = collect(objective, run.step.ema, run.step.optimizer)
     values = [local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
     largest = torch._foreach_norm([value for value in values if value.numel()], math.inf)
-    bad = (~torch.stack([each.float() for each in largest]).isfinite()).sum()
-    if accelerator.reduce(bad).item():  # a wait for the device, at checkpoints alone
+    bad = (~torch.stack([norm.float() for norm in largest]).isfinite()).sum()
+    if run.accelerator.reduce(bad).item():  # a wait for the device, at checkpoints alone
         return False
     if checkpoints:
         checkpoints.save(done, files, record, final)
@@ -189,29 +159,24 @@ def save(accelerator: Accelerator, checkpoints: Checkpoints | None, done: int, o
     return True
 
 
-def looked(watcher: Watcher, averages: Averages, done: int, folder: Path) -> dict[str, float]:
-    try:
-        return watcher.look(averages, done, folder) or {}
-    except CannotWrite as error:
-        console.print(f"WARNING: {error}. The run goes on", style="bold red", soft_wrap=True)
-        return {}
+def describe_divergence(objective: Objective, run: Ready, config: RunConfig, done: int, row: int, saved: bool) -> str:
+    """One line on steps that were not finite. The weights are those before them, so the samples' losses are taken again.
 
-
-def divergence(objective: Objective, one: Step, config: RunConfig, parts: Sequence[range], done: int, row: int,
-               saved: bool) -> str:
-    """One line on steps that were not finite. The weights are those before them, so their losses are asked again."""
-    asked: list[tuple[float, bool]] = []
-    with torch.no_grad(), autocast(config.precision, one.device):
-        for part in parts:
-            batch = draws(objective, config.train.seed, done - 1, part, one.device)
-            asked += zip(objective.times(batch).tolist(), one.model(batch).isfinite().tolist())
-    asked = gather_object(asked)
-    bad = [t for t, finite in asked if not finite]
-    ts = bad or [t for t, _ in asked]
-    what = f"{len(bad)} of {len(asked)} samples have such a loss" if bad else "every sample's loss is finite"
-    scale = f", loss scale {one.scaler.get_scale():g}" if one.scaler.is_enabled() else ""
+    done: the last of the steps, row: how many they are in a row, saved: whether the state before them is.
+    """
+    step: Step = run.step
+    losses: list[tuple[float, bool]] = []  # of every sample: its t, and whether its loss is finite
+    with torch.no_grad(), autocast(config.precision, step.device):
+        for part in run.parts:
+            batch = draws(objective, config.train.seed, done - 1, part, step.device)
+            losses += zip(objective.times(batch).tolist(), step.model(batch).isfinite().tolist())
+    losses = gather_object(losses)
+    bad = [t for t, finite in losses if not finite]
+    ts = bad or [t for t, _ in losses]
+    what = f"{len(bad)} of {len(losses)} samples have such a loss" if bad else "every sample's loss is finite"
+    scale = f", loss scale {step.scaler.get_scale():g}" if step.scaler.is_enabled() else ""
     state = "The state before them is saved" if saved else "Weights or optimiser are not finite, so they are not saved"
     return (f"{row} steps in a row, up to step {done}, had a loss or gradient that is not finite and were left out. At step "
-            f"{done} {what} (t from {min(ts):.4g} to {max(ts):.4g}; learning rate {one.optimizer.param_groups[0]['lr']:g}"
-            f"{scale}). {state}; go on from it, or with --step from an earlier checkpoint, by `pidistill resume RUN --set "
-            "optimizer.lr=...` (or optimizer.clip=1.0, precision=fp32)")
+            f"{done} {what} (t from {min(ts):.4g} to {max(ts):.4g}; learning rate "
+            f"{step.optimizer.param_groups[0]['lr']:g}{scale}). {state}; go on from it, or with --step from an earlier "
+            "checkpoint, by `pidistill resume RUN --set optimizer.lr=...` (or optimizer.clip=1.0, precision=fp32)")

@@ -278,7 +278,7 @@ def test_meta_tensors_have_no_numbers():
 @pytest.fixture(scope="module")
 def latent(tmp_path_factory):
     """A tiny DiT with a decoder: without guidance, and with."""
-    from tests.teachers.test_diffusers import LATENT, ddim, dit, save, vae
+    from tests.models.teachers.test_diffusers import LATENT, ddim, dit, save, vae
 
     spec = save(tmp_path_factory.mktemp("pipeline") / "p", ddim(**LATENT), dit(), vae(), "DiTPipeline")
     return load_teacher(spec), load_teacher(spec + ",guidance=2")

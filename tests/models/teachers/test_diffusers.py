@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pidistill.core.errors import PidistillError
 from pidistill.jobs.convert import convert
-from pidistill.jobs.distill import distill, resume
+from pidistill.jobs.distill import distill, resume_distillation
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.samplers.euler import euler
 from pidistill.models.samplers.heun import heun
@@ -366,7 +366,7 @@ def test_what_diffusers_does_not_train_stays_as_it_is(tmp_path):
         assert frozen(student.net) == {name}
     assert torch.equal(starts[3].net.net.time_proj.weight, before)
     cut(tmp_path / "run", tmp_path / "cut", 2)
-    resume(tmp_path / "cut")
+    resume_distillation(tmp_path / "cut")
     resumed = load_student(tmp_path / "cut")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
     for student in (whole, resumed, load_student(tmp_path / "run", ema=0.9)):

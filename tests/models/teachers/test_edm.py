@@ -15,7 +15,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.reading import sha256
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.models.teachers.edm import ADDRESS, EDM2, PUBLISHED
+from pidistill.models.teachers.edm import ADDRESS, CHECKPOINTS, EDM2
 from pidistill.nets.base import build_net
 from tests.edm_pickles import write
 from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
@@ -42,7 +42,7 @@ def offline(*_, **__):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch, tmp_path):
     """A published network small enough for tests, an empty cache folder, and weights for it."""
-    monkeypatch.setitem(PUBLISHED, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
+    monkeypatch.setitem(CHECKPOINTS, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
     monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
     (tmp_path / "cache").mkdir()
@@ -81,7 +81,7 @@ def test_edm2s_latent_networks_have_their_size(name):
 
 def test_all_published_names_are_there():
     assert SIZES.keys() | LATENT_SIZES.keys() >= EDM2.keys()
-    assert SIZES.keys() == PUBLISHED.keys() - {"tiny"}
+    assert SIZES.keys() == CHECKPOINTS.keys() - {"tiny"}
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt", "pth", "ckpt"])
@@ -117,7 +117,7 @@ def test_edm2s_loss_weights_are_left_out_and_said_so(tmp_path, monkeypatch, caps
     """The published files are in half precision, with `unet.` before the network's names."""
     net = {"name": "edm2_unet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
     own = tiny_teacher(net)
-    monkeypatch.setitem(PUBLISHED, "tiny2", {"shape": SHAPE, "num_classes": CLASSES, "net": net})
+    monkeypatch.setitem(CHECKPOINTS, "tiny2", {"shape": SHAPE, "num_classes": CLASSES, "net": net})
     state = {f"unet.{key}": value.half() for key, value in own.model.state_dict().items()}
     extra = {"logvar_fourier.freqs": torch.ones(128), "logvar_fourier.phases": torch.ones(128),
              "logvar_linear.weight": torch.ones(1, 128)}

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
-from pidistill.nets.features.base import distance_name, load_features
+from pidistill.nets.features.base import load_features
 from pidistill.nets.features.dinov2 import Dinov2, load_dinov2
 
 
@@ -94,7 +94,7 @@ def test_loading(net, tmp_path):
     path = tmp_path / "vit.pth"
     torch.save(net.state_dict(), path)
     found = load_features(f"dinov2:{path}")
-    assert distance_name(found) == "fd_dinov2" and found.grid == 4 and len(found.blocks) == 2
+    assert found.distance == "fd_dinov2" and found.grid == 4 and len(found.blocks) == 2
     assert not load_dinov2(path).training
     assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), net.state_dict().values()))
 

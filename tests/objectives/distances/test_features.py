@@ -69,7 +69,7 @@ def specs(tmp_path, monkeypatch) -> dict[str, str]:
     torch.export.save(torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)),
                       tmp_path / "net.pt2")
     (tmp_path / "mine_features.py").write_text(
-        "import torch\nfrom tests.distances.test_features import Net\n\n"
+        "import torch\nfrom tests.objectives.distances.test_features import Net\n\n"
         "def make():\n    torch.manual_seed(0)\n    return Net().eval()\n")
     monkeypatch.chdir(tmp_path)
     return {"ts": "net.ts", "pt2": "net.pt2", "python": "python:mine_features:make"}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build
 from pidistill.models.student_init import make_student
-from pidistill.objectives.distances._perceptual import lpips as ours
+from pidistill.objectives.distances import lpips as ours
 from pidistill.objectives.distances.lpips import LPIPS, heads_file
 from pidistill.objectives.pid import PID
 from tests.helpers import SHAPE, grid_of, shake, start, tiny_teacher, vgg_weights
@@ -200,7 +200,7 @@ def test_size_below_what_vgg_halves_is_refused(make):
 def algorithm_1(student, teacher, z, i, y, grid, state, heads):
     """The paper's lines 5 to 7 and LPIPS as it is described, with one pass a time and states subtracted: (B,)."""
     def vgg(x):
-        mean, std = (torch.tensor(v, dtype=x.dtype).reshape(3, 1, 1) for v in (ours.MEAN, ours.STD))
+        mean, std = (torch.tensor(v, dtype=x.dtype).reshape(3, 1, 1) for v in (ours.IMAGENET_MEAN, ours.IMAGENET_STD))
         x, maps = (F.interpolate(x.repeat(1, 3, 1, 1), (32, 32), mode="bilinear") / 2 + 0.5 - mean) / std, []
         for stage in ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)):
             x = F.avg_pool2d(x, 2) if maps else x

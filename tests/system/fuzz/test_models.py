@@ -132,7 +132,7 @@ def test_a_file_does_not_decide_what_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("examples", AMOUNTS)
 def test_damaged_pipelines_of_diffusers(examples, tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    from tests.teachers.test_diffusers import ddim, save
+    from tests.models.teachers.test_diffusers import ddim, save
 
     assert diffusers
     spec, folder, lines = save(tmp_path / "p", ddim()), tmp_path / "p", []
@@ -158,7 +158,7 @@ def test_damaged_pipelines_of_diffusers(examples, tmp_path):
     ("model_index.json", {"unet": 5})], ids=str)
 def test_pipelines_that_cannot_be_meant(file, change, tmp_path):
     pytest.importorskip("diffusers")
-    from tests.teachers.test_diffusers import ddim, edit, save
+    from tests.models.teachers.test_diffusers import ddim, edit, save
 
     spec = save(tmp_path / "p", ddim())
     edit(tmp_path / "p" / file, **change)
@@ -168,7 +168,7 @@ def test_pipelines_that_cannot_be_meant(file, change, tmp_path):
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/b", "", 3, "..", "a\0b"])
 def test_parts_of_a_pipeline_lie_in_its_folder(name, tmp_path):
     pytest.importorskip("diffusers")
-    from tests.teachers.test_diffusers import ddim, save
+    from tests.models.teachers.test_diffusers import ddim, save
 
     spec = save(tmp_path / "p", ddim())
     weights = tmp_path / "p" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -213,7 +213,7 @@ def test_damaged_graphs(examples, tmp_path):
     """In a process of its own: onnxruntime is native code."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
-    from tests.teachers.test_onnx import graph
+    from tests.models.teachers.test_onnx import graph
 
     graph(tmp_path / "whole.onnx", shape=(2,))
     done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path), str(examples)], capture_output=True, text=True,

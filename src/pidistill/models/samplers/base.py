@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -130,8 +131,8 @@ def expand_name(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def is_sampler(text: str) -> bool:
-    """Whether a text such as `ddim,eta=0.5:10` names a sampler, and not a folder."""
-    return expand_name(re.split("[,:]", text)[0])[0] in names("samplers")
+    """Whether a text such as `ddim,eta=0.5:10` names a sampler, or can name nothing else, and not a folder."""
+    return expand_name(re.split("[,:]", text)[0])[0] in names("samplers") or (":" in text and not Path(text).exists())
 
 
 def one_sampler(text: str, steps: int) -> Sampler:

@@ -18,11 +18,11 @@ from pidistill.files.weights import Allowance, allowance, check_packing
 from pidistill.models.decoder import Decoder
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import RHO, T_MAX, T_MIN
-from pidistill.models.preconditioning import STEPS
+from pidistill.models.preconditioning import MOST_TRAINING_STEPS
 from pidistill.models.teachers.base import network_teacher
 from pidistill.nets.diffusers_net import import_diffusers
 
-NETWORKS = {"UNet2DModel": "UNet2DModel", "DiTTransformer2DModel": "DiTTransformer2DModel",
+DIFFUSERS_NETWORKS = {"UNet2DModel": "UNet2DModel", "DiTTransformer2DModel": "DiTTransformer2DModel",
             "Transformer2DModel": "DiTTransformer2DModel"}  # the DiT's name before diffusers 0.29
 FILES = ["model_index.json", "scheduler/*.json", "unet/*", "transformer/*", "vae/*",
          "scheduler_config.json", "config.json", "diffusion_pytorch_model*"]  # the last three: of old pipelines
@@ -39,12 +39,12 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     """
     name, options = parse(rest)
     library = import_diffusers()
-    folder = find(name)
+    folder = find_pipeline(name)
     index = read_json(folder / "model_index.json")
     part = next((part for part in ("unet", "transformer") if part in index), None)
     kinds = {part: class_of(index, part) for part in ("unet", "transformer", "vae", "vqvae")}
     kind = kinds[part] if part else None
-    if part is None or kind not in NETWORKS:
+    if part is None or kind not in DIFFUSERS_NETWORKS:
         raise PidistillError(f"{name}: a {index.get('_class_name', 'pipeline')} with {kind or 'no network'} cannot teach; "
                              "UNet2DModel and DiT can (models that need text cannot)")
     if "scheduler" not in index:
@@ -61,7 +61,7 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     facts["sigma_data"] = options.get("sigma_data", facts.get("sigma_data", 1.0 if latent else 0.5))
     if "guidance" in options:
         facts["guidance"] = options["guidance"]
-    net: dict[str, Any] = {"name": "diffusers_net", "kind": NETWORKS[kind], "config": config}
+    net: dict[str, Any] = {"name": "diffusers_net", "kind": DIFFUSERS_NETWORKS[kind], "config": config}
     if facts["preconditioning"] == "score":
         net["unit_range"] = True
     if latent and not (folder / "vae" / "config.json").exists():
@@ -74,7 +74,7 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
         raise PidistillError(f"{config_file} cannot be meant ({type(error).__name__}: {str(error)[:160]})") from None
     if not weights:
         return teacher
-    teacher.model.net = load(library, NETWORKS[kind], config_file.parent, name)
+    teacher.model.net = load(library, DIFFUSERS_NETWORKS[kind], config_file.parent, name)
     if latent:
         spec = {"config": read_json(folder / "vae" / "config.json")}
         teacher.decoder = Decoder(spec, load(library, "AutoencoderKL", folder / "vae", name))
@@ -99,7 +99,7 @@ def parse(rest: str) -> tuple[str, dict[str, float]]:
     return name, options
 
 
-def find(name: str) -> Path:
+def find_pipeline(name: str) -> Path:
     """The pipeline's folder: a path, or a repository in the local cache, or downloaded there."""
     path = Path(os.path.expanduser(name))
     if path.is_dir():
@@ -192,8 +192,8 @@ def schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
     """Preconditioning and noise range, from the scheduler's configuration."""
     kind = str(config.get("_class_name", ""))
     steps = config.get("num_train_timesteps", 1000)
-    if type(steps) is not int or not 1 <= steps <= STEPS:
-        raise PidistillError(f"{name}: num_train_timesteps must be from 1 to {STEPS}, got {str(steps)[:40]}")
+    if type(steps) is not int or not 1 <= steps <= MOST_TRAINING_STEPS:
+        raise PidistillError(f"{name}: num_train_timesteps must be from 1 to {MOST_TRAINING_STEPS}, got {str(steps)[:40]}")
     prediction = config.get("prediction_type", "epsilon")
     if kind.startswith("EDM"):
         edm = library.EDMEulerScheduler.from_config(config).config

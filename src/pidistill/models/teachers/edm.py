@@ -68,13 +68,13 @@ EDM2 = _published_edm2()
 ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-{}.pkl"  # of EDM's pickles
 LICENCES = {"edm": "NVIDIA's networks: CC BY-NC-SA 4.0 (not for commercial use)", "file": "as the file's source says"}
 # Those on latents are left out: their students would need the VAE's decoder, and must not be clipped to [-1, 1].
-PUBLISHED = _published() | {name: facts for name, facts in EDM2.items() if facts["shape"][0] == 3}
+CHECKPOINTS = _published() | {name: facts for name, facts in EDM2.items() if facts["shape"][0] == 3}
 
 
 PRECONDITIONINGS = {  # NVIDIA's class -> formula, and the constants that it takes from the module
     "EDMPrecond": ("edm", ()), "Precond": ("edm", ()), "VPPrecond": ("vp", ("beta_d", "beta_min", "M")),
     "VEPrecond": ("ve", ()), "iDDPMPrecond": ("iddpm", ("C_1", "C_2", "M"))}
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # NVIDIA's class -> ours, and NVIDIA's defaults where ours differ
+EDM_NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # NVIDIA's class -> ours, and NVIDIA's defaults where ours differ
     "SongUNet": ("song_unet", {"channel_mult": [1, 2, 2, 2], "dropout": 0.1}), "DhariwalUNet": ("dhariwal_unet", {}),
     "UNet": ("edm2_unet", {})}
 RENAMED = {"embedding_type": "embedding", "encoder_type": "encoder", "decoder_type": "decoder",
@@ -97,14 +97,14 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
     path = Path(os.path.expanduser(name))
     if path.suffix == ".pkl" and not option:
         return from_pickle(path, weights)
-    if name not in PUBLISHED:
-        raise choices("edm network", name, [*PUBLISHED, "FILE.pkl"])
+    if name not in CHECKPOINTS:
+        raise choices("edm network", name, [*CHECKPOINTS, "FILE.pkl"])
     if not weights:
-        return network_teacher(**PUBLISHED[name], weights=False)
+        return network_teacher(**CHECKPOINTS[name], weights=False)
     path = Path(os.path.expanduser(given)) if given else _cached(name)
     if path.suffix == ".pkl":
         return from_pickle(path, licence=LICENCES["edm"])
-    teacher = network_teacher(**PUBLISHED[name])
+    teacher = network_teacher(**CHECKPOINTS[name])
     kept, left_out = _sampling_weights(read_state_dict(path), path)
     load_weights(teacher.model, kept, path, f"edm:{name}")
     return _told(teacher, path, left_out, LICENCES["edm" if not given else "file"])
@@ -116,7 +116,7 @@ def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
     if file.encoder not in (None, "StandardRGBEncoder"):
         raise PidistillError(f"{path}: the network works on latents ({file.encoder[:40]}), whose decoder is not in the file")
     try:
-        facts, net = describe(file)
+        facts, net = interpret(file)
     except KeyError as error:
         raise PidistillError(f"cannot read {path}: its {file.class_name} does not say its {error.args[0]}") from None
     try:
@@ -130,12 +130,12 @@ def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
     return _told(teacher, path, left_out, licence)
 
 
-def describe(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
+def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts of the teacher, and its network {"name": ..., options}. Raises KeyError, with its name, for a missing fact."""
     if file.class_name not in PRECONDITIONINGS:
         raise choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
-    if file.network["class_name"] not in NETWORKS:
-        raise choices("network", str(file.network["class_name"])[:40], list(NETWORKS))
+    if file.network["class_name"] not in EDM_NETWORKS:
+        raise choices("network", str(file.network["class_name"])[:40], list(EDM_NETWORKS))
     a = file.attributes
     name, constants = PRECONDITIONINGS[file.class_name]
     preconditioning = {"name": name, **{key: a[key] for key in constants}} if constants else name
@@ -146,7 +146,7 @@ def describe(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = {"shape": (channels, size, size), "num_classes": a["label_dim"], "preconditioning": preconditioning,
              "t_min": max(T_MIN, a.get("sigma_min", 0)), "t_max": min(T_MAX, a.get("sigma_max", math.inf)),
              "sigma_data": a.get("sigma_data", SIGMA_DATA)}
-    kind, defaults = NETWORKS[file.network["class_name"]]
+    kind, defaults = EDM_NETWORKS[file.network["class_name"]]
     options = defaults | {RENAMED.get(key, key): value for key, value in file.network["kwargs"].items()
                           if key not in NOT_OPTIONS}
     if options.get("out_channels") == channels:

@@ -17,7 +17,7 @@ from pidistill.files.reading import parse_json, sha256
 from pidistill.models.denoiser import ELEMENTS, Denoiser
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
 
-FACTS = {"t_min": T_MIN, "t_max": T_MAX, "sigma_data": SIGMA_DATA, "rho": RHO, "classes": 0}
+DEFAULTS = {"t_min": T_MIN, "t_max": T_MAX, "sigma_data": SIGMA_DATA, "rho": RHO, "classes": 0}
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64,
          "tensor(int32)": np.int32}
 
@@ -102,14 +102,14 @@ def reason(error: Exception) -> str:
 
 
 def read_facts(session: Any, given: list[str], rest: str) -> dict[str, float]:
-    """FACTS, with what the file's metadata and then the spec say."""
-    facts: dict[str, float] = dict(FACTS)
+    """DEFAULTS, with what the file's metadata and then the spec say."""
+    facts: dict[str, float] = dict(DEFAULTS)
     try:
         said = parse_json(session.get_modelmeta().custom_metadata_map.get("pidistill", "{}"))
         said |= {key: float(value) for key, sign, value in (text.partition("=") for text in given)}
         facts |= {key: float(value) for key, value in said.items()}
     except (ValueError, TypeError, AttributeError, OverflowError):
         facts["?"] = 0
-    if facts.keys() != FACTS.keys() or not all(0 <= value < 1e9 for value in facts.values()) or facts["classes"] % 1:
-        raise PidistillError(f"an onnx teacher is onnx:FILE[,key=number...] with the keys {', '.join(FACTS)}, got {rest!r}")
+    if facts.keys() != DEFAULTS.keys() or not all(0 <= value < 1e9 for value in facts.values()) or facts["classes"] % 1:
+        raise PidistillError(f"an onnx teacher is onnx:FILE[,key=number...] with the keys {', '.join(DEFAULTS)}, got {rest!r}")
     return facts

@@ -1,31 +1,47 @@
-"""Feature networks that images are compared in, and the reference statistics of data in their features."""
+"""Feature networks, which images are compared in: what they have in common, and how one is loaded.
+
+FID is the Frechet distance in Inception's features, FD-DINOv2 that in DINOv2's; `lpips` compares maps of VGG16, and
+`features` those of any network of this folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError, first_line
-from pidistill.core.registry import build, choices, from_python
-from pidistill.files.downloads import published
+from pidistill.core.registry import build, choices, from_python, names
 from pidistill.files.folders import ASSETS
 from pidistill.files.reading import read_json
-from pidistill.files.weights import load_weights, read_tensors
-from pidistill.nets.features.dinov2 import DINOV2_URL, Dinov2, load_dinov2
-from pidistill.nets.features.inception import Inception
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of images in [0, 1]
+
+
+class FeatureNetwork(Protocol):
+    """A network that images (B, C, H, W) in [-1, 1] are compared in.
+
+    It may also have `shape`, the only images (C, H, W) that it takes; `classify`, features -> logits (B, classes), with which
+    it has an Inception Score; and `distance`, what the Frechet distance in its features is called.
+    """
+
+    def features(self, x: Tensor) -> Tensor:
+        """One vector an image, (B, d), for metrics."""
+        ...
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """Maps (B, c, ...) of several layers, for distances."""
+        ...
 
 
 class FeatureFunction(nn.Module):
-    """A user's network: images (B, C, H, W) in [-1, 1] -> maps (B, c, ...), one or several.
+    """A function of images that gives maps (B, c, ...), one or several, as a feature network.
 
-    `features` gives (B, d) for metrics: the last map's mean over positions. `layers` gives all maps, for distances.
-    Bundled networks have the same two methods, and so may a user's; with `classify`, features -> logits (B, classes), a
-    network has an Inception Score.
+    `features` is the mean of the last map over its positions.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]):
@@ -42,35 +58,30 @@ class FeatureFunction(nn.Module):
 
 
 def load_features(spec: str) -> Any:
-    """A feature network in evaluation mode, with `features` and `layers`.
+    """Load a feature network, in evaluation mode and without gradients of its weights: see `FeatureNetwork`.
 
-    spec: a bundled name (`digits`, `digits_perceptual`), `inception[:FILE]`, `dinov2[:FILE]`, a TorchScript file (.ts, .pt,
-    .pth), a torch.export file (.pt2), or python:MODULE:FACTORY. The last three run what they hold: the user's module, a
-    program, and, inside PyTorch's own reader of .pt2, pickles. Name only what you made. Raises PidistillError in one line.
+    spec: a bundled name (`digits`, `digits_perceptual`), KIND[:FILE] with a kind of this folder (`inception`, `dinov2`), a
+    TorchScript file (.ts, .pt, .pth), a torch.export file (.pt2), or python:MODULE:FACTORY. The last three run what they
+    hold: the user's module, a program, and, inside PyTorch's own reader of .pt2, pickles. Name only what you made.
+
+    Raises PidistillError in one line.
     """
-    known = sorted(path.parent.name for path in ASSETS.glob("*/features"))
-    path = Path(spec)
+    bundled = {path.parent.name: path for path in ASSETS.glob("*/features")}
     kind, _, rest = spec.partition(":")
     net: nn.Module
-    if kind == "inception":
-        net = Inception(rest or None)
-    elif kind == "dinov2":
-        net = load_dinov2(Path(rest) if rest else published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
+    if spec in bundled:
+        net = build("features", read_json(bundled[spec] / "config.json")["net"]["name"], str(bundled[spec])).eval()
+    elif kind in names("features"):
+        net = build("features", kind, rest).eval()
     elif kind == "python":
         made = from_python(rest, "feature network")
         made = made.eval() if isinstance(made, nn.Module) else made
         net = made if isinstance(made, nn.Module) and hasattr(made, "features") else FeatureFunction(made)
-    elif path.suffix in (".ts", ".pt", ".pth", ".pt2"):
-        net = FeatureFunction(read_program(path))
-    elif spec not in known:
-        kinds = ["inception", "dinov2", "FILE.ts", "FILE.pt2", "python:MODULE:FACTORY"]
-        raise choices("feature network", spec, [*known, *kinds])
+    elif Path(spec).suffix in (".ts", ".pt", ".pth", ".pt2"):
+        net = FeatureFunction(read_program(Path(spec)))
     else:
-        folder = ASSETS / spec / "features"
-        config = read_json(folder / "config.json")
-        net = build("nets", config["net"].pop("name"), **config["net"])
-        load_weights(net, read_tensors(folder / "model.safetensors"), folder)
-        net.eval()
+        raise choices("feature network", spec, [*sorted(bundled), "inception", "dinov2", "FILE.ts", "FILE.pt2",
+                                                "python:MODULE:FACTORY"])
     return net.requires_grad_(False)
 
 
@@ -87,7 +98,7 @@ def read_program(path: Path) -> Callable[[Tensor], Any]:
 
 
 def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
-    """The number of features of an image; images of a shape (C, H, W) that the network cannot take are refused."""
+    """Count the features of an image; images of a shape (C, H, W) that the network cannot take are refused."""
     wanted = getattr(net, "shape", None)
     if wanted is not None and tuple(shape) != tuple(wanted):
         raise PidistillError(f"the features {name!r} are of images of shape {tuple(wanted)}, these have {tuple(shape)}")
@@ -105,11 +116,6 @@ def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
         raise PidistillError(f"the feature network {name!r} must give tensors (B, c, ...), one or a list of them, got "
                              f"{[tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in maps]}")
     return width
-
-
-def distance_name(net: Any) -> str:
-    """What the Frechet distance in these features is called: `fid` of Inception's, `fd_dinov2` of DINOv2's, else `fd`."""
-    return "fid" if isinstance(net, Inception) else "fd_dinov2" if isinstance(net, Dinov2) else "fd"
 
 
 def fingerprint(net: nn.Module) -> str | None:

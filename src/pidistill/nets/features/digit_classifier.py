@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pidistill.files.reading import read_json
+from pidistill.files.weights import load_weights, read_tensors
+
+
+def digit_classifier(rest: str) -> DigitClassifier:
+    """The classifier in a folder with config.json, {"net": {"name": "digit_classifier", options}}, and model.safetensors."""
+    config = dict(read_json(Path(rest) / "config.json")["net"])
+    config.pop("name")
+    net = DigitClassifier(**config)
+    load_weights(net, read_tensors(Path(rest) / "model.safetensors"), Path(rest))
+    return net
 
 
 class DigitClassifier(nn.Module):

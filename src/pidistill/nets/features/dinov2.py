@@ -11,15 +11,21 @@ from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
+from pidistill.files.downloads import published
 from pidistill.files.weights import Allowance, allowance, load_weights, read_state_dict
+from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
-PATCH, HEAD, SIDE = 14, 64, 224  # pixels of a patch, channels of a head, pixels of the image that the network sees
+PATCH, HEAD, INPUT_SIDE = 14, 64, 224  # pixels of a patch, channels of a head, pixels of the image that the network sees
 OFFSET = 0.1  # that the original adds when it stretches its positions; it changes the features
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 
-class Scale(nn.Module):
+def dinov2(rest: str) -> Dinov2:
+    """The network with Meta's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
+    return load_dinov2(Path(rest) if rest else published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
+
+
+class LayerScale(nn.Module):
     """A learned factor for each channel, before a residual is added."""
 
     def __init__(self, width: int):
@@ -52,13 +58,13 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + ls1 attention(norm1 x), then x + ls2 mlp(norm2 x)."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.attn, self.mlp, self.ls1, self.ls2 = Attention(width), Mlp(width), Scale(width), Scale(width)
+        self.attn, self.mlp, self.ls1, self.ls2 = Attention(width), Mlp(width), LayerScale(width), LayerScale(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
@@ -72,13 +78,15 @@ class Dinov2(nn.Module):
     ViT-L/14. As in EDM2's evaluation: quantised images, resized with antialiasing.
     """
 
+    distance = "fd_dinov2"  # what the Frechet distance in its features is called
+
     def __init__(self, *, width: int = 1024, depth: int = 24, grid: int = 37):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, width))
         self.mask_token = nn.Parameter(torch.zeros(1, width))  # of the training; in the files
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, width, PATCH, PATCH)})
-        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.grid = grid
 
@@ -102,8 +110,8 @@ class Dinov2(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         x = quantise(x).expand(-1, 3, -1, -1).float() / 255
-        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
-        return self((x - x.new_tensor(MEAN).reshape(3, 1, 1)) / x.new_tensor(STD).reshape(3, 1, 1))
+        x = F.interpolate(x, (INPUT_SIDE, INPUT_SIDE), mode="bicubic", antialias=True)
+        return self((x - x.new_tensor(IMAGENET_MEAN).reshape(3, 1, 1)) / x.new_tensor(IMAGENET_STD).reshape(3, 1, 1))
 
     def layers(self, x: Tensor) -> list[Tensor]:
         return [self.features(x)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,25 +14,29 @@ from pidistill.files.downloads import check_hash, published
 from pidistill.files.weights import read_state_dict
 
 
-class Inception(nn.Module):
-    """The Inception v3 of 2015-12-05 that FID is defined with, ported by torch-fidelity: images (B, C, H, W) -> (B, 2048).
+def inception(rest: str) -> Inception:
+    """The network with torch-fidelity's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
+    return Inception(Path(rest) if rest else published(torch_fidelity().URL_INCEPTION_V3, "Inception v3",
+                                                       "evaluate.features=inception:FILE"))
 
-    weights: torch-fidelity's file; by default from torch.hub's cache, or fetched there.
+
+class Inception(nn.Module):
+    """The Inception v3 of 2015-12-05: images (B, C, H, W) in [-1, 1], quantised first -> features (B, 2048).
+
+    weights: the file of its weights.
     """
 
-    def __init__(self, weights: str | None = None):
-        super().__init__()
-        from torch_fidelity import feature_extractor_inceptionv3 as inception
+    distance = "fid"  # what the Frechet distance in its features is called
 
-        path = Path(weights) if weights else published(inception.URL_INCEPTION_V3, "Inception v3",
-                                                       "evaluate.features=inception:FILE")
-        check_hash(path)
-        state = read_state_dict(path)
-        try:  # its constructor reads the weights itself, and a path that it is given with weights_only=False
-            with patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
-                self.net = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    def __init__(self, weights: Path):
+        super().__init__()
+        check_hash(weights)
+        state, library = read_state_dict(weights), torch_fidelity()
+        library.load_state_dict_from_url = lambda *_, **__: state  # of this copy of the module alone
+        try:
+            self.net = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         except RuntimeError as error:
-            raise PidistillError(f"{path} does not fit Inception v3: {first_line(error)}") from None
+            raise PidistillError(f"{weights} does not fit Inception v3: {first_line(error)}") from None
 
     def layers(self, x: Tensor) -> list[Tensor]:
         return [self.features(x)]
@@ -42,3 +47,16 @@ class Inception(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """(B, 2048) -> the 1008 logits that the Inception Score is defined with: without the bias."""
         return features @ self.net.fc.weight.T
+
+
+def torch_fidelity() -> Any:
+    """A copy of torch-fidelity's module of its own.
+
+    The network's constructor there fetches the weights, or unpickles a file that it is given. In the copy it is handed
+    weights that were read safely, and nobody else's module is changed.
+    """
+    spec = importlib.util.find_spec("torch_fidelity.feature_extractor_inceptionv3")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

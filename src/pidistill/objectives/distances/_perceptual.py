@@ -98,7 +98,7 @@ class _Gap(torch.autograd.Function):
         ctx.save_for_backward(f, g, head)
         ctx.normalize = normalize
         total = torch.zeros(len(f), dtype=torch.promote_types(f.dtype, torch.float32), device=f.device)
-        for k, x, y in blocks(flat(f), flat(g)):
+        for k, x, y in blocks(flatten_positions(f), flatten_positions(g)):
             square = (unit(x, normalize)[0] - unit(y, normalize)[0]).square_()
             total[k] += (square if head is None else square.mul_(head.reshape(-1, 1))).sum(dim=(1, 2))
         return total / max(1, f[0, 0].numel())
@@ -108,9 +108,9 @@ class _Gap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         f, g, head = ctx.saved_tensors
         normalize, scale = ctx.normalize, 2 * gradient / max(1, f[0, 0].numel())
-        results = [torch.empty_like(flat(each)) if needed else None for each, needed in zip((f, g), ctx.needs_input_grad)]
+        results = [torch.empty_like(flatten_positions(each)) if needed else None for each, needed in zip((f, g), ctx.needs_input_grad)]
         outputs = [blocks(r, r) if r is not None else None for r in results]
-        for k, x, y in blocks(flat(f), flat(g)):
+        for k, x, y in blocks(flatten_positions(f), flatten_positions(g)):
             (a, norm_a), (b, norm_b) = unit(x, normalize), unit(y, normalize)
             slope = (a - b) * scale[k].reshape(-1, 1, 1)
             slope = slope if head is None else slope.mul_(head.reshape(-1, 1))
@@ -125,7 +125,7 @@ class _Gap(torch.autograd.Function):
         return *(None if r is None else r.view(f.shape) for r in results), None, None
 
 
-def flat(x: Tensor) -> Tensor:
+def flatten_positions(x: Tensor) -> Tensor:
     """(B, c, ...) -> (B, c, positions), in any memory format."""
     return x.flatten(2) if x.ndim > 2 else x[..., None]
 

@@ -14,11 +14,11 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast
 from pidistill.files.downloads import check_hash, published
 from pidistill.files.weights import load_weights, read_state_dict
+from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
 from pidistill.nets.parts.native import conv3x3
 from pidistill.objectives.distances._perceptual import Perceptual
 
 VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's, ImageNet-1k
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)          # of ImageNet, for images in [0, 1]
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))        # channels and convolutions between two poolings
 
 
@@ -47,7 +47,7 @@ class LPIPS(Perceptual):
                 self.convs[str(place)] = nn.Conv2d(channels, width, 3, padding=1)
                 place, channels = place + 2, width  # after each convolution a ReLU
             place += 1                              # after each stage a pooling
-        for name, values in (("mean", MEAN), ("std", STD)):
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             self.register_buffer(name, torch.tensor(values).reshape(1, 3, 1, 1))
         for k, (width, _) in enumerate(STAGES):
             self.register_buffer(f"head{k}", torch.empty(width))

@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
     try:
         if not compiler:
             raise OSError("no C compiler was found")
-        path = cache_folder() / "native" / f"{fingerprint(compiler)}.so"
+        path = cache_folder() / "native" / f"{library_key(compiler)}.so"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -59,7 +59,7 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def fingerprint(compiler: str) -> str:
+def library_key(compiler: str) -> str:
     """What a compiled file depends on: source, options, compiler, processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -116,7 +116,7 @@ def empty_last(b: int, c: int, h: int, w: int) -> Tensor:
 # Convolutions --------------------------------------------------------------------------------------------------------
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, turned: bool = False) -> Tensor:
     """x (B, C, H, W), weight (O, C, 3, 3) -> (B, O, H, W); turned: (B, O, H, W) -> (B, C, H, W), the adjoint.
 
     bias: (O,), or (B, O) for one of each sample.
@@ -147,7 +147,7 @@ class _Conv3x3(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias = 0 if bias is None else bias.ndim
-        return convolve(x, weight, bias)
+        return winograd(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -160,7 +160,7 @@ def conv_gradients(needed: tuple[bool, ...], x: Tensor, weight: Tensor, bias: in
                    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """For x, weight and bias, whose number of dimensions is `bias`; x may be needed no more than its shape."""
     gradient = last(gradient)
-    return (convolve(gradient, weight, None, turned=True) if needed[0] else None,
+    return (winograd(gradient, weight, None, turned=True) if needed[0] else None,
             weight_gradient(x, gradient) if needed[1] else None,
             gradient.sum(dim=(2, 3) if bias == 2 else (0, 2, 3)) if bias and needed[2] else None)
 
@@ -211,7 +211,7 @@ class _NormSiLUConv(torch.autograd.Function):
         h, mean, rstd = normalise(x, a, b, groups, eps)
         ctx.save_for_backward(x, a, b, mean, rstd, weight)
         ctx.groups, ctx.eps, ctx.bias = groups, eps, 0 if bias is None else bias.ndim
-        return convolve(h, weight, bias)
+        return winograd(h, weight, bias)
 
     @staticmethod
     @once_differentiable
