@@ -10,7 +10,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.jobs import reproduce
 from pidistill.jobs.distill import Distillation
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS
-from pidistill.training.config_file import differing
+from pidistill.training.config_file import find_differences
 from pidistill.training.log import read_metrics
 
 SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20", "checkpoint.every=2", "preview.seeds=0-1",
@@ -28,7 +28,7 @@ def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tm
     """Every configuration is valid, and the keys that differ from the base run are those of the table."""
     base = {run.curve: run for run in reproduce.plan(EXPERIMENTS["table3"], reproduce.SCALES[scale], tmp_path)}["base"]
     for run in reproduce.plan(EXPERIMENTS[name], reproduce.SCALES[scale], tmp_path):
-        changed = set(differing(base.config.model_dump(mode="json"), run.config)) - {"train.seed", "train.steps"}
+        changed = set(find_differences(base.config.model_dump(mode="json"), run.config)) - {"train.seed", "train.steps"}
         expected = set(CURVES[run.curve].overrides)
         assert {key for key in changed if not any(key.startswith(e) for e in expected)} == set()
         assert all(any(key.startswith(e) for key in changed) for e in expected), run.curve

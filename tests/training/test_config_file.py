@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 from pidistill.core.errors import PidistillError
 from pidistill.training.config import DistillConfig, TeacherConfig
@@ -111,5 +111,5 @@ def test_scientific_notation_is_a_number():
 
 def test_the_written_file_is_plain_yaml():
     config = load_config(DistillConfig, "default", ["objective.distance=l1"])
-    values = yaml.safe_load(dump_yaml(config))
+    values = YAML(typ="safe").load(dump_yaml(config))
     assert values["objective"] == {"name": "pid", "distance": "l1"} and values["optimizer"]["betas"] == [0.9, 0.999]

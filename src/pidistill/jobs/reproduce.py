@@ -29,7 +29,7 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import load_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
-from pidistill.training.config_file import differing, load_config, read_yaml
+from pidistill.training.config_file import find_differences, load_config, read_yaml
 from pidistill.training.log import read_metrics
 from pidistill.training.run_folder import changed_settings, claim
 
@@ -94,7 +94,7 @@ def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator])
         measure, job = evaluator(), Distillation(run.config, teacher)
         with claim(run.config, resume=True) as folder:
             job.train(folder, measure)
-    elif changed := differing(read_yaml(run.folder / "config.yaml"), run.config):
+    elif changed := find_differences(read_yaml(run.folder / "config.yaml"), run.config):
         raise changed_settings(run.folder, changed)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import choices
@@ -18,6 +22,7 @@ from pidistill.files.reading import DEPTH, read_bytes
 from pidistill.training.config import DistillConfig, RunConfig, TeacherConfig
 
 YAML_LIMIT, NUMBER = 256_000, 400  # bytes of a configuration; characters of a number, or of any scalar with a tag
+STRING = "tag:yaml.org,2002:str"
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -25,6 +30,7 @@ PRESET_FOLDERS = {DistillConfig: PRESETS / "distill", TeacherConfig: PRESETS / "
 
 
 def preset_names(model: type[RunConfig]) -> list[str]:
+    """List the presets of a kind of run, sorted."""
     return sorted(path.stem for path in PRESET_FOLDERS[model].glob("*.yaml"))
 
 
@@ -45,11 +51,11 @@ def load_config(model: type[Config], source: str | Path, overrides: list[str] | 
         pairs = [_parse_override(text) for text in overrides or []]
     for key, value in pairs:
         _assign(values, key, value)
-    return check(model, values, str(source))
+    return check_values(model, values, str(source))
 
 
-def differing(old: dict[str, Any], new: RunConfig) -> list[str]:
-    """Dotted keys in which a run's configuration (a checkpoint's, a file's) and a new one differ; `out` may."""
+def find_differences(old: dict[str, Any], new: RunConfig) -> list[str]:
+    """List the dotted keys in which a run's configuration (a checkpoint's, a file's) and a new one differ; `out` may."""
     with suppress(ValidationError):  # of one that had keys which are gone: those are named
         old = type(new).model_validate(old).model_dump(mode="json")  # an older file lacks what has a default
     before, after = flatten(old), flatten(new.model_dump(mode="json"))
@@ -57,7 +63,7 @@ def differing(old: dict[str, Any], new: RunConfig) -> list[str]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
+    """Turn nested mappings into one with dotted keys; `prefix` goes before each."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -65,16 +71,17 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def given_keys(overrides: list[str] | dict[str, Any] | None) -> list[str]:
-    """The keys of `--set key=value`."""
+    """List the keys of `--set key=value`, or of a mapping of overrides."""
     return [key.partition("=")[0].strip() for key in overrides or []]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file, a mapping. Raises PidistillError in one line."""
     try:
-        values = _yaml(read_bytes(path, YAML_LIMIT).decode())
+        values = parse_yaml(read_bytes(path, YAML_LIMIT).decode())
     except UnicodeDecodeError as error:
         raise PidistillError(f"cannot read the configuration {path}: {error}") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise PidistillError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
@@ -83,7 +90,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def check(model: type[Config], values: dict[str, Any], where: str) -> Config:
+def check_values(model: type[Config], values: dict[str, Any], where: str) -> Config:
+    """Make a configuration of values; the first mistake is one line, which names `where` they were read."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -101,45 +109,39 @@ def check(model: type[Config], values: dict[str, Any], where: str) -> Config:
         raise PidistillError(f"{key} {message[0].lower() + message[1:]}{got} ({where})") from None
 
 
-def _yaml(text: str) -> Any:
-    """Safe YAML, with 1e-3 read as a number (YAML 1.1 wants 1.0e-3, which nobody writes). Raises YAMLError alone."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise
-    except Exception as error:  # a value that does not fit its tag, such as the date 2001-02-30: half a dozen classes
-        raise yaml.constructor.ConstructorError(None, None, f"a value that cannot be read: {error}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Values are as many as are written: no aliases, which a few lines can multiply to billions; no key twice."""
+class _Composer(Composer):
+    """Values are as many as are written: no aliases, which a few lines can multiply to billions."""
 
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        mark = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "an alias, which is not read: write the value again", mark)
+        mark = self.parser.peek_event().start_mark
+        if self.parser.check_event(AliasEvent):
+            raise ComposerError(None, None, "an alias, which is not read: write the value again", mark)
         if self.depth >= DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {DEPTH} levels of values in each other", mark)
+            raise ComposerError(None, None, f"more than {DEPTH} levels of values in each other", mark)
         self.depth += 1
         try:
             node = super().compose_node(parent, index)
         finally:
             self.depth -= 1
-        if isinstance(node, yaml.ScalarNode) and node.tag != "tag:yaml.org,2002:str" and len(node.value) > NUMBER:
-            raise yaml.composer.ComposerError(None, None, f"a number of more than {NUMBER} characters", mark)
+        if isinstance(node, ScalarNode) and node.tag != STRING and len(node.value) > NUMBER:
+            raise ComposerError(None, None, f"a number of more than {NUMBER} characters", mark)
+        if isinstance(node, MappingNode) and not all(isinstance(key, ScalarNode) for key, _ in node.value):
+            raise ComposerError(None, None, "a key that is a list or a mapping", mark)
         return node
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key, count in Counter(keys).items() if count > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[:60]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+def parse_yaml(text: str) -> Any:
+    """Read YAML 1.2 without objects: numbers, text, lists and mappings, no key twice. Raises YAMLError alone."""
+    parser = YAML(typ="safe", pure=True)
+    parser.Composer = _Composer
+    try:
+        return parser.load(text)
+    except YAMLError:
+        raise
+    except Exception as error:  # a value that does not fit its tag, such as the date 2001-02-30: half a dozen classes
+        raise ComposerError(None, None, f"a value that cannot be read: {error}", None) from None
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -147,8 +149,8 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not sign or not re.fullmatch(r"\w+(\.\w+)*", key.strip()):
         raise PidistillError(f"--set takes key=value, such as train.steps=100, got {text!r}")
     try:
-        return key.strip(), _yaml(value)
-    except yaml.YAMLError:
+        return key.strip(), parse_yaml(value)
+    except YAMLError:
         raise PidistillError(f"--set {key.strip()}: cannot read the value {value!r}") from None
 
 
@@ -167,5 +169,9 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def dump_yaml(config: RunConfig) -> str:
-    """The resolved configuration; reading it back gives the same run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """Write the resolved configuration as YAML; reading it back gives the same run."""
+    writer: Any = YAML(typ="safe", pure=True)
+    writer.default_flow_style = writer.sort_base_mapping_type_on_output = False
+    text = io.StringIO()
+    writer.dump(config.model_dump(mode="json"), text)
+    return text.getvalue()

@@ -19,7 +19,7 @@ from pidistill.files.folders import write_json, write_text
 from pidistill.files.reading import read_json
 from pidistill.training.checkpoint import by_step, clean, config_of, set_aside
 from pidistill.training.config import RunConfig
-from pidistill.training.config_file import differing, dump_yaml, read_yaml
+from pidistill.training.config_file import find_differences, dump_yaml, read_yaml
 
 LOCK = ".lock"
 LEASE = 120.0  # seconds; NFS takes the locks of a machine that vanished away after 90
@@ -116,7 +116,7 @@ def alone(folder: Path) -> Iterator[None]:
 def refuse_changes(folder: Path, config: RunConfig, given: Collection[str]) -> None:
     """Compare with what the newest checkpoint was trained with, or the folder's config.yaml; `given` may differ."""
     old = config_of(folder / "checkpoints") or read_yaml(folder / "config.yaml")
-    changed = differing(old, config)
+    changed = find_differences(old, config)
     free = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in given)]
     if free != changed:
         raise changed_settings(folder, [key for key in changed if key not in free])
