@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,37 +24,43 @@ RETRY = 60.0  # seconds until a checkpoint that could not be written is tried ag
 class Checkpoints:
     """Writes the checkpoints of a run in a thread of its own; a step waits for the copy to the host alone.
 
-    keep: how many of the newest stay, two at least; every: beside them, the first in each so many steps. One that cannot be
-    written (a full disk) is a warning; it is tried again until the next is there, and nothing older is deleted meanwhile.
-    metrics: a file that has to be on the disk before.
+    folder: in which checkpoint number N is N as six digits.
+    keep: how many of the newest stay, two at least.
+    every: beside them, the first in each so many steps.
+    metrics: a file that has to be on the disk before a checkpoint is.
+
+    A checkpoint that cannot be written (a full disk) is a warning; it is tried again until the next is there, and nothing
+    older is deleted meanwhile.
     """
 
     def __init__(self, folder: Path, keep: int = 2, every: int | None = None, metrics: Path | None = None):
         self.folder, self.keep, self.every, self.metrics = folder, keep, every, metrics
-        self.error: Exception | None = None
         self.buffers: dict[tuple[str, str], Tensor] = {}
-        self.copied: torch.cuda.Event | None = None
-        self.job: tuple[int, Files, dict[str, Any]] | None = None
-        self.busy = False
-        self.tries: int | None = None  # that are left, once the run has come to its end
-        self.changed = threading.Condition()
-        self.thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
-        self.thread.start()
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self.future: Future[Exception | None] | None = None  # of the last checkpoint: the error, if it was given up
+        self.resting = threading.Event()   # no write is under way
+        self.changed = threading.Event()   # something that a checkpoint that waits to be tried again must know
+        self.replaced = False              # that there is a newer one
+        self.tries: int | None = None      # how many are left, once the run has come to its end
 
     def save(self, step: int, files: Files, record: dict[str, Any], final: bool = False) -> None:
         """Copy, and return; the rest goes on behind. Waits only if the checkpoint before is still being written.
 
-        Tensors may be shards; the other processes must call `take_part` then. final: nothing changes them any more, so they
-        are not copied.
+        files: tensors by name, by file; they may be shards, and then the other processes must call `take_part`.
+        record: what else belongs to the checkpoint, for state.json.
+        final: nothing changes the tensors any more, so they are not copied.
         """
-        with self.changed:
-            self.changed.wait_for(lambda: not self.busy and (self.job is None or self.error is not None))
-            self.error = None  # of an older one, which this one replaces
-            self.job = step, {file: {name: whole(value) if final else self._copy(file, name, value)
-                                     for name, value in tensors.items()}
-                              for file, tensors in files.items()}, record | {"step": step}
-            self.copied = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
-            self.changed.notify_all()
+        if self.future:
+            self.resting.wait()
+            self.replaced = True
+            self.changed.set()
+            self.future.result()
+        copied = {file: {name: whole(value) if final else self._copy(file, name, value) for name, value in tensors.items()}
+                  for file, tensors in files.items()}
+        arrived = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
+        self.replaced = False
+        self.resting.clear()
+        self.future = self.pool.submit(self._write_at_last, step, copied, record | {"step": step}, arrived)
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
         """From a GPU into memory that is kept for the next checkpoint, and without waiting: its stream keeps the order."""
@@ -65,32 +72,28 @@ class Checkpoints:
             buffer = self.buffers[file, name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
         return buffer.copy_(value, non_blocking=True)
 
-    def _work(self) -> None:
+    def _write_at_last(self, step: int, files: Files, record: dict[str, Any], arrived: Any) -> Exception | None:
+        """Write until it works, a newer checkpoint replaces this one, or the tries at the run's end are used up."""
         while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.job is not None or self.tries is not None)
-                job = self.job
-                if job is None:
-                    return
-                self.busy = True
-            error = self._write(*job)
-            with self.changed:
-                self.busy, self.error = False, error
-                if error is None:
-                    self.job = None
-                self.changed.notify_all()
-                if error is not None:
-                    ending = self.tries is not None
-                    self.tries = self.tries - 1 if self.tries is not None else None
-                    if self.tries == 0:
-                        return
-                    self.changed.wait_for(lambda: self.job is not job or ending != (self.tries is not None),  # noqa: B023
-                                          RETRY)
+            self.resting.clear()
+            error = self._write(step, files, record, arrived)
+            self.changed.clear()
+            self.resting.set()
+            if error is None or self.replaced:
+                return error
+            if self.tries is not None:
+                self.tries -= 1
+                if self.tries <= 0:
+                    return error
+            self.changed.wait(RETRY)
+            if self.replaced:
+                return error
 
-    def _write(self, step: int, files: Files, record: dict[str, Any]) -> Exception | None:
+    def _write(self, step: int, files: Files, record: dict[str, Any], arrived: Any) -> Exception | None:
+        """Write one checkpoint and delete those that are too old; whatever goes wrong is said and handed back."""
         try:
-            if self.copied is not None:
-                self.copied.synchronize()
+            if arrived is not None:
+                arrived.synchronize()
             if self.metrics:
                 sync(self.metrics)  # its lines up to the step must not be lost if the checkpoint is not
             write_folder(self.folder / f"{step:06d}", files, {"state": record}, write_manifest)
@@ -111,11 +114,10 @@ class Checkpoints:
 
     def close(self, tries: int = 10) -> Exception | None:
         """Wait until the last one is on disk; gives the error if it is not after so many tries, a minute apart."""
-        with self.changed:
-            self.tries = tries
-            self.changed.notify_all()
-        self.thread.join()
-        return self.error
+        self.tries = tries
+        self.changed.set()
+        self.pool.shutdown()
+        return self.future.result() if self.future else None
 
 
 def take_part(files: Files) -> None:
