@@ -40,7 +40,8 @@ def main() -> None:
     a = parser.parse_args()
     rows = []
     for c, out, size, batch in SHAPES:
-        x, weight, bias = native.last(torch.randn(batch, c, size, size)), torch.randn(out, c, 3, 3) / 50, torch.randn(out)
+        x = native.to_channels_last(torch.randn(batch, c, size, size))
+        weight, bias = torch.randn(out, c, 3, 3) / 50, torch.randn(out)
         norm = nn.GroupNorm(max(1, min(32, c // 4)), c)
 
         def chain(x: Tensor, weight: Tensor, bias: Tensor, norm: nn.GroupNorm = norm) -> Tensor:

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pidistill.core.precision import HALF, Precision, autocast, set_float32_products
 from pidistill.jobs.dry_run import engineering
 from pidistill.nets.parts import native
+from pidistill.nets.parts.native import build
 from pidistill.training.footprint import LikeGPU
 
 SIZES = (1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
@@ -137,7 +138,7 @@ def main() -> None:
     del products
 
     ways: dict[str, Callable[[], Any]] = {"achieved, MFU (quartiles)": nullcontext}
-    if not cuda and a.precision == "fp32" and a.compile in ("auto", "never") and native.library():
+    if not cuda and a.precision == "fp32" and a.compile in ("auto", "never") and build.load_library():
         ways = {"own kernels: achieved, MFU (quartiles)": nullcontext,
                 "PyTorch's: achieved, MFU (quartiles)": lambda: patch.object(native, "library", lambda: None)}
     options = {"precision": a.precision, "compile": a.compile}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.nets.parts import native
+from pidistill.nets.parts.native import build
 from tests.helpers import NET, Result, gaussian64, tiny_teacher
 from tests.server import Server
 
@@ -33,7 +33,7 @@ def teacher():
 @pytest.fixture
 def plain_kernels(monkeypatch):
     """PyTorch's operators in place of our own kernels, whose rounding is another."""
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(build, "load_library", lambda: None)
 
 
 @pytest.fixture

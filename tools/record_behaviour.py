@@ -18,6 +18,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,9 @@ def make_inputs(folder: Path) -> None:
     torch.nn.init.normal_(dit.proj_out_2.weight, std=0.1)
     diffusers.DiTPipeline(dit, vae, diffusers.DDIMScheduler()).save_pretrained(folder / "dit")
     digits: Any = pidistill.load_teacher("bundled:digits")
-    edm_pickles.write(folder / "edm.pkl", digits.model, kwargs={**digits.net_spec, "img_resolution": 16, "label_dim": 10} |
-                      {"name": None}, img_resolution=16, img_channels=1, label_dim=10, sigma_data=0.5)
+    options = {key: value for key, value in digits.net_spec.items() if key != "name"}
+    edm_pickles.write(folder / "edm.pkl", digits.model, kwargs=options | {"img_resolution": 16, "label_dim": 10},
+                      img_resolution=16, img_channels=1, label_dim=10, sigma_data=0.5)
     cifar = pidistill.load_teacher("edm:cifar10-32x32-uncond-vp", weights=False).to_empty(device="cpu")
     for p in cifar.parameters():
         torch.nn.init.normal_(p, std=0.02) if p.ndim < 2 else torch.nn.init.normal_(p, std=1 / p[0].numel() ** 0.5)
@@ -130,18 +132,50 @@ def result(out: Path, name: str = "student") -> dict[str, Any]:
             "weights": digest(load_file(out / name / "model.safetensors"))}
 
 
+def curve(out: Path, overrides: dict[str, Any], teacher: Any = "bundled:digits") -> dict[str, Any]:
+    """The losses and weights of a distillation."""
+    return result(distil(out, overrides, teacher))
+
+
+def draw_student(folder: Path) -> str:
+    """The images of a student that another version of the package made."""
+    return digest({"x": pidistill.load_student(folder).sample(range(64))})
+
+
+def train_teacher(work: Path) -> dict[str, Any]:
+    """100 steps of EDM's loss."""
+    run(work, "train-teacher", "--set", "train.steps=100", "--set", "log.every=1", "--set", "train.batch=16", "--set",
+        "preview.every=100", "--set", f"net={NET}", "--out", str(work / "edm"))
+    return result(work / "edm", "teacher")
+
+
+def sample(spec: str, inputs: Path, out: Path) -> str:
+    """The images of 64 seeds of a teacher, by the command line."""
+    run(inputs, "sample", spec, "--seeds", "0-63", "--out", str(out), "--force")
+    return digest({key: torch.from_numpy(value) for key, value in np.load(out).items()})
+
+
+def go_on(half: Path, copy: Path) -> dict[str, Any]:
+    """The end of a run that another version of the package began."""
+    shutil.copytree(half, copy)
+    run(copy.parent, "resume", str(copy))
+    return result(copy)
+
+
 def record(inputs: Path, target: Path) -> None:
-    """Everything, into a JSON file; runs are made in a folder beside it and deleted."""
+    """Everything, into a JSON file, which may hold some of it already; runs are made in a folder beside it and deleted."""
     torch.set_num_threads(1)
+    sys.path.insert(0, str(inputs))
     work = target.with_suffix(".runs")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
 
-    def note(name: str, value: Any) -> None:
-        found[name] = value
-        target.write_text(json.dumps(found, indent=1))
-        print(name, flush=True)
+    def note(name: str, measure: Callable[..., Any], *arguments: Any) -> None:
+        if name not in found:
+            found[name] = measure(*arguments)
+            target.write_text(json.dumps(found, indent=1))
+            print(name, flush=True)
 
     vgg = str(inputs / "vgg16.safetensors")
     distances: dict[str, Any] = {
@@ -150,7 +184,7 @@ def record(inputs: Path, target: Path) -> None:
     for scheme in SCHEMES:
         for name, distance in distances.items():
             values = {"objective": {"name": "pid", "scheme": scheme, "distance": distance}}
-            note(f"digits/{scheme}/{name}", result(distil(work / f"{scheme}-{name}", values)))
+            note(f"digits/{scheme}/{name}", curve, work / f"{scheme}-{name}", values)
     for name, values in {
             "microbatch": {"train.microbatch": 3}, "recompute": {"train.recompute": True},
             "balance": {"objective.balance": 0.5},
@@ -158,33 +192,25 @@ def record(inputs: Path, target: Path) -> None:
             "mlp": {"student.init": "random", "student.net": {"name": "mlp"}},
             "rates": {"ema": [0.9, 0.0], "precision": "tf32"}, "adam": {"optimizer.name": "adam"},
             "lpips in parts": {"objective.distance": {**distances["lpips"], "microbatch": 2}}}.items():
-        note(f"digits/{name}", result(distil(work / name, values)))
-    note("digits/bf16 teacher", result(distil(work / "bf16", {"objective.teacher_precision": "bf16", "train.steps": 5})))
-    run(work, "train-teacher", "--set", "train.steps=100", "--set", "log.every=1", "--set", "train.batch=16", "--set",
-        "preview.every=100", "--set", f"net={NET}", "--out", str(work / "edm"))
-    note("digits/edm", result(work / "edm", "teacher"))
+        note(f"digits/{name}", curve, work / name, values)
+    note("digits/bf16 teacher", curve, work / "bf16", {"objective.teacher_precision": "bf16", "train.steps": 5})
+    note("digits/edm", train_teacher, work)
     cifar = f"edm:cifar10-32x32-uncond-vp,weights={inputs / 'cifar.safetensors'}"
     small = {"train.steps": 3, "train.batch": 2, "evaluate.features": None, "evaluate.num": 2, "evaluate.batch": 2,
              "preview.seeds": "0-1"}
     for scheme in SCHEMES:
         values = small | {"objective": {"name": "pid", "scheme": scheme, "distance": "l2"}}
-        note(f"cifar10/{scheme}/l2", result(distil(work / f"cifar-{scheme}", values, cifar)))
+        note(f"cifar10/{scheme}/l2", curve, work / f"cifar-{scheme}", values, cifar)
     for name in ("l1", "pseudo_huber", "lpips"):
         values = small | {"objective": {"name": "pid", "distance": distances[name]}}
-        note(f"cifar10/upwind/{name}", result(distil(work / f"cifar-{name}", values, cifar)))
+        note(f"cifar10/upwind/{name}", curve, work / f"cifar-{name}", values, cifar)
 
-    sys.path.insert(0, str(inputs))
     for spec in ("bundled:digits", f"folder:{inputs / 'teacher-run'}", "gaussian:1x8x8,modes=4,std=0.2", "python:mine:Mine",
                  f"edm:{inputs / 'edm.pkl'}", f"diffusers:{inputs / 'ddpm'}", f"diffusers:{inputs / 'dit'},guidance=2",
                  f"onnx:{inputs / 'graph.onnx'}"):
-        out = work / "images.npz"
-        run(inputs, "sample", spec, "--seeds", "0-63", "--out", str(out), "--force")
-        images = {key: torch.from_numpy(value) for key, value in np.load(out).items()}
-        note(f"images/{spec.replace(str(inputs), '')}", digest(images))
-    note("old/student", digest({"x": pidistill.load_student(inputs / "student-run").sample(range(64))}))
-    shutil.copytree(inputs / "half-run", work / "half")
-    run(work, "resume", str(work / "half"))
-    note("old/run", result(work / "half"))
+        note(f"images/{spec.replace(str(inputs), '')}", sample, spec, inputs, work / "images.npz")
+    note("old/student", draw_student, inputs / "student-run")
+    note("old/run", go_on, inputs / "half-run", work / "half")
     shutil.rmtree(work)
 
 

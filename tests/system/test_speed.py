@@ -12,7 +12,7 @@ from pidistill.core.compiling import compiled
 from pidistill.core.precision import has_instructions
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
-from pidistill.nets.parts import native
+from pidistill.nets.parts.native import build
 from pidistill.training import batches, setup
 from pidistill.training.batches import draws
 from pidistill.training.config import DistillConfig
@@ -41,11 +41,11 @@ def digits_step(compile_: str = "never", device: str = "cpu", **overrides) -> tu
     return step, [draws(objective, 0, s, range(8), torch.device(device)) for s in range(config.train.steps)]
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C compiler, or not Linux")
+@pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
 def test_kernels_leave_the_loss_curve_as_it_is(monkeypatch):
     curves = []
-    for kernels in (native.library(), None):
-        monkeypatch.setattr(native, "library", lambda kernels=kernels: kernels)
+    for kernels in (build.load_library(), None):
+        monkeypatch.setattr(build, "load_library", lambda kernels=kernels: kernels)
         step, batches = digits_step()
         curves.append([step(k, [batch], 8)[0].item() for k, batch in enumerate(batches[:8])])
     assert curves[0] == pytest.approx(curves[1], rel=2e-4) and curves[0] != curves[1]

@@ -15,6 +15,7 @@ from pidistill.core.precision import autocast
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts import native
+from pidistill.nets.parts.native import build
 from pidistill.training.batches import draws
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
@@ -105,7 +106,7 @@ def test_options_that_save_memory_do():
     assert kept[0] < 0.6 * kept[1]
 
 
-@pytest.mark.skipif(native.library() is None, reason="no C compiler, or not Linux")
+@pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
 def test_the_cpu_s_kernels_keep_less():
     own = rehearse(configure(), 64, net=SMALL_NET)[GROWING[0]]
     with native.switched_off():

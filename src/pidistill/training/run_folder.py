@@ -19,7 +19,7 @@ from pidistill.files.folders import write_json, write_text
 from pidistill.files.reading import read_json
 from pidistill.training.checkpoint import by_step, clean, config_of, set_aside
 from pidistill.training.config import RunConfig
-from pidistill.training.config_file import find_differences, dump_yaml, read_yaml
+from pidistill.training.config_file import dump_yaml, find_differences, read_yaml
 
 LOCK = ".lock"
 LEASE = 120.0  # seconds; NFS takes the locks of a machine that vanished away after 90

@@ -150,7 +150,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if weight.shape[-1] == 3:
         return native.conv3x3(x, weight, bias)
     if native.usable(x):  # in NHWC it is one matrix product
-        return F.linear(native.last(x).permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+        return F.linear(native.to_channels_last(x).permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)
 
 

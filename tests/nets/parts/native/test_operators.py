@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,9 +9,10 @@ from torch.nn import functional as F
 
 from pidistill.nets.base import build_net
 from pidistill.nets.parts import native
+from pidistill.nets.parts.native import build
 from tests.helpers import shake
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no C compiler, or not Linux")
+pytestmark = pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
 BOUND = 1e-5  # of a tensor's size
 
 
@@ -49,7 +48,7 @@ def test_convolution_and_its_gradients(shape, threads, monkeypatch):
 def test_a_convolution_of_any_memory_format_and_without_bias():
     x, weight = torch.randn(2, 32, 8, 12), torch.randn(16, 32, 3, 3)
     exact = F.conv2d(x.double(), weight.double(), padding=1)
-    for each in (x, native.last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
+    for each in (x, native.to_channels_last(x), x.transpose(2, 3).contiguous().transpose(2, 3)):
         close(native.conv3x3(each, weight, None), exact)
 
 
@@ -88,11 +87,11 @@ def test_networks_are_the_same_function(name, monkeypatch):
     net = shake(build_net(spec, (3, 8, 8), 3)).eval()
     x, t, y = torch.randn(4, 3, 8, 8), torch.linspace(-1.5, 1.1, 4), torch.arange(4) % 3
     counted = []
-    call = native.call
-    monkeypatch.setattr(native, "call", lambda name, *args: (counted.append(name), call(name, *args)))
+    call = build.run_kernel
+    monkeypatch.setattr(build, "run_kernel", lambda name, *args: (counted.append(name), call(name, *args)))
     results = []
-    for kernels in (native.library(), None):
-        monkeypatch.setattr(native, "library", lambda kernels=kernels: kernels)
+    for kernels in (build.load_library(), None):
+        monkeypatch.setattr(build, "load_library", lambda kernels=kernels: kernels)
         out = net(x, t, y)
         gradients = torch.autograd.grad(out.square().sum(), list(net.parameters()))
         results.append((out.detach(), torch.cat([g.flatten() for g in gradients])))
@@ -119,53 +118,15 @@ def test_what_is_kept_for_the_backward_pass():
 @pytest.mark.parametrize("x", [torch.randn(1, 24, 8, 8), torch.randn(1, 16, 8, 8, dtype=torch.float64),
                                torch.randn(1, 16, 8, 8, device="meta")])
 def test_what_the_kernels_do_not_know_is_left_to_pytorch(x, monkeypatch):
-    monkeypatch.setattr(native, "call", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(build, "run_kernel", lambda *_: pytest.fail("called"))
     weight = torch.randn(16, x.shape[1], 3, 3, dtype=x.dtype, device=x.device)
     assert native.conv3x3(x, weight, None).shape == (1, 16, 8, 8)
 
 
 def test_function_transforms_and_tracers_see_pytorchs_operators(monkeypatch):
-    monkeypatch.setattr(native, "call", lambda *_: pytest.fail("called"))
+    monkeypatch.setattr(build, "run_kernel", lambda *_: pytest.fail("called"))
     x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3)
     torch.func.jvp(lambda x: native.conv3x3(x, weight, None), (x,), (x,))
     torch.jit.trace(lambda x: native.conv3x3(x, weight, None), x, check_trace=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         native.conv3x3(x, weight, None)
-
-
-# Building -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def unbuilt(monkeypatch, tmp_path):
-    """No compiled file is known or lies in the cache."""
-    monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path))
-    native.library.cache_clear()
-    yield tmp_path
-    monkeypatch.undo()
-    native.library.cache_clear()
-
-
-def test_it_is_compiled_once(unbuilt, monkeypatch):
-    assert native.library() is not None
-    found = list((unbuilt / "native").iterdir())
-    assert len(found) == 1 and found[0].suffix == ".so"
-    native.library.cache_clear()
-    run, ran = subprocess.run, []
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: (ran.append(command), run(command, **options))[1])
-    assert native.library() is not None and not [command for command in ran if "-o" in command]
-
-
-@pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
-def test_without_a_compiler_it_says_so_and_goes_on(unbuilt, monkeypatch, capsys, compiler):
-    monkeypatch.setenv("CC", compiler)
-    x, weight = torch.randn(1, 16, 8, 8), torch.randn(16, 16, 3, 3)
-    for _ in range(2):
-        torch.testing.assert_close(native.conv3x3(x, weight, None), F.conv2d(x, weight, padding=1))
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "kernels cannot be compiled" in said[0]
-
-
-def test_it_can_be_switched_off(unbuilt, monkeypatch):
-    monkeypatch.setenv("PIDISTILL_NATIVE", "0")
-    assert native.library() is None and not (unbuilt / "native").exists()
