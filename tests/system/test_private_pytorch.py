@@ -7,6 +7,7 @@ given up, or written another way. A use that is not in the table fails here, and
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def private_names(source: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Attribute) and not node.attr.startswith("__"):
-            found.add(ast.unparse(node))
+            name = ast.unparse(node)
+            found.add(name if re.fullmatch(r"[\w.]+", name) else f"expression.{node.attr}")
     return {name for name in found
             if any(part.startswith("_") and not part.startswith("__") for part in name.split(".")[1:])
             and not name.startswith(("self.", "cls."))}

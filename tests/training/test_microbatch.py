@@ -14,7 +14,7 @@ from pidistill.training.batches import draws
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.footprint import GROWING, Rehearsal
-from pidistill.training.microbatch import automatic, bearable, fitting
+from pidistill.training.microbatch import find_microbatch, fit_microbatch, halve_until_it_runs
 from pidistill.training.optimizer import make_optimizer
 from tests.helpers import SHAPE, grid_of, tiny_teacher
 from tests.runs import metrics, start_run
@@ -38,16 +38,16 @@ def steps(fixed: float, each: float, gradients: float = 0):
 def test_as_few_equal_parts_as_the_memory_allows(share, room, expected):
     """50 for the weights and 1 for every sample."""
     rehearse, asked = steps(50, 1)
-    micro, found = fitting(rehearse, share, room)
+    micro, found = fit_microbatch(rehearse, share, room)
     assert micro == expected and found[GROWING[0]] == micro
     assert asked[0] == (share, False) and len(asked) <= 3
 
 
 def test_gradients_of_earlier_parts_count_and_what_is_there_does_not():
     rehearse, asked = steps(50, 1, gradients=30)
-    assert fitting(rehearse, 100, 149)[0] == 50 and asked[1:] == [(50, True)]
-    assert fitting(rehearse, 100, 90, there=("weights",))[0] == 50
-    assert fitting(steps(50, 1, gradients=60)[0], 100, 149)[0] == 34
+    assert fit_microbatch(rehearse, 100, 149)[0] == 50 and asked[1:] == [(50, True)]
+    assert fit_microbatch(rehearse, 100, 90, there=("weights",))[0] == 50
+    assert fit_microbatch(steps(50, 1, gradients=60)[0], 100, 149)[0] == 34
 
 
 def objective_and_config(**changes):
@@ -57,7 +57,7 @@ def objective_and_config(**changes):
 
 
 def found(objective, config, share=64):
-    return automatic(objective, config, share, make_optimizer, CPU, 1, lambda n: draws(objective, 0, 0, range(n), CPU))
+    return find_microbatch(objective, config, share, make_optimizer, CPU, 1, lambda n: draws(objective, 0, 0, range(n), CPU))
 
 
 def test_on_this_machine_a_small_run_goes_through_at_once():
@@ -101,11 +101,11 @@ def test_what_the_device_cannot_bear_is_halved():
     teacher = tiny_teacher()
     objective = Bounded(make_student(teacher), teacher, grid_of(teacher, 10))
     batch = lambda n: draws(objective, 0, 0, range(n), CPU)
-    assert bearable(objective, config, 20, batch) == 3 and bearable(objective, config, 2, batch) == 2
+    assert halve_until_it_runs(objective, config, 20, batch) == 3 and halve_until_it_runs(objective, config, 2, batch) == 2
     assert all(p.grad is None for p in objective.parameters())
     objective.most = 0
     with pytest.raises(PidistillError, match=r"does not hold a step of one sample; set train.recompute=true") as caught:
-        bearable(objective, config, 20, batch)
+        halve_until_it_runs(objective, config, 20, batch)
     assert "\n" not in str(caught.value)
 
 
@@ -137,3 +137,14 @@ def test_a_gpu_that_is_nearly_full(tmp_path):
     taken = torch.empty(torch.cuda.mem_get_info()[0] - 2**31, dtype=torch.uint8, device="cuda")
     start_run(tmp_path / "a", {"train.batch": 32768, "train.microbatch": "auto", "train.steps": 1}, images=True)
     del taken
+
+
+def test_a_gpu_tries_and_halves_in_place_of_a_prediction(monkeypatch):
+    _, config = objective_and_config()
+    teacher = tiny_teacher()
+    objective = Bounded(make_student(teacher), teacher, grid_of(teacher, 10))
+    monkeypatch.setattr(microbatch, "free_memory", lambda device: 2**30)
+    monkeypatch.setattr(microbatch, "Rehearsal", lambda *_, **__: pytest.fail("predicted"))
+    micro, why = find_microbatch(objective, config, 20, make_optimizer, torch.device("cuda"), 1,
+                                 lambda n: draws(objective, 0, 0, range(n), CPU))
+    assert micro == 3 and why == "microbatches of 3 of 20 (tried, 1 GiB free)"

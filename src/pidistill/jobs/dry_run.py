@@ -20,7 +20,7 @@ from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
 from pidistill.training.footprint import LikeGPU, Rehearsal, parameters_and_buffers
-from pidistill.training.microbatch import USABLE, fitting
+from pidistill.training.microbatch import USABLE, fit_microbatch
 from pidistill.training.optimizer import make_optimizer
 
 # FLOP/s of one A100 that the paper's own timings imply with the operations counted here: tf32 from CIFAR-10, 0.713 s a
@@ -49,7 +49,7 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
     try:
         rehearse = Rehearsal(objective, config, make_optimizer, gpu=True, processes=gpus)
         if config.train.microbatch == "auto":
-            micro, parts = fitting(rehearse, share, room)
+            micro, parts = fit_microbatch(rehearse, share, room)
         else:
             parts = rehearse(micro, micro < share)
         needed = sum(parts.values())

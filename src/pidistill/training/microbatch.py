@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Objective
 from pidistill.training.config import RunConfig
@@ -18,23 +18,28 @@ from pidistill.training.footprint import GROWING, MakeOptimizer, Rehearsal
 USABLE = 5 / 6  # of the free memory: a prediction may be a fifth too low
 
 
-def automatic(objective: Objective, config: RunConfig, share: int, make_optimizer: MakeOptimizer, device: torch.device,
-              processes: int, batch: Callable[[int], dict[str, Tensor]]) -> tuple[int, str]:
-    """Samples at a time of a process's `share` of the batch, and why in words.
+def find_microbatch(objective: Objective, config: RunConfig, share: int, make_optimizer: MakeOptimizer,
+                    device: torch.device, processes: int, batch: Callable[[int], dict[str, Tensor]]) -> tuple[int, str]:
+    """Find how many samples of a process's `share` of the batch go through at a time, and say why in words.
 
-    The objective and its averages are on the device already; the optimiser's state may not be. batch: so many samples. What
-    a GPU cannot bear in spite of the prediction is halved. Where nothing can be predicted, as of a teacher that computes
-    outside of PyTorch, it is tried on a GPU, and on the CPU all goes through at once.
+    The objective and its averages are on the device already; the optimiser's state may not be.
+    make_optimizer: from the configuration and the parameters.
+    processes: of the run; more than one exchange their gradients.
+    batch: makes a batch of so many samples.
+
+    A GPU tries it, from the whole share down. On the CPU, where memory that is not there is another program's, a step is
+    predicted; of a teacher that computes outside of PyTorch nothing can be predicted, and all goes through at once.
     """
     free = free_memory(device)
-    try:
-        rehearse = Rehearsal(objective, config, make_optimizer, device.type == "cuda", processes)
-        micro, found = fitting(rehearse, share, USABLE * free, there=("weights", "teacher", "distance", "EMA"))
-        why = f"{sum(found.values()) / 2**30:.3g} GiB beside what is there"
-    except Exception as error:  # whatever a stranger's network does with tensors that have no values
-        micro, why = share, f"no prediction: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     if device.type == "cuda":
-        micro = bearable(objective, config, micro, batch, processes)
+        micro, why = halve_until_it_runs(objective, config, share, batch, processes), "tried"
+    else:
+        try:
+            rehearse = Rehearsal(objective, config, make_optimizer, gpu=False, processes=processes)
+            micro, sizes = fit_microbatch(rehearse, share, USABLE * free, there=("weights", "teacher", "distance", "EMA"))
+            why = f"{sum(sizes.values()) / 2**30:.3g} GiB beside what is there"
+        except Exception as error:  # whatever a stranger's network does with tensors that have no values
+            micro, why = share, f"no prediction: {first_line(error)}"
     return micro, f"microbatches of {micro} of {share} ({why}, {free / 2**30:.3g} GiB free)"
 
 
@@ -45,11 +50,13 @@ def free_memory(device: torch.device) -> float:
     return psutil.virtual_memory().available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def fitting(rehearse: Callable[[int, bool], dict[str, int]], share: int, room: float,
-            there: Collection[str] = ()) -> tuple[int, dict[str, int]]:
-    """How many samples at a time so that a step on `share` of them takes at most `room` bytes, and what it then takes.
+def fit_microbatch(rehearse: Callable[[int, bool], dict[str, int]], share: int, room: float,
+                   there: Collection[str] = ()) -> tuple[int, dict[str, int]]:
+    """Find how many samples at a time let a step take at most `room` bytes, and what it then takes, by what it is for.
 
-    As few equal parts as will do; 1 where nothing does. there: parts of a footprint that do not count.
+    rehearse: (samples at a time, whether there are several microbatches) -> bytes, by what they are for.
+    share: samples of the step. They are split into as few equal microbatches as will do; 1 a time where nothing does.
+    there: entries of the bytes that do not count.
     """
     parts, micro = 1, share
     while True:
@@ -62,10 +69,10 @@ def fitting(rehearse: Callable[[int, bool], dict[str, int]], share: int, room: f
         micro = -(-share // parts)
 
 
-def bearable(objective: Objective, config: RunConfig, micro: int, batch: Callable[[int], dict[str, Tensor]],
-             processes: int = 1) -> int:
-    """`micro`, halved until forward and backward pass of so many samples run."""
-    while not survives(objective, config, batch, micro, copies=2 + (processes > 1)):
+def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, batch: Callable[[int], dict[str, Tensor]],
+                        processes: int = 1) -> int:
+    """Halve `micro` until forward and backward pass of so many samples run on the device. Parameters as above."""
+    while not runs_through(objective, config, batch, micro, copies=2 + (processes > 1)):
         if micro == 1:
             raise PidistillError("train.microbatch=auto: the memory does not hold a step of one sample; "
                                  "set train.recompute=true, or objective.distance.microbatch=1 (lpips, features)")
@@ -73,11 +80,12 @@ def bearable(objective: Objective, config: RunConfig, micro: int, batch: Callabl
     return micro
 
 
-def survives(objective: Objective, config: RunConfig, batch: Callable[[int], dict[str, Tensor]], micro: int,
-             copies: int) -> bool:
-    """Whether a forward and backward pass ends well with so many copies of the trained weights beside it.
+def runs_through(objective: Objective, config: RunConfig, batch: Callable[[int], dict[str, Tensor]], micro: int,
+                 copies: int) -> bool:
+    """Whether a forward and backward pass of `micro` samples ends well. Leaves no gradient.
 
-    Those stand for an optimiser's two moments, and for gradients that are being exchanged. Leaves no gradient.
+    copies: of the trained weights that are made beside it, for the optimiser's two moments and for gradients that are being
+        exchanged.
     """
     values = batch(micro)
     device = next(iter(values.values())).device

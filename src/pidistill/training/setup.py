@@ -20,7 +20,7 @@ from pidistill.objectives.base import Objective
 from pidistill.training.batches import draws, split
 from pidistill.training.checkpoint import newest, restore, set_aside
 from pidistill.training.config import RunConfig
-from pidistill.training.microbatch import automatic
+from pidistill.training.microbatch import find_microbatch
 from pidistill.training.optimizer import make_optimizer
 from pidistill.training.recompute import recompute_blocks
 from pidistill.training.sharding import unsynced, wanted
@@ -100,7 +100,7 @@ def choose_microbatch(accelerator: Accelerator, objective: Objective, config: Ru
     most = -(-plan.batch // processes)  # samples that one process has at most
     if plan.microbatch != "auto":
         return most if plan.microbatch is None else min(most, plan.microbatch)
-    found, why = automatic(objective, config, most, make_optimizer, accelerator.device, processes,
+    found, why = find_microbatch(objective, config, most, make_optimizer, accelerator.device, processes,
                            lambda n: draws(objective, plan.seed, start, range(n), accelerator.device))
     micro = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
     if accelerator.is_main_process:
