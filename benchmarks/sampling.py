@@ -34,7 +34,7 @@ from pidistill.core.processes import choose_device
 from pidistill.core.seeds import NOISE, labels_of, noise, stream
 from pidistill.core.tensors import device_of, quantise
 from pidistill.core.threads import cores
-from pidistill.evaluation.pictures import png
+from pidistill.evaluation.pictures import encode_png
 from pidistill.jobs import sample as verb
 from pidistill.models.batch_size import fitting_batch
 from pidistill.models.denoiser import Denoiser
@@ -147,7 +147,7 @@ def parts(folder: Path, num: int = 2000) -> list[list[str]]:
     rows += [["PNG encoded by PIL and written, one thread",
               *per_image(lambda: [Image.fromarray(image).save(pil / f"{k}.png") for k, image in enumerate(images)],
                          num).split(" | ")],
-             ["PNG encoded, one thread", *per_image(lambda: [png(each) for each in images], num).split(" | ")],
+             ["PNG encoded, one thread", *per_image(lambda: [encode_png(image) for image in images], num).split(" | ")],
              [f"PNG encoded and written, {min(8, cores())} threads", *per_image(write_pngs, num).split(" | ")],
              ["npz deflated", *per_image(lambda: np.savez_compressed(folder / "y.npz", images=images), num).split(" | ")],
              ["npz as written", *per_image(write_npz, num).split(" | ")]]

@@ -83,7 +83,7 @@ def test_unwritable_picture_is_one_line(tmp_path):
 @pytest.mark.parametrize("shape", [(5, 7, 1), (6, 4, 3), (1, 1, 3)])
 def test_a_png_holds_the_pixels(shape):
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    picture = Image.open(io.BytesIO(png(pixels)))
+    picture = Image.open(io.BytesIO(encode_png(pixels)))
     picture.verify()
-    read = np.asarray(Image.open(io.BytesIO(png(pixels))))
+    read = np.asarray(Image.open(io.BytesIO(encode_png(pixels))))
     assert picture.mode == ("L" if shape[2] == 1 else "RGB") and np.array_equal(read.reshape(shape), pixels)

@@ -1,4 +1,8 @@
-"""Grids of images."""
+"""Grids of images as PNG.
+
+torchvision has `make_grid` and `encode_png`. Importing it takes as long as importing torch, most of a short `sample`, and
+its encoder takes 1.5 times as long as `encode_png` here (26 us for 16x16 grey, 86 us for 32x32 RGB, against 17 and 53).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,10 @@ from pidistill.files.folders import write_bytes
 
 
 def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
-    """(N, C, H, W) in [-1, 1] -> one picture (C, H', W'), rows of `columns`, separated by mid-grey lines."""
+    """Lay images (N, C, H, W) in [-1, 1] out as one picture (C, H', W').
+
+    columns: images in a row, also where there are fewer images. gap: width in pixels of the mid-grey lines between them.
+    """
     n, c, h, w = images.shape
     rows = -(-n // columns)
     canvas = torch.zeros(c, rows * (h + gap) + gap, columns * (w + gap) + gap)
@@ -30,14 +37,14 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> Tensor:
 
 
 def to_pil(image: Tensor, scale: int = 1) -> Image.Image:
-    """(C, H, W) in [-1, 1], C = 1 or 3 -> PIL image, enlarged by a whole factor."""
+    """Convert an image (C, H, W) in [-1, 1], C = 1 or 3, to PIL's, enlarged by the whole factor `scale`."""
     pixels = quantise(image).cpu().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """A PNG file of an image (H, W, C) uint8, C = 1 or 3.
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Encode an image (H, W, C) uint8, C = 1 or 3, as the bytes of a PNG file.
 
     PIL takes twice the time for 32x32 pixels; here all but some microseconds is zlib's, which holds no lock of the
     interpreter. Rows are not filtered: that makes photographs 4 % smaller and drawings 20 % larger at this size.
@@ -52,41 +59,48 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def check_drawable(shape: Sequence[int]) -> None:
+    """Refuse what is no grey or RGB image."""
     if not drawable(shape):
         raise PidistillError(f"pictures need grey or RGB images, got the shape {tuple(shape)}; write an .npz instead")
 
 
 def write_grid(path: Path, images: Tensor, columns: int) -> None:
-    """PNG of a grid; small images are enlarged so that a row fills about 600 pixels."""
+    """Write a grid of images as PNG; small ones are enlarged so that a row fills about 600 pixels."""
     check_drawable(images.shape[1:])
     grid = tile(images, columns)
     save_png(to_pil(grid, max(1, round(600 / grid.shape[2]))), path)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    png = io.BytesIO()
-    picture.save(png, format="PNG")
-    write_bytes(path, png.getvalue())
+    """Write PIL's picture as PNG, whole or not at all."""
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_bytes(path, content.getvalue())
 
 
 def drawable(shape: Sequence[int]) -> bool:
+    """Whether images of a shape can be drawn: grey or RGB."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def write_comparison(path: Path, teacher: Tensor, student: Tensor, columns: int = 16) -> None:
-    """PNG: the teacher's images above the student's for the same noise, in pairs of rows, with captions at the side."""
+    """Write the teacher's images above the student's for the same noise, in pairs of rows, with captions at the side."""
     rows = [image for k in range(0, len(teacher), columns)
-            for part in (teacher[k:k + columns], student[k:k + columns]) for image in pad(part, columns)]
+            for images in (teacher[k:k + columns], student[k:k + columns]) for image in pad_row(images, columns)]
     names = ["teacher", "student"] * -(-len(teacher) // columns)
     write_captioned(path, torch.stack(rows), columns, names, [])
 
 
-def pad(images: Tensor, columns: int) -> Tensor:
+def pad_row(images: Tensor, columns: int) -> Tensor:
+    """Fill a row of images up with grey ones."""
     return torch.cat([images, images.new_zeros(columns - len(images), *images.shape[1:])])
 
 
 def write_captioned(path: Path, images: Tensor, columns: int, rows: Sequence[str], heads: Sequence[str]) -> None:
-    """PNG of a grid with a caption beside every row and, if given, above every column."""
+    """Write a grid of images as PNG, with captions.
+
+    rows: the captions beside the rows, one each. heads: those above the columns, one each, or none.
+    """
     grid = tile(images, columns)
     scale = max(1, round(900 / grid.shape[2]))
     inner, size = to_pil(grid, scale), images.shape[2] + 1

