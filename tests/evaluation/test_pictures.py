@@ -14,7 +14,7 @@ from pidistill.core.tensors import quantise
 from pidistill.evaluation.pictures import (
     check_drawable,
     drawable,
-    png,
+    encode_png,
     tile,
     to_pil,
     write_captioned,
