@@ -16,7 +16,7 @@ from pidistill.nets.parts.native import build
 from tests.helpers import NET, Result, gaussian64, tiny_teacher
 from tests.server import Server
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("PIDISTILL_TEST_THREADS", "1")))
 
 
 @pytest.fixture(autouse=True)
