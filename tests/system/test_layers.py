@@ -63,3 +63,41 @@ def test_one_file_each_knows_accelerate_and_typer():
                  if library in {(getattr(node, "module", None) or "").partition(".")[0],
                                 *(alias.name for alias in getattr(node, "names", ()) if isinstance(node, ast.Import))}}
         assert users and all(any(user.startswith(room) for room in expected) for user in users), (library, users)
+
+
+LONG = 60  # lines
+
+
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if len(MODULES[name].read_text().splitlines()) > LONG))
+def test_long_modules_have_tests_of_their_own(name):
+    *rooms, module = name.split(".")
+    assert Path(__file__).parents[1].joinpath(*rooms, f"test_{module.lstrip('_')}.py").is_file()
+
+
+def test_a_name_is_defined_once():
+    """At the top of a module. The command line's verbs are called as the jobs are, and members of families as their files."""
+    homes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        if not module.startswith("cli."):
+            for node in ast.parse(path.read_text()).body:
+                for name in names_of(node):
+                    homes.setdefault(name, []).append(module)
+    members = {name.rpartition(".")[2] for name in MODULES}
+    twice = {name: modules for name, modules in homes.items() if len(modules) > 1 and name not in members}
+    assert not twice
+
+
+def names_of(node: ast.stmt) -> list[str]:
+    """The names that a statement at the top of a module defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [leaf.id for target in targets for leaf in ast.walk(target) if isinstance(leaf, ast.Name)]
+
+
+def test_functions_fit_on_a_screen():
+    """But for networks' constructors, which are lists of layers."""
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and not (module.startswith("nets.") and node.name == "__init__"):
+                assert node.end_lineno - node.lineno < 60, f"{module}.{node.name}"
