@@ -11,14 +11,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 import pidistill
-from pidistill.models.samplers.base import sample_teacher
 
 SPEC = "gaussian:2,modes=8,std=0.1"
 student = pidistill.distill(SPEC, out="runs/toy", force=True, overrides={
     "student.init": "random", "student.net": "mlp", "train.steps": 4000, "train.batch": 256, "optimizer.lr": 2e-3,
     "optimizer.decay": "cosine", "optimizer.clip": 1.0, "ema": 0.99, "checkpoint.every": 4000})
 seeds = range(1000)
-teacher = sample_teacher(pidistill.load_teacher(SPEC), seeds)
+teacher = pidistill.sample_teacher(pidistill.load_teacher(SPEC), seeds)
 ours = student.sample(seeds)
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharex=True, sharey=True)
