@@ -318,7 +318,7 @@ def test_reference_verb(cli, tmp_path):
 
 
 def test_alone_there_is_one_process():
-    assert (processes.rank(), processes.size()) == (0, 1)
+    assert (processes.get_rank(), processes.get_world_size()) == (0, 1)
     total = torch.ones(2)
     processes.add_up([total])
     assert total.tolist() == [1, 1]

@@ -11,7 +11,7 @@ from torch import nn
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(target: F, *, what: str, **options: Any) -> F:
+def try_compile(target: F, *, what: str, **options: Any) -> F:
     """A function compiled, or a module (the same object) that runs compiled whenever it is called.
 
     Compilation happens at the first call. Where that fails, for want of a C++ compiler or of Triton mostly, one line says
@@ -20,12 +20,12 @@ def compiled(target: F, *, what: str, **options: Any) -> F:
     """
     if isinstance(target, nn.Module):
         # Where nn.Module.compile puts it: hooks run, and copying and state dictionaries leave it out.
-        target._compiled_call_impl = with_fallback(target._call_impl, what, options)
+        target._compiled_call_impl = add_fallback(target._call_impl, what, options)
         return target
-    return with_fallback(target, what, options)  # type: ignore[return-value]
+    return add_fallback(target, what, options)  # type: ignore[return-value]
 
 
-def with_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) -> Callable[..., Any]:
+def add_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) -> Callable[..., Any]:
     from torch._dynamo.exc import BackendCompilerFailed  # half a second, for those who compile
 
     fast = torch.compile(eager, **options)

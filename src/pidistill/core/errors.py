@@ -15,6 +15,6 @@ class CannotWrite(PidistillError):
     """A file or folder of ours: a full disk, no permission. A run goes on without it."""
 
 
-def first_line(error: Exception) -> str:
+def shorten_error(error: Exception) -> str:
     """What went wrong, short enough for one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

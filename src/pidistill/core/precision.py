@@ -13,7 +13,7 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from pidistill.core.registry import choices
+from pidistill.core.registry import suggest_choices
 
 Autocast = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -24,7 +24,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def parse_precision(text: str) -> Precision:
     """The precision of that name. Raises PidistillError for another."""
     if text not in get_args(Precision):
-        raise choices("precision", text, list(get_args(Precision)))
+        raise suggest_choices("precision", text, list(get_args(Precision)))
     return cast(Precision, text)
 
 

@@ -19,25 +19,25 @@ HOMES = {"schemes": "objectives.schemes", "distances": "objectives.distances", "
          "metrics": "evaluation.metrics"}
 
 
-def names(family: str) -> list[str]:
+def list_members(family: str) -> list[str]:
     """Members of a family, sorted: its files but `base.py` and those whose names begin with _."""
     package = importlib.import_module(f"pidistill.{HOMES[family]}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__)
                   if not module.ispkg and module.name != "base" and not module.name.startswith("_"))
 
 
-def choices(what: str, name: str, known: list[str]) -> PidistillError:
+def suggest_choices(what: str, name: str, known: list[str]) -> PidistillError:
     """The error for an unknown name: says which there are, and which one was probably meant."""
     close = get_close_matches(name, known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return PidistillError(f"unknown {what} {name!r}{hint} (choices: {', '.join(known)})")
 
 
-def member(family: str, name: str) -> Any:
+def find_member(family: str, name: str) -> Any:
     """The class or function of a member: the object in `FAMILY/NAME.py` named like the file, case and _ apart."""
-    known = names(family)
+    known = list_members(family)
     if name not in known:
-        raise choices(family.removesuffix("s"), name, known)
+        raise suggest_choices(family.removesuffix("s"), name, known)
     module = importlib.import_module(f"pidistill.{HOMES[family]}.{name}")
     if name in vars(module):  # a function; before a class that differs in case only (gaussian, Gaussian)
         return vars(module)[name]
@@ -46,21 +46,21 @@ def member(family: str, name: str) -> Any:
 
 def build(family: str, name: str, *args: Any, **options: Any) -> Any:
     """Make a member; options that its signature does not have, or lacks, are one-line errors."""
-    make = member(family, name)
+    make = find_member(family, name)
     accepted = inspect.signature(make, eval_str=True).parameters
     for key in options:
         if key not in accepted:
             known = [k for k, p in accepted.items() if p.kind is p.KEYWORD_ONLY and k != "draw"]  # a sampler's noise
-            raise choices(f"option of {family}/{name}", key, known)
+            raise suggest_choices(f"option of {family}/{name}", key, known)
     try:
         inspect.signature(make).bind(*args, **options)
     except TypeError as error:
         raise PidistillError(f"{family}/{name}: {error}") from None
-    return make(*args, **{key: _checked(f"{family}/{name}", key, value, accepted[key].annotation)
+    return make(*args, **{key: _validate(f"{family}/{name}", key, value, accepted[key].annotation)
                           for key, value in options.items()})
 
 
-def _checked(where: str, key: str, value: Any, annotation: Any) -> Any:
+def _validate(where: str, key: str, value: Any, annotation: Any) -> Any:
     """The value in the annotated type, where there is one; options come from YAML."""
     try:
         return TypeAdapter(annotation).validate_python(value)
@@ -68,7 +68,7 @@ def _checked(where: str, key: str, value: Any, annotation: Any) -> Any:
         raise PidistillError(f"{where}: {key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
 
 
-def from_python(spec: str, what: str) -> Any:
+def build_from_python(spec: str, what: str) -> Any:
     """The object MODULE:FACTORY(), the module imported from the current folder too: this runs the user's code."""
     module_name, _, factory = spec.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), factory)):
@@ -85,7 +85,7 @@ def from_python(spec: str, what: str) -> Any:
     return getattr(module, factory)()
 
 
-def build_part(family: str, part: str | dict[str, Any]) -> Any:
+def build_from_config(family: str, part: str | dict[str, Any]) -> Any:
     """A member from its name, or from a mapping with `name` and its options."""
     options = {"name": part} if isinstance(part, str) else dict(part)
     if "name" not in options:

@@ -19,7 +19,7 @@ def send(x: Tensor, device: torch.device) -> Tensor:
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
-def per_sample(t: float | Tensor, x: Tensor) -> Tensor:
+def expand_time(t: float | Tensor, x: Tensor) -> Tensor:
     """A time for every sample: float or (B,) -> (B,) on the device of x: (B, ...)."""
     if not isinstance(t, Tensor):
         return x.new_full((x.shape[0],), t)  # filled on the device: a copy of one number would make the host wait
@@ -48,7 +48,7 @@ def clip_images(x: Tensor) -> Tensor:
     return x.clip(-1, 1) if x.ndim == 4 else x
 
 
-def outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor | None) -> Tensor:
+def run_outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor | None) -> Tensor:
     """function(x, ...) in full precision inside an autocast region: half tensors are lifted to float32, float64 stays.
 
     Without autocast it is function(x, ...) as it stands, in whatever type the caller chose.
@@ -61,5 +61,5 @@ def outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor |
                           for y in (x, *args)))
 
 
-def device_of(module: nn.Module) -> torch.device:
+def find_device(module: nn.Module) -> torch.device:
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))

@@ -12,12 +12,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def cores() -> int:
+def count_cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ahead(function: Callable[[T], R], parts: Iterable[T], threads: int, depth: int) -> Generator[R, None, None]:
+def run_ahead(function: Callable[[T], R], parts: Iterable[T], threads: int, depth: int) -> Generator[R, None, None]:
     """function(part) of each part, in order, by other threads; at most `depth` results are in work or wait to be taken.
 
     The parts are taken in the caller's thread. An error of the function is raised there too; what has not begun is dropped

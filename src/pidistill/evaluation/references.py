@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pidistill.core.console import console, track
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, shorten_error
 from pidistill.core.seeds import stream
-from pidistill.core.tensors import dequantise, device_of, quantise
+from pidistill.core.tensors import dequantise, find_device, quantise
 from pidistill.evaluation.metrics.base import Batch, Reference
 from pidistill.evaluation.metrics.frechet import Frechet
 from pidistill.files.archives import open_archive, read_arrays
@@ -96,7 +96,7 @@ def read_npz(path: Path) -> Reference:
     except PidistillError as error:
         raise PidistillError(f"cannot read mu and sigma from {error}") from None
     except Exception as error:  # arrays of another kind
-        raise PidistillError(f"cannot read {path} as an NPZ file with mu and sigma ({first_line(error)})") from None
+        raise PidistillError(f"cannot read {path} as an NPZ file with mu and sigma ({shorten_error(error)})") from None
     check_statistics(path, mean, covariance)
     if features is not None and (features.ndim != 2 or features.shape[1] != len(mean) or not features.isfinite().all()):
         raise PidistillError(f"{path}: its features must be finite, of shape (N, {len(mean)}), got {tuple(features.shape)}")
@@ -155,7 +155,7 @@ def make_reference(data: str, net: Any, features: str, fingerprint: str | None =
     if num < 2:
         raise PidistillError(f"{data} holds one image; statistics need two or more")
     few(num, width, data)
-    device, sums = device_of(net), Frechet(num, width, None, device=device_of(net))
+    device, sums = find_device(net), Frechet(num, width, None, device=find_device(net))
     rows = np.sort(stream(0, 1).choice(num, min(keep, num), replace=False))
     kept, start = [torch.empty(0, width)], 0
     with torch.inference_mode():

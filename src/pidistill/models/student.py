@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import clip_images, device_of, like, per_sample
+from pidistill.core.tensors import clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.files.weights import allowance, load_weights, read_tensors
@@ -60,7 +60,7 @@ class Student(nn.Module):
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
-        t = per_sample(t, z)
+        t = expand_time(t, z)
         return state(z, t, self.F(z, t, labels), self.t_max)
 
     @torch.inference_mode()
@@ -88,7 +88,7 @@ class Student(nn.Module):
         finish: what is done to each batch before it leaves the device. call: what is called in place of this student, such
         as it under autocast.
         """
-        device, student = device_of(self), call or self
+        device, student = find_device(self), call or self
         decoder = self.decoder.to(device) if self.decoder and decode else None
 
         def draw(z: Tensor, y: Tensor | None, _: Sequence[int]) -> Tensor:

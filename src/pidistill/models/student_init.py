@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import member
+from pidistill.core.registry import find_member
 from pidistill.files.reading import read_json
 from pidistill.files.weights import allowance, load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser, Preconditioned
@@ -98,7 +98,7 @@ def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
     """The network's description with `width` times its channels."""
     if width == 1:
         return spec
-    accepted = inspect.signature(member("nets", spec["name"])).parameters
+    accepted = inspect.signature(find_member("nets", spec["name"])).parameters
     key = next((key for key in ("model_channels", "width") if key in accepted), None)
     if key is None:
         raise PidistillError(f"student.width: the network {spec['name']} has no channels to multiply; set student.net")

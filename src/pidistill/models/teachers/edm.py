@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import choices
+from pidistill.core.registry import suggest_choices
 from pidistill.files.downloads import published
 from pidistill.files.edm_pickle import EDMPickle, read_edm_pickle
 from pidistill.files.folders import cache_folder
@@ -98,7 +98,7 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
     if path.suffix == ".pkl" and not option:
         return from_pickle(path, weights)
     if name not in CHECKPOINTS:
-        raise choices("edm network", name, [*CHECKPOINTS, "FILE.pkl"])
+        raise suggest_choices("edm network", name, [*CHECKPOINTS, "FILE.pkl"])
     if not weights:
         return network_teacher(**CHECKPOINTS[name], weights=False)
     path = Path(os.path.expanduser(given)) if given else _cached(name)
@@ -133,9 +133,9 @@ def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
 def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts of the teacher, and its network {"name": ..., options}. Raises KeyError, with its name, for a missing fact."""
     if file.class_name not in PRECONDITIONINGS:
-        raise choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
+        raise suggest_choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
     if file.network["class_name"] not in EDM_NETWORKS:
-        raise choices("network", str(file.network["class_name"])[:40], list(EDM_NETWORKS))
+        raise suggest_choices("network", str(file.network["class_name"])[:40], list(EDM_NETWORKS))
     a = file.attributes
     name, constants = PRECONDITIONINGS[file.class_name]
     preconditioning = {"name": name, **{key: a[key] for key in constants}} if constants else name
