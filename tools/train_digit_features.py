@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
-from pidistill.files.datasets import digits
+from pidistill.files.datasets import load_digits
 from pidistill.files.folders import write_folder
 from pidistill.nets.features.digit_classifier import DigitClassifier
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=24)
     parser.add_argument("--pool", choices=["max", "avg"], default="max")
     args = parser.parse_args()
-    data = digits()
+    data = load_digits()
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(args.seed))
     held_out, training = order[:500], order[500:]
     torch.manual_seed(args.seed)

@@ -83,7 +83,7 @@ def patch(path, **fields: int):
 
 
 def everything(path, batch: int = 2) -> torch.Tensor:
-    return torch.cat(list(open_images(path).batches(batch)))
+    return torch.cat(list(open_images(path).read_batches(batch)))
 
 
 def refused(path, words: str, *where: str) -> str:
@@ -112,13 +112,13 @@ def test_the_three_kinds_agree(tmp_path, images):
         assert len(data) == 5 and data.shape == tuple(expected.shape[1:])
         assert data.labels.dtype == torch.int64 and data.labels.tolist() == LABELS
         for size in (1, 2, 5, 9):  # and again: the order is constant
-            batches = list(data.batches(size))
+            batches = list(data.read_batches(size))
             assert [len(x) for x in batches] == [min(size, 5 - i) for i in range(0, 5, size)]
             assert all(x.dtype == torch.uint8 and x.is_contiguous() for x in batches)
             assert torch.equal(torch.cat(batches), expected)
         assert data.read(3).dtype == np.uint8 and np.array_equal(data.read(3), wide[3])
     with pytest.raises(PidistillError, match="at least 1"):
-        next(data.batches(0))
+        next(data.read_batches(0))
 
 
 def test_endings_of_any_case_and_lossless_formats(tmp_path):
@@ -223,7 +223,7 @@ def test_mixed_sizes_and_kinds_name_the_first_that_differs(tmp_path):
 def test_images_are_read_when_they_are_due(tmp_path):
     files = {f"{i}.png": encoded(GREY[i]) for i in range(4)} | {"4.png": b"broken"}
     for path in (make_folder(tmp_path / "a", files), make_zip(tmp_path / "a.zip", files)):
-        batches = open_images(path).batches(2)
+        batches = open_images(path).read_batches(2)
         assert len(next(batches)) == len(next(batches)) == 2
         with pytest.raises(PidistillError, match=re.escape("4.png")):
             next(batches)

@@ -13,7 +13,7 @@ import pytest
 
 from pidistill.core.errors import PidistillError
 from pidistill.files import downloads
-from pidistill.files.downloads import published
+from pidistill.files.downloads import fetch_published
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -27,7 +27,7 @@ def content(server, monkeypatch):
 
 @pytest.fixture
 def get(server, tmp_path):
-    return lambda name=NAME: published(f"{server.url}/dir/{name}", "a network", "x=FILE", tmp_path)
+    return lambda name=NAME: fetch_published(f"{server.url}/dir/{name}", "a network", "x=FILE", tmp_path)
 
 
 def left(folder: Path) -> set[str]:
@@ -145,7 +145,7 @@ def test_a_silent_connection_is_given_up(server, get, monkeypatch):
 def test_only_https_is_fetched(url, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "SCHEMES", ("https",))
     with pytest.raises(PidistillError, match="only https: is fetched"):
-        published(url, "a network", "x=FILE", tmp_path)
+        fetch_published(url, "a network", "x=FILE", tmp_path)
     assert left(tmp_path) == set()
 
 
@@ -182,7 +182,7 @@ def test_no_network_is_one_line_at_once(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(downloads.time, "sleep", sleep)
     with pytest.raises(PidistillError, match=r"cannot download a network .*refused.*put the file from http.* to .*x=FILE"):
-        published(f"http://127.0.0.1:1/{NAME}", "a network", "x=FILE", tmp_path)  # where nobody listens
+        fetch_published(f"http://127.0.0.1:1/{NAME}", "a network", "x=FILE", tmp_path)  # where nobody listens
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a\0b", "a?b", "a%2e", "-x", "a b"])

@@ -22,7 +22,7 @@ from torch import nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.files.edm_pickle import read_edm_pickle
-from pidistill.files.pickle_machine import Bounded, Machine
+from pidistill.files.pickle_machine import BoundedReader, Machine
 from pidistill.models.teachers.base import load_teacher
 from tests.edm_pickles import Persistent, dumps, network, write
 from tests.helpers import tiny_teacher
@@ -299,7 +299,7 @@ def test_the_bytes_of_a_storage_are_read_once():
     body = [b"\x80\x04]\x8c\x0dtorch.storage\x8c\x10_load_from_bytes\x93\x94a",
             b"B" + struct.pack("<I", len(stored)) + stored + b"\x94a", b"h\x00h\x01\x85Ra" * 1000, b"."]
     content = b"".join(body)
-    _, _, first, *others = Machine(Bounded(BytesIO(content), len(content))).run()
+    _, _, first, *others = Machine(BoundedReader(BytesIO(content), len(content))).run()
     assert len(others) == 999 and all(other is first for other in others)
 
 

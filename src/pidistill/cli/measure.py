@@ -21,7 +21,7 @@ from pidistill.cli.options import (
     Steps,
     Teacher,
 )
-from pidistill.cli.terminal import command_line, parse_rates, print_rows
+from pidistill.cli.terminal import format_command_line, parse_rates, print_rows
 
 
 def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
@@ -45,7 +45,7 @@ def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
     from pidistill.jobs.evaluate_run import Protocol, evaluate_checkpoints, evaluate_model
 
     protocol = Protocol(num=num, first_seed=first_seed, repeats=repeats, batch=batch, metrics=metrics, features=features,
-                        reference=reference, device=device, command=command_line())
+                        reference=reference, device=device, command=format_command_line())
     if checkpoints:
         shown = evaluate_checkpoints(Path(model), protocol, teacher=teacher, out=out, force=force)
     else:
@@ -87,7 +87,7 @@ def compare(methods: Annotated[list[str] | None, typer.Argument(metavar="[MORE].
 
     made = job(teacher, students or [], samplers or [], out, others=methods or [], metrics=metrics, features=features,
                reference=reference, num=num, first_seed=first_seed, batch=batch, published=published, device=device,
-               command=command_line())
+               command=format_command_line())
     for path in made:
         if path.suffix == ".md":
             print(path.read_text())

@@ -23,12 +23,12 @@ def parse_rates(text: str | None) -> list[float | None]:
         raise PidistillError(f"--ema takes rates such as 0.999,0.9999, got {text!r}") from None
 
 
-def with_out(override: list[str] | None, out: Path | None) -> list[str]:
+def add_out(override: list[str] | None, out: Path | None) -> list[str]:
     """The overrides of a run, with that of --out among them."""
     return [*(override or []), *([f"out={str(out)!r}"] if out else [])]
 
 
-def command_line() -> str:
+def format_command_line() -> str:
     """What the user typed, to be recorded beside what it made."""
     return shlex.join(["pidistill", *sys.argv[1:]])
 

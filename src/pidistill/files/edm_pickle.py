@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.pickle_machine import Bad, Bounded, Machine, Record, Stored, kind, mapping, short
+from pidistill.files.pickle_machine import (
+    BoundedReader,
+    Machine,
+    MalformedPickle,
+    Record,
+    StoredTensor,
+    expect_mapping,
+    expect_type,
+    shorten,
+)
 from pidistill.files.reading import open_file, sha256
 
 if TYPE_CHECKING:
@@ -38,7 +47,7 @@ class EDMPickle:
     class_name: str
     attributes: dict[str, Any]
     network: dict[str, Any]
-    stored: dict[str, Stored]
+    stored: dict[str, StoredTensor]
     keys: tuple[str, ...]
     encoder: str | None = None
 
@@ -52,30 +61,30 @@ def read_edm_pickle(path: Path) -> EDMPickle:
     try:
         with open_file(path) as file:
             if file.read(2) not in (b"\x80\x04", b"\x80\x03", b"\x80\x05", b"\x80\x02"):
-                raise Bad("it is no pickle")
+                raise MalformedPickle("it is no pickle")
             file.seek(0)
-            root = Machine(Bounded(file, path.stat().st_size)).run()
+            root = Machine(BoundedReader(file, path.stat().st_size)).run()
         keys = tuple(map(str, root)) if isinstance(root, dict) else ()
         net = root.get("ema") if isinstance(root, dict) else root
         if not isinstance(net, Record) or "_modules" not in net.state:
-            raise Bad(f"there is no network under `ema`{f'; it holds {short(keys)}' if keys else ''}")
-        inner = [module for name, module in mapping(net.state["_modules"]).items() if name in ("model", "unet")]
+            raise MalformedPickle(f"there is no network under `ema`{f'; it holds {shorten(keys)}' if keys else ''}")
+        inner = [module for name, module in expect_mapping(net.state["_modules"]).items() if name in ("model", "unet")]
         if not inner or not isinstance(inner[0], Record):
-            raise Bad(f"{short(net.name)} holds no `model` or `unet`")
+            raise MalformedPickle(f"{shorten(net.name)} holds no `model` or `unet`")
         args, kwargs = (inner[0].state.get(key) for key in ("_init_args", "_init_kwargs"))
         network = {"class_name": inner[0].name, "args": args if args and is_plain(args, [VALUES_SHOWN]) else (),
-                   "kwargs": kwargs if kwargs and is_plain(kind(kwargs, dict), [VALUES_SHOWN]) else {}}
+                   "kwargs": kwargs if kwargs and is_plain(expect_type(kwargs, dict), [VALUES_SHOWN]) else {}}
         left = [VALUES_SHOWN]
         attributes = {key: value for key, value in net.state.items()
                       if not key.startswith("_") and key != "training" and is_plain(value, left)}
         encoder = root.get("encoder") if isinstance(root, dict) else None
-        return EDMPickle(net.name, attributes, network, dict(stored_tensors(net)), keys,
+        return EDMPickle(net.name, attributes, network, dict(walk_tensors(net)), keys,
                          encoder.name if isinstance(encoder, Record) else None)
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except OSError as error:
         raise PidistillError(f"cannot read {path}: {error.strerror or error}") from None
-    except Bad as error:
+    except MalformedPickle as error:
         raise PidistillError(f"cannot read {path}: {error}") from None
     except Exception as error:  # damaged bytes can end in almost any of them, here or in pickletools
         raise PidistillError(f"cannot read {path}: damaged, or no pickle of an EDM network ({type(error).__name__})") \
@@ -91,28 +100,28 @@ def describe_pickle(path: Path) -> dict[str, Any]:
             "holds": ", ".join(file.keys), "encoder": file.encoder, "sha256": sha256(path)}
 
 
-def stored_tensors(module: Record, prefix: str = "", path: tuple[int, ...] = (),
-               left: list[int] | None = None) -> Iterator[tuple[str, Stored]]:
+def walk_tensors(module: Record, prefix: str = "", path: tuple[int, ...] = (),
+               left: list[int] | None = None) -> Iterator[tuple[str, StoredTensor]]:
     """Weights and buffers under the names of PyTorch's state_dict()."""
     left = [NAMES] if left is None else left
     if id(module) in path or len(path) > MODULE_DEPTH:
-        raise Bad("a module in it contains itself, or others too deep")
-    left[0] -= 1 + sum(len(mapping(module.state.get(group, {}))) for group in ("_parameters", "_buffers", "_modules"))
+        raise MalformedPickle("a module in it contains itself, or others too deep")
+    left[0] -= 1 + sum(len(expect_mapping(module.state.get(group, {}))) for group in ("_parameters", "_buffers", "_modules"))
     if left[0] < 0 or len(prefix) > 10_000:
-        raise Bad(f"it has more than {NAMES:,} names of weights and modules, or longer ones than networks")
+        raise MalformedPickle(f"it has more than {NAMES:,} names of weights and modules, or longer ones than networks")
     transient = module.state.get("_non_persistent_buffers_set", [])
     for group in ("_parameters", "_buffers"):
-        for name, value in mapping(module.state.get(group, {})).items():
-            if value is not None and not (group == "_buffers" and name in kind(transient, list)):
-                yield f"{prefix}{text(name)}", kind(value, Stored)
-    for name, child in mapping(module.state.get("_modules", {})).items():
+        for name, value in expect_mapping(module.state.get(group, {})).items():
+            if value is not None and not (group == "_buffers" and name in expect_type(transient, list)):
+                yield f"{prefix}{expect_name(name)}", expect_type(value, StoredTensor)
+    for name, child in expect_mapping(module.state.get("_modules", {})).items():
         if child is not None:
-            yield from stored_tensors(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)), left)
+            yield from walk_tensors(expect_type(child, Record), f"{prefix}{expect_name(name)}.", (*path, id(module)), left)
 
 
-def text(name: Any) -> str:
+def expect_name(name: Any) -> str:
     if not isinstance(name, str) or not name.isprintable():
-        raise Bad("a weight in it has an unusual name")
+        raise MalformedPickle("a weight in it has an unusual name")
     return name
 
 
@@ -120,7 +129,7 @@ def is_plain(value: Any, left: list[int], depth: int = 8) -> bool:
     """Numbers, short text, and lists and dictionaries of them; left: how many more may be looked at."""
     left[0] -= 1
     if left[0] < 0:
-        raise Bad(f"it has attributes of more than {VALUES_SHOWN:,} values")
+        raise MalformedPickle(f"it has attributes of more than {VALUES_SHOWN:,} values")
     if isinstance(value, (bool, float, type(None))):
         return True
     if isinstance(value, int):

@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[1]
 ASSETS, PRESETS = PACKAGE / "assets", PACKAGE / "presets"  # files that come with it
 
 
-def stage(name: str) -> None:
+def mark_stage(name: str) -> None:
     """Called between any two steps of a write. The tests put something here that kills the process, or fills the disk."""
 
 
@@ -35,30 +35,30 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: d
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        stage("folder made")
+        mark_stage("folder made")
         for name, values in tensors.items():
             save_tensors(temporary / f"{name}.safetensors", values)
-            stage(f"{name} written")
+            mark_stage(f"{name} written")
         for name, record in records.items():
             (temporary / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-            stage(f"{name} written")
+            mark_stage(f"{name} written")
         finish(temporary)
         for path in (*temporary.iterdir(), temporary):
             sync(path)  # before the rename: after a power cut the name must not stand for empty files
-            stage(f"{path.name} synced")
+            mark_stage(f"{path.name} synced")
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)  # what a crash may have left
             folder.rename(old)
-            stage("old one moved")
+            mark_stage("old one moved")
         try:
             temporary.rename(folder)
         except OSError:
             if old.exists():
                 old.rename(folder)
             raise
-        stage("renamed")
+        mark_stage("renamed")
         sync(folder.parent)
-        stage("rename synced")
+        mark_stage("rename synced")
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CannotWrite(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
@@ -106,10 +106,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        stage(f"{path.name} written")
+        mark_stage(f"{path.name} written")
         sync(temporary)
         temporary.replace(path)
-        stage(f"{path.name} renamed")
+        mark_stage(f"{path.name} renamed")
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
     finally:
@@ -123,7 +123,7 @@ def check_free(path: Path, force: bool) -> None:
         raise PidistillError(f"{path} exists; choose another name with --out, or replace it with --force")
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """Where downloaded and converted weights lie: $PIDISTILL_CACHE, or ~/.cache/pidistill."""
     return Path(os.path.expanduser(os.environ.get("PIDISTILL_CACHE") or "~/.cache/pidistill"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.folders import stage
+from pidistill.files.folders import mark_stage
 from pidistill.files.reading import sha256
 
 MANIFEST = "manifest.json"
@@ -18,11 +18,11 @@ MANIFEST_LIMIT = 1_000_000  # bytes of the manifest itself
 
 def write_manifest(folder: Path) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(text_of({"files": files}), encoding="utf-8")
-    stage("manifest written")
+    (folder / MANIFEST).write_text(serialise_manifest({"files": files}), encoding="utf-8")
+    mark_stage("manifest written")
 
 
-def text_of(record: dict[str, Any]) -> str:
+def serialise_manifest(record: dict[str, Any]) -> str:
     """JSON that ends with the SHA-256 of the rest, so that the manifest is checked as well."""
     whole = record | {"sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()}
     return json.dumps(whole, indent=1) + "\n"
@@ -37,7 +37,7 @@ def verify(folder: Path, only: Collection[str] = ()) -> None:
         text = path.read_bytes()
         record = json.loads(text)
         record.pop("sha256")
-        if text != text_of(record).encode():  # byte for byte: a bit that flips anywhere is found
+        if text != serialise_manifest(record).encode():  # byte for byte: a bit that flips anywhere is found
             raise ValueError("its own SHA-256 is another")
         files = dict(record["files"])
         for name in only or files:

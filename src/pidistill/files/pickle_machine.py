@@ -26,7 +26,7 @@ NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i4": "i", "i8": "q", "u1": "B", "b1
 INSTRUCTIONS = 2_000_000  # a large network has some ten thousand
 
 
-class Bad(Exception):
+class MalformedPickle(Exception):
     """What is wrong with the file, for the one line that the reader raises."""
 
 
@@ -66,7 +66,7 @@ class Storage:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in its storage, all of which lies there, no element twice."""
 
     storage: Storage
@@ -78,7 +78,7 @@ class Stored:
         return self.storage.load().as_strided(self.size, self.stride, self.offset)
 
 
-class Bounded:
+class BoundedReader:
     """A file that is never asked for more than it has: a claim of 10 GB costs nothing."""
 
     def __init__(self, file: BinaryIO, size: int):
@@ -86,7 +86,7 @@ class Bounded:
 
     def read(self, n: int) -> bytes:
         if n < 0 or n > self.left:
-            raise Bad("truncated, or it claims more bytes than it has")
+            raise MalformedPickle("truncated, or it claims more bytes than it has")
         self.left -= n
         return self.file.read(n)
 
@@ -114,7 +114,7 @@ class Machine:
         for count, (op, arg, _) in enumerate(pickletools.genops(self.file)):
             name = op.name
             if count > INSTRUCTIONS:
-                raise Bad(f"it has more than {INSTRUCTIONS:,} instructions")
+                raise MalformedPickle(f"it has more than {INSTRUCTIONS:,} instructions")
             if name == "STOP":
                 return self.stack.pop()
             if name in VALUES:
@@ -129,40 +129,40 @@ class Machine:
                 self.marks.append(len(self.stack))
             elif name in ("TUPLE", "LIST", "DICT", "FROZENSET"):
                 items = self.since_mark()
-                self.stack.append(pairs(items) if name == "DICT" else tuple(items) if name == "TUPLE" else list(items))
+                self.stack.append(pair_up(items) if name == "DICT" else tuple(items) if name == "TUPLE" else list(items))
             elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
                 n = int(name[-1])
                 self.stack[-n:] = [tuple(self.stack[-n:])]
             elif name in ("APPEND", "APPENDS", "ADDITEMS"):
                 items = [self.stack.pop()] if name == "APPEND" else self.since_mark()
-                kind(self.stack[-1], list).extend(items)  # sets are kept as lists
+                expect_type(self.stack[-1], list).extend(items)  # sets are kept as lists
             elif name in ("SETITEM", "SETITEMS"):
                 items = [self.stack.pop(-2), self.stack.pop()] if name == "SETITEM" else self.since_mark()
-                kind(self.stack[-1], dict).update(pairs(items))
+                expect_type(self.stack[-1], dict).update(pair_up(items))
             elif name in ("GLOBAL", "STACK_GLOBAL"):
                 if name == "GLOBAL":
                     module, _, attribute = arg.partition(" ")
                 else:
                     attribute, module = self.stack.pop(), self.stack.pop()
-                self.stack.append(Global(known(f"{kind(module, str)}.{kind(attribute, str)}", self.storage)))
+                self.stack.append(Global(expect_known(f"{expect_type(module, str)}.{expect_type(attribute, str)}", self.storage)))
             elif name in ("REDUCE", "NEWOBJ"):
-                args, function = kind(self.stack.pop(), tuple), kind(self.stack.pop(), Global)
+                args, function = expect_type(self.stack.pop(), tuple), expect_type(self.stack.pop(), Global)
                 self.stack.append(self.reduce(function.name, args))
             elif name == "BUILD":
                 state = self.stack.pop()
                 if isinstance(self.stack[-1], Record) and isinstance(state, dict):
                     if self.stack[-1].state:
-                        raise Bad("an object in it gets its state twice")
+                        raise MalformedPickle("an object in it gets its state twice")
                     self.stack[-1].state = state
                 elif isinstance(self.stack[-1], Record) and self.stack[-1].name == "numpy.dtype":
-                    self.stack[-1].state["order"] = kind(state, tuple)[1]
+                    self.stack[-1].state["order"] = expect_type(state, tuple)[1]
                 elif isinstance(self.stack[-1], Record) and self.stack[-1].name == "numpy.ndarray":
-                    self.stack[-1].state["array"] = kind(state, tuple)
+                    self.stack[-1].state["array"] = expect_type(state, tuple)
             elif name == "BINPERSID" and self.storage:
-                self.stack.append(Record("storage", kind(self.stack.pop(), tuple)))
+                self.stack.append(Record("storage", expect_type(self.stack.pop(), tuple)))
             else:
-                raise Bad(f"it uses the instruction {name}, which networks do not need")
-        raise Bad("truncated")
+                raise MalformedPickle(f"it uses the instruction {name}, which networks do not need")
+        raise MalformedPickle("truncated")
 
     def reduce(self, name: str, args: tuple) -> Any:
         """What the file's call of this name stands for. Nothing is copied: it may be called again and again."""
@@ -186,7 +186,7 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     "EMPTY_DICT": lambda _: {}, "EMPTY_LIST": lambda _: [], "EMPTY_SET": lambda _: [], "EMPTY_TUPLE": lambda _: ()}
 
 
-def known(name: str, storage: bool) -> str:
+def expect_known(name: str, storage: bool) -> str:
     """The name, if files of networks may hold it."""
     name = name.replace("numpy._core.", "numpy.core.")
     inert = name.startswith("torch.nn.modules.") and name.replace(".", "").replace("_", "").isalnum()
@@ -195,91 +195,91 @@ def known(name: str, storage: bool) -> str:
             return name
     elif name in REDUCERS or name == "torch.storage._load_from_bytes" or inert:
         return name
-    raise Bad(f"it refers to {short(name)}, which networks do not need")
+    raise MalformedPickle(f"it refers to {shorten(name)}, which networks do not need")
 
 
-def persistent(meta: Any) -> Record:
+def rebuild_persistent(meta: Any) -> Record:
     """NVIDIA's object from its description."""
-    meta = kind(meta, dict)
-    return Record(kind(meta.get("class_name"), str), state=mapping(meta.get("state")))
+    meta = expect_type(meta, dict)
+    return Record(expect_type(meta.get("class_name"), str), state=expect_mapping(meta.get("state")))
 
 
 def load_storage(data: Any) -> Storage:
     """A storage that torch.save wrote in its format before zip: five pickles, then the elements' number and bytes."""
-    file = BytesIO(kind(data, bytes))
-    bounded = Bounded(file, len(data))
+    file = BytesIO(expect_type(data, bytes))
+    bounded = BoundedReader(file, len(data))
     if data[:2] == b"PK":
-        raise Bad("a storage in it is an archive")
+        raise MalformedPickle("a storage in it is an archive")
     magic, protocol, info, storage, keys = (Machine(bounded, storage=True).run() for _ in range(5))
-    if magic != 0x1950a86a20f9469cfc6c or protocol != 1001 or kind(info, dict).get("little_endian") is not True:
-        raise Bad("a storage in it has an unknown format")
-    args = kind(storage, Record).args
+    if magic != 0x1950a86a20f9469cfc6c or protocol != 1001 or expect_type(info, dict).get("little_endian") is not True:
+        raise MalformedPickle("a storage in it has an unknown format")
+    args = expect_type(storage, Record).args
     if len(args) < 5 or args[0] != "storage" or keys != [args[2]] or not isinstance(args[4], int):
-        raise Bad("a storage in it is damaged")
-    dtype, size = STORAGES[kind(args[1], Global).name.rpartition(".")[2]]
+        raise MalformedPickle("a storage in it is damaged")
+    dtype, size = STORAGES[expect_type(args[1], Global).name.rpartition(".")[2]]
     count, = struct.unpack("<q", bounded.read(8))
     if not 0 <= count == args[4] or bounded.left != count * size:
-        raise Bad(f"a storage in it says {short(count)} elements and has {bounded.left} bytes")
+        raise MalformedPickle(f"a storage in it says {shorten(count)} elements and has {bounded.left} bytes")
     return Storage(dtype, count, bounded.read(bounded.left))
 
 
-def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Stored:
+def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> StoredTensor:
     """A tensor in its storage, only if all of it lies there and no element twice."""
-    size, stride = kind(size, tuple), kind(stride, tuple)
-    elements: Storage = kind(storage, Storage)
+    size, stride = expect_type(size, tuple), expect_type(stride, tuple)
+    elements: Storage = expect_type(storage, Storage)
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or len(size) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
-        raise Bad("a tensor in it has an impossible shape")
+        raise MalformedPickle("a tensor in it has an impossible shape")
     total = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if total else offset
     if total > elements.count or (total and last >= elements.count) or any(n > 1 and not s for n, s in zip(size, stride)):
-        raise Bad(f"a tensor in it of {short(size)} does not fit its storage of {elements.count}")
-    return Stored(elements, offset, size, stride)
+        raise MalformedPickle(f"a tensor in it of {shorten(size)} does not fit its storage of {elements.count}")
+    return StoredTensor(elements, offset, size, stride)
 
 
-def scalar(dtype: Any, data: Any = b"") -> float | int | bool:
+def rebuild_scalar(dtype: Any, data: Any = b"") -> float | int | bool:
     """A numpy number."""
-    code = kind(dtype, Record).args[0]
+    code = expect_type(dtype, Record).args[0]
     order = dtype.state.get("order", "<")
     if code not in NUMBERS or order not in ("<", "|", "="):
-        raise Bad(f"a number in it has the type {short(code)}")
-    return struct.unpack("<" + NUMBERS[code], kind(data, bytes))[0]
+        raise MalformedPickle(f"a number in it has the type {shorten(code)}")
+    return struct.unpack("<" + NUMBERS[code], expect_type(data, bytes))[0]
 
 
 REDUCERS: dict[str, Callable[..., Any]] = {
-    PERSISTENT: persistent,
+    PERSISTENT: rebuild_persistent,
     "collections.OrderedDict": lambda: {},  # filled afterwards, by SETITEMS
-    "dnnlib.util.EasyDict": lambda items=None: mapping(items) if items else {},
-    "builtins.set": lambda items=None: kind(items, list) if items else [],
+    "dnnlib.util.EasyDict": lambda items=None: expect_mapping(items) if items else {},
+    "builtins.set": lambda items=None: expect_type(items, list) if items else [],
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
-    "torch._utils._rebuild_parameter": lambda data, *_: kind(data, Stored),
+    "torch._utils._rebuild_parameter": lambda data, *_: expect_type(data, StoredTensor),
     "numpy.dtype": lambda *args: Record("numpy.dtype", args),
-    "numpy.core.multiarray.scalar": scalar,
+    "numpy.core.multiarray.scalar": rebuild_scalar,
     # Arrays: what EDM2's references are made of; networks have none, and EDM2's encoders' are read past.
     "numpy.ndarray": lambda *_: Record("numpy.ndarray"),
     "numpy.core.multiarray._reconstruct": lambda *_: Record("numpy.ndarray"),
 }
 
 
-def pairs(items: list[Any]) -> dict[Any, Any]:
+def pair_up(items: list[Any]) -> dict[Any, Any]:
     """[key, value, key, value, ...] -> a dictionary; keys are plain, since hashing nested ones may recurse without end."""
     if len(items) % 2 or not all(isinstance(key, (str, int, float, bool, type(None))) for key in items[::2]):
-        raise Bad("a dictionary in it has an unusual key")
+        raise MalformedPickle("a dictionary in it has an unusual key")
     return dict(zip(items[::2], items[1::2]))
 
 
-def mapping(value: Any) -> dict[Any, Any]:
-    return kind(value, dict)
+def expect_mapping(value: Any) -> dict[Any, Any]:
+    return expect_type(value, dict)
 
 
-def kind(value: Any, wanted: type) -> Any:
+def expect_type(value: Any, wanted: type) -> Any:
     """The value, if it is of that type."""
     if not isinstance(value, wanted):
-        raise Bad(f"a {type(value).__name__} stands where a {wanted.__name__} was expected")
+        raise MalformedPickle(f"a {type(value).__name__} stands where a {wanted.__name__} was expected")
     return value
 
 
-def short(value: Any) -> str:
+def shorten(value: Any) -> str:
     """For a message of one line."""
-    written = ", ".join(map(short, value[:20])) if isinstance(value, tuple) else str(value)[:80]
+    written = ", ".join(map(shorten, value[:20])) if isinstance(value, tuple) else str(value)[:80]
     return "".join(c if c.isprintable() else "?" for c in written)[:120]

@@ -43,7 +43,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def parse_json(data: bytes | str) -> Any:
     """Strict JSON. Raises ValueError for anything else, a key that stands twice, and values too deep in each other."""
     try:
-        value = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_once)
+        value = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_refuse_repeated_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     layer = [value]
@@ -55,7 +55,7 @@ def parse_json(data: bytes | str) -> Any:
     raise ValueError("nested too deeply")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

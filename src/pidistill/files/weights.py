@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.archives import reading
+from pidistill.files.archives import catch_damage
 from pidistill.files.safetensors_header import read_header
 
 TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
@@ -71,7 +71,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def check_packing(path: Path) -> None:
     """Refuse what torch.save never writes and torch.load inflates: members of a ZIP that are larger than the file."""
     if zipfile.is_zipfile(path):
-        with reading(str(path)), zipfile.ZipFile(path) as archive:
+        with catch_damage(str(path)), zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
                 raise PidistillError(f"cannot read {path}: it inflates, which what torch.save writes does not")
 
@@ -99,7 +99,7 @@ class Allowance(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def allowance(*files: Path) -> int:
+def count_allowed_elements(*files: Path) -> int:
     """Elements that a network with weights in these files may have. A byte holds no more than one; some are not stored."""
     return 10**7 + 2 * sum(path.stat().st_size for path in files if path.is_file())
 

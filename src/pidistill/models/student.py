@@ -13,7 +13,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
-from pidistill.files.weights import allowance, load_weights, read_tensors
+from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import Decoder, read_decoder
 from pidistill.models.denoiser import FACTS, facts_of
 from pidistill.models.drawing import choose_labels, drawn, gather
@@ -133,7 +133,7 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
         facts, rates, path = facts_of(config), list(config.get("ema", [])), folder / "model.safetensors"
-        net = build_net(config["net"], facts["shape"], facts["num_classes"], allowance(path), path)
+        net = build_net(config["net"], facts["shape"], facts["num_classes"], count_allowed_elements(path), path)
         student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None

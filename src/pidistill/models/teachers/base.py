@@ -14,7 +14,7 @@ from torch import Tensor
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build, find_member, list_members, suggest_choices
 from pidistill.files.reading import read_json
-from pidistill.files.weights import ANY, allowance, load_weights, read_tensors
+from pidistill.files.weights import ANY, count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
 from pidistill.models.denoiser import Denoiser, Preconditioned, facts_of
 from pidistill.nets.base import build_net
@@ -51,7 +51,7 @@ def network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int,
 
     file: of its weights, which bounds its size. facts: options of `Preconditioned`.
     """
-    elements = allowance(file) if file else ANY
+    elements = count_allowed_elements(file) if file else ANY
     with nullcontext() if weights else torch.device("meta"):
         return Preconditioned(build_net(net, shape, num_classes, elements, file), shape, num_classes, net_spec=net, **facts)
 

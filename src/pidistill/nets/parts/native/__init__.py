@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from pidistill.files.folders import cache_folder
+from pidistill.files.folders import find_cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 # OpenMP's own functions are those that PyTorch has loaded: a second copy of the library would fight over the cores.
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
     try:
         if not compiler:
             raise OSError("no C compiler was found")
-        path = cache_folder() / "native" / f"{library_key(compiler)}.so"
+        path = find_cache_folder() / "native" / f"{library_key(compiler)}.so"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
