@@ -29,7 +29,7 @@ def parse_precision(text: str) -> Precision:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """Make a context in which convolutions and matrix products run in the half type, or for fp32 and tf32 in their inputs'."""
+    """Make a context in which convolutions and matrix products run in the half type; fp32 and tf32 leave their type."""
     if not torch.amp.is_autocast_available(device.type):  # the meta device
         return nullcontext()
     return torch.autocast(device.type, dtype=HALF.get(precision), enabled=precision in HALF)

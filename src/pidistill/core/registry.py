@@ -1,4 +1,4 @@
-"""Open families: folders in which one file is one member and the file's name is its command-line name."""
+"""An open family is a folder in which one file is one member; the file's name is the member's command-line name."""
 
 from __future__ import annotations
 
@@ -20,21 +20,29 @@ HOMES = {"schemes": "objectives.schemes", "distances": "objectives.distances", "
 
 
 def list_members(family: str) -> list[str]:
-    """Members of a family, sorted: its files but `base.py` and those whose names begin with _."""
+    """List the members of a family, sorted: its files but `base.py` and those whose names begin with _."""
     package = importlib.import_module(f"pidistill.{HOMES[family]}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__)
                   if not module.ispkg and module.name != "base" and not module.name.startswith("_"))
 
 
 def suggest_choices(what: str, name: str, known: list[str]) -> PidistillError:
-    """The error for an unknown name: says which there are, and which one was probably meant."""
-    close = get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    """Make the error for an unknown name: it lists the known ones, and suggests the one that was probably meant.
+
+    what: what the name stands for, such as `distance`.
+    name: the unknown name.
+    known: the names that there are.
+    """
+    nearest = get_close_matches(name, known, 1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return PidistillError(f"unknown {what} {name!r}{hint} (choices: {', '.join(known)})")
 
 
 def find_member(family: str, name: str) -> Any:
-    """The class or function of a member: the object in `FAMILY/NAME.py` named like the file, case and _ apart."""
+    """Find the class or function of a member: the object in `FAMILY/NAME.py` that is named like the file, case and _ apart.
+
+    Raises PidistillError, with the family's members, if the name is none of theirs.
+    """
     known = list_members(family)
     if name not in known:
         raise suggest_choices(family.removesuffix("s"), name, known)
@@ -45,23 +53,31 @@ def find_member(family: str, name: str) -> Any:
 
 
 def build(family: str, name: str, *args: Any, **options: Any) -> Any:
-    """Make a member; options that its signature does not have, or lacks, are one-line errors."""
+    """Make a member of a family by calling its class or function.
+
+    Options that the member's signature lacks, that it requires, or that are of another type raise PidistillError in one line.
+
+    family: the family's name, such as `distances`.
+    name: the member's name.
+    args: positional arguments of the member.
+    options: keyword arguments of the member, as they come from YAML.
+    """
     make = find_member(family, name)
-    accepted = inspect.signature(make, eval_str=True).parameters
+    parameters = inspect.signature(make, eval_str=True).parameters
     for key in options:
-        if key not in accepted:
-            known = [k for k, p in accepted.items() if p.kind is p.KEYWORD_ONLY and k != "draw"]  # a sampler's noise
+        if key not in parameters:
+            known = [k for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY and k != "draw"]  # a sampler's noise
             raise suggest_choices(f"option of {family}/{name}", key, known)
     try:
         inspect.signature(make).bind(*args, **options)
     except TypeError as error:
         raise PidistillError(f"{family}/{name}: {error}") from None
-    return make(*args, **{key: _validate(f"{family}/{name}", key, value, accepted[key].annotation)
+    return make(*args, **{key: _validate(f"{family}/{name}", key, value, parameters[key].annotation)
                           for key, value in options.items()})
 
 
 def _validate(where: str, key: str, value: Any, annotation: Any) -> Any:
-    """The value in the annotated type, where there is one; options come from YAML."""
+    """Convert the value to the annotated type, where there is one; options come from YAML."""
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -69,7 +85,11 @@ def _validate(where: str, key: str, value: Any, annotation: Any) -> Any:
 
 
 def build_from_python(spec: str, what: str) -> Any:
-    """The object MODULE:FACTORY(), the module imported from the current folder too: this runs the user's code."""
+    """Import MODULE, from the current folder too, and call its FACTORY(): this runs the user's code.
+
+    spec: `MODULE:FACTORY`.
+    what: what the factory makes, for errors.
+    """
     module_name, _, factory = spec.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), factory)):
         raise PidistillError(f"a python {what} is python:MODULE:FACTORY, got python:{spec}")
@@ -85,9 +105,9 @@ def build_from_python(spec: str, what: str) -> Any:
     return getattr(module, factory)()
 
 
-def build_from_config(family: str, part: str | dict[str, Any]) -> Any:
-    """A member from its name, or from a mapping with `name` and its options."""
-    options = {"name": part} if isinstance(part, str) else dict(part)
+def build_from_config(family: str, config: str | dict[str, Any]) -> Any:
+    """Make a member of a family from its name, or from a mapping that has its `name` and its options."""
+    options = {"name": config} if isinstance(config, str) else dict(config)
     if "name" not in options:
-        raise PidistillError(f"{family}: a mapping needs `name`, got {part}")
+        raise PidistillError(f"{family}: a mapping needs `name`, got {config}")
     return build(family, options.pop("name"), **options)
