@@ -55,7 +55,7 @@ def find_member(family: str, name: str) -> Any:
 def build(family: str, name: str, *args: Any, **options: Any) -> Any:
     """Make a member of a family by calling its class or function.
 
-    Options that the member's signature lacks, that it requires, or that are of another type raise PidistillError in one line.
+    Raises PidistillError for an option that the member does not know, one that it requires, or a value of another type.
 
     family: the family's name, such as `distances`.
     name: the member's name.

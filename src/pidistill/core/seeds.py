@@ -69,7 +69,7 @@ def labels_of(seeds: Sequence[int], num_classes: int) -> Tensor | None:
 
 
 def parse_integers(text: str, what: str = "seeds", most: int = 1_000_000) -> list[int]:
-    """Parse numbers and ranges: `0-63,70` becomes [0, ..., 63, 70]. Raises PidistillError with the piece that does not parse.
+    """Parse numbers and ranges: `0-63,70` becomes [0, ..., 63, 70]. Raises PidistillError otherwise.
 
     text: the numbers and ranges, with commas between them.
     what: what the numbers are, for errors.

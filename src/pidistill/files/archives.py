@@ -1,4 +1,4 @@
-"""ZIP archives, and arrays in NPZ files, that may be hostile: nothing is extracted, unpickled or allocated on a claim."""
+"""ZIP archives, and arrays in NPZ files, may be hostile: nothing is extracted, unpickled or allocated on a claim."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ ESCAPES = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")  # up, absolut
 
 
 def blame(where: str, words: str) -> PidistillError:
+    """Make the error that names a file, or a member of one, and says in words what is wrong with it."""
     return PidistillError(f"{where}: {words}")
 
 
 @contextmanager
 def catch_damage(where: str) -> Iterator[None]:
-    """Whatever damaged bytes end in becomes one line that names the place."""
+    """Turn whatever error damaged bytes end in into a PidistillError of one line that names the place."""
     try:
         yield
     except PidistillError:
@@ -38,7 +39,10 @@ def catch_damage(where: str) -> Iterator[None]:
 
 
 def open_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """A ZIP file and its members, folders left out. Refuses names that lead out of it, links, and names that come twice."""
+    """Open a ZIP file; give it and its members by name, folders left out.
+
+    Raises PidistillError for names that lead out of the archive, for links, and for names that come twice.
+    """
     with catch_damage(str(path)):
         archive = zipfile.ZipFile(open_file(path))
         files = [info for info in archive.infolist() if not info.filename.endswith("/")]
@@ -57,7 +61,15 @@ def open_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, limit: int | None = None) -> IO[bytes]:
-    """Opened for reading, if it can hold what it says. Other methods than deflate have no such bound."""
+    """Open a member of an archive for reading, if its packed bytes can hold as much as the archive claims.
+
+    Other methods of compression than deflate have no such bound, and are refused. Raises PidistillError in one line.
+
+    archive: the archive.
+    info: its record of the member.
+    where: the member's name, for errors.
+    limit: the most bytes that the member may hold; None for any number.
+    """
     if info.flag_bits & 1:
         raise blame(where, "encrypted; archive it without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -71,10 +83,15 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, lim
 
 
 def read_array_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array that fills its member exactly."""
+    """Read the shape and the type of an array in an NPZ file; the array must fill its member exactly.
+
+    archive: the NPZ file.
+    info: its record of the member.
+    where: the array's name, for errors.
+    """
     with catch_damage(where), warnings.catch_warnings(action="ignore"), open_member(archive, info, where) as file:
-        old = np.lib.format.read_magic(file) == (1, 0)
-        shape, _, dtype = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(file)
+        first = np.lib.format.read_magic(file) == (1, 0)  # the format's version
+        shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
         if dtype.hasobject:
             raise blame(where, "an array of Python objects, which is never unpickled")
         size = dtype.itemsize
@@ -86,18 +103,18 @@ def read_array_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: st
 
 
 def read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
-    """To be called after `array_header`, which refuses what would not fit."""
+    """Read an array of an NPZ file; call `read_array_header` before, which refuses what would not fit."""
     with catch_damage(where), warnings.catch_warnings(action="ignore"), open_member(archive, info, where) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_arrays(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Those of the wanted arrays that an NPZ file holds."""
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read those of the named arrays that an NPZ file holds."""
     archive, members = open_archive(path)
-    found = {}
+    arrays = {}
     with archive:
-        for key in wanted:
+        for key in names:
             if info := members.get(f"{key}.npy"):
                 read_array_header(archive, info, f"{path}: {key}")
-                found[key] = read_array(archive, info, f"{path}: {key}")
-    return found
+                arrays[key] = read_array(archive, info, f"{path}: {key}")
+    return arrays
