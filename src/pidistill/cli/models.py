@@ -1,4 +1,4 @@
-"""Verbs about what a model is: inspect, convert."""
+"""These verbs say what a model is, and write it in another form: inspect, convert."""
 
 from __future__ import annotations
 

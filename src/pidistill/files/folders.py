@@ -22,7 +22,7 @@ ASSETS, PRESETS = PACKAGE / "assets", PACKAGE / "presets"  # files that come wit
 
 
 def mark_stage(name: str) -> None:
-    """Do nothing, between any two steps of a write. The tests put something here that kills the process, or fills the disk."""
+    """Mark a stage of a write, by doing nothing. Tests put a function here that kills the process, or fills the disk."""
 
 
 def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any],

@@ -104,7 +104,10 @@ class Allowance(TorchFunctionMode):
 
 
 def count_allowed_elements(*files: Path) -> int:
-    """Count the elements that a network with weights in these files may have: a byte holds one at most; some are not stored."""
+    """Count the elements that a network with weights in these files may have.
+
+    A byte holds one element at most; some of a network's elements are not stored.
+    """
     return 10**7 + 2 * sum(path.stat().st_size for path in files if path.is_file())
 
 
