@@ -15,6 +15,6 @@ class CannotWrite(PidistillError):
     """A file or folder of ours cannot be written: a full disk, no permission. A run goes on without it."""
 
 
-def shorten_error(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Give the first line of an error's message, cut to 160 characters; the error's type where it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
