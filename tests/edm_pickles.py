@@ -11,12 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
-
-from pidistill.core.errors import PidistillError
-from pidistill.files.edm_pickle import read_edm_pickle
 
 STATE = ("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 SOURCE = "raise SystemExit('the source in the file was executed')"
@@ -88,6 +84,11 @@ def write(path: Path, net: nn.Module, class_name: str = "EDMPrecond", network_cl
 
 def expect_refusal(path, content: bytes | None = None) -> str:
     """Expect that reading a file, with this content if any is given, ends in one line; give the line."""
+    import pytest  # here, because tools write pickles too, and for other versions of the package
+
+    from pidistill.core.errors import PidistillError
+    from pidistill.files.edm_pickle import read_edm_pickle
+
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(PidistillError) as error:
