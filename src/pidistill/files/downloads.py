@@ -85,7 +85,7 @@ def download(url: str, path: Path, expected: str | None = None) -> None:
     expected: the start of its SHA-256, or None.
     """
     part, mark = Path(f"{path}.part"), Path(f"{path}.part.mark")
-    for left in range(TRIES - 1, -1, -1):
+    for tries_left in range(TRIES - 1, -1, -1):
         resumed = part.exists()
         try:
             receive(url, part, mark)
@@ -98,9 +98,9 @@ def download(url: str, path: Path, expected: str | None = None) -> None:
             mark.unlink(missing_ok=True)
             return
         except (OSError, HTTPException) as error:
-            if not left or not (resumed if isinstance(error, WrongHash) else is_transient(error)):
+            if not tries_left or not (resumed if isinstance(error, WrongHash) else is_transient(error)):
                 raise
-            time.sleep(PAUSE * (TRIES - left))
+            time.sleep(PAUSE * (TRIES - tries_left))
 
 
 class WrongHash(OSError):

@@ -317,10 +317,10 @@ def expect_mapping(value: Any) -> dict[Any, Any]:
     return expect_type(value, dict)
 
 
-def expect_type(value: Any, wanted: type) -> Any:
-    """Give the value back, if it is of the wanted type. Raises MalformedPickle if it is not."""
-    if not isinstance(value, wanted):
-        raise MalformedPickle(f"a {type(value).__name__} stands where a {wanted.__name__} was expected")
+def expect_type(value: Any, expected: type) -> Any:
+    """Give the value back, if it is of the expected type. Raises MalformedPickle if it is not."""
+    if not isinstance(value, expected):
+        raise MalformedPickle(f"a {type(value).__name__} stands where a {expected.__name__} was expected")
     return value
 
 
