@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pidistill.core.provenance import commit, versions
+from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation.measure import Measure
@@ -85,7 +85,7 @@ def main() -> None:
     fd = lambda images: measure(images)["fd"]
     lines = [f"`python benchmarks/digits_preset.py --steps {args.steps}`, {args.num} seeds, "
              f"{torch.get_num_threads()} threads, "
-             f"commit {commit()[:12]}, torch {versions()['torch']}. Teacher: FD {fd(solutions):.2f}.", "",
+             f"commit {find_commit()[:12]}, torch {list_versions()['torch']}. Teacher: FD {fd(solutions):.2f}.", "",
              "| variant | last loss | rms raw | rms average | FD raw | FD average | s |", "|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     for name in args.only:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-from pidistill.core.provenance import commit, versions
+from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.seeds import noise
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.metrics.base import Reference
@@ -128,8 +128,8 @@ def main() -> None:
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
     student, extractor = networks(32, args.turns)
-    lines = [f"`python benchmarks/evaluation.py`, {torch.get_num_threads()} threads, commit {commit()[:12]}, torch "
-             f"{versions()['torch']}. {args.num} images of {SHAPE}; the networks would take {student * 1000:.0f} ms "
+    lines = [f"`python benchmarks/evaluation.py`, {torch.get_num_threads()} threads, commit {find_commit()[:12]}, torch "
+             f"{list_versions()['torch']}. {args.num} images of {SHAPE}; the networks would take {student * 1000:.0f} ms "
              f"(student of EDM's CIFAR-10 size) and {extractor * 1000:.0f} ms (Inception v3) an image here.", "",
              "| metrics | peak memory beside the networks, GB | seconds of all but the networks | of the networks' time |",
              "|---|---|---|---|"]

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 
-from pidistill.core.provenance import commit, versions
+from pidistill.core.provenance import find_commit, list_versions
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def machine() -> str:
         wide = next((flag for flag in known if any(flag in line for line in lines)), "")
         name = f"{name}{f' ({wide})' if wide else ''}, {torch.get_num_threads()} of {os.cpu_count()} cores, " \
                f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
-    return f"{name}; Python {platform.python_version()}, torch {versions()['torch']}; commit {commit()}"
+    return f"{name}; Python {platform.python_version()}, torch {list_versions()['torch']}; commit {find_commit()}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pidistill.core.precision import Precision, set_float32_products
 from pidistill.core.processes import choose_device
 from pidistill.core.seeds import NOISE, labels_of, noise, stream
-from pidistill.core.tensors import device_of, quantise
-from pidistill.core.threads import cores
+from pidistill.core.tensors import find_device, quantise
+from pidistill.core.threads import count_cores
 from pidistill.evaluation.pictures import encode_png
 from pidistill.jobs import sample as verb
 from pidistill.models.batch_size import fitting_batch
@@ -63,7 +63,7 @@ def pair(preset: str) -> tuple[Student, Denoiser]:
 
 @torch.inference_mode()
 def plain_images(student: Student, num: int, batch: int) -> tuple[Tensor, Tensor | None]:
-    device, images = device_of(student), []
+    device, images = find_device(student), []
     y = labels_of(range(num), student.num_classes)
     for k in range(0, num, batch):
         rows = [stream(seed, domain=NOISE).standard_normal(student.shape, dtype=np.float32)
@@ -134,7 +134,7 @@ def parts(folder: Path, num: int = 2000) -> list[list[str]]:
     images = (coarse + np.random.default_rng(1).normal(0, 3, (num, 32, 32, 3))).clip(0, 255).astype(np.uint8)
     new = lambda: [stream(seed, domain=NOISE).standard_normal(shape, dtype=np.float32) for seed in range(num)]
     rows.append(["noise, a generator an image", *per_image(new, num).split(" | ")])
-    for threads in sorted({1, min(2, cores()), min(4, cores())}):
+    for threads in sorted({1, min(2, count_cores()), min(4, count_cores())}):
         split = [range(k, num, threads) for k in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
             drawing = partial(pool.map, partial(noise, shape=shape), split)
@@ -148,7 +148,7 @@ def parts(folder: Path, num: int = 2000) -> list[list[str]]:
               *per_image(lambda: [Image.fromarray(image).save(pil / f"{k}.png") for k, image in enumerate(images)],
                          num).split(" | ")],
              ["PNG encoded, one thread", *per_image(lambda: [encode_png(image) for image in images], num).split(" | ")],
-             [f"PNG encoded and written, {min(8, cores())} threads", *per_image(write_pngs, num).split(" | ")],
+             [f"PNG encoded and written, {min(8, count_cores())} threads", *per_image(write_pngs, num).split(" | ")],
              ["npz deflated", *per_image(lambda: np.savez_compressed(folder / "y.npz", images=images), num).split(" | ")],
              ["npz as written", *per_image(write_npz, num).split(" | ")]]
     return rows

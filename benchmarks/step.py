@@ -21,7 +21,7 @@ from benchmarks.harness import Ratio, alternate, table, write
 from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
 from torch import Tensor, nn
 
-from pidistill.core.compiling import compiled
+from pidistill.core.compiling import try_compile
 from pidistill.core.precision import autocast, set_float32_products
 from pidistill.models.grid import Grid
 from pidistill.objectives.distances.l2 import L2
@@ -71,7 +71,7 @@ class Pair:
             recompute_blocks(self.objective.student)
         if self.config.compile != "never" and (self.config.compile != "auto" or self.device.type == "cuda"):
             mode = "default" if self.config.compile == "auto" else self.config.compile
-            self.objective.compile_parts(lambda target, what: compiled(target, what=what, dynamic=False, mode=mode))
+            self.objective.compile_parts(lambda target, what: try_compile(target, what=what, dynamic=False, mode=mode))
         plain: Any = PlainLPIPS(networks.lpips()).to(self.device) if distance == "lpips" else L2()
         self.reference = ReferenceStep(student, teacher, plain, grid)
 

@@ -20,7 +20,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.tag, self.script = b"", '"1"', []
-        self.asked: list[dict[str, Any]] = []  # headers of each request
+        self.requests: list[dict[str, Any]] = []  # headers of each request
         self.release = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         here = self.server
         odd = here.script.pop(0) if here.script else {}
-        here.asked.append(dict(self.headers))
+        here.requests.append(dict(self.headers))
         self.close_connection = True
         if odd.get("hang"):
             here.release.wait()

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from pidistill.core.provenance import commit, versions
+from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
-from pidistill.files.datasets import digits
+from pidistill.files.datasets import load_digits
 from pidistill.files.folders import write_folder
 from pidistill.nets.features.digit_classifier import DigitClassifier
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=24)
     parser.add_argument("--pool", choices=["max", "avg"], default="max")
     args = parser.parse_args()
-    data = digits()
+    data = load_digits()
     order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(args.seed))
     held_out, training = order[:500], order[500:]
     torch.manual_seed(args.seed)
@@ -59,10 +59,10 @@ def main() -> None:
     for _ in range(20):
         a, b = torch.randperm(len(features)).chunk(2)
         halves.append(relative_frechet(statistics(features[a]), statistics(features[b])))
-    provenance = {"command": shlex.join(["python", *sys.argv]), "commit": commit(), "seed": args.seed, "steps": STEPS,
+    provenance = {"command": shlex.join(["python", *sys.argv]), "commit": find_commit(), "seed": args.seed, "steps": STEPS,
                   "batch": BATCH, "final_loss": loss.item(), "held_out_accuracy": accuracy,
                   "fd_of_two_halves": {"mean": sum(halves) / 20, "min": min(halves), "max": max(halves)},
-                  "data_licence": data.licence, "versions": versions()}
+                  "data_licence": data.licence, "versions": list_versions()}
     reference = {"mean": mean, "covariance": covariance, "features": features}
     write_folder(args.out, {"model": net.state_dict(), "reference": reference},
                  {"config": {"net": {"name": "digit_classifier", **options}}, "provenance": provenance})

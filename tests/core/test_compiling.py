@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.core.compiling import compiled
+from pidistill.core.compiling import try_compile
 from pidistill.jobs.sample import padded
 
 
 @pytest.fixture(autouse=True)
-def forgotten():
+def fresh_compiler():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -24,31 +24,31 @@ def net():
     return nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
 
 
-def missing(graph, inputs):
+def fail_to_compile(graph, inputs):
     raise RuntimeError("No working C++ compiler found\nin this test")
 
 
 def test_a_compiled_module_is_the_same_module(net):
-    plain, x, seen = copy.deepcopy(net), torch.randn(3, 4), []
+    plain, x, graphs = copy.deepcopy(net), torch.randn(3, 4), []
 
     def backend(graph, inputs):
-        seen.append(graph)
+        graphs.append(graph)
         return graph.forward
 
-    assert compiled(net, what="the network", backend=backend) is net
-    assert torch.equal(net(x), plain(x)) and len(seen) == 1
+    assert try_compile(net, what="the network", backend=backend) is net
+    assert torch.equal(net(x), plain(x)) and len(graphs) == 1
     assert list(net.state_dict()) == list(plain.state_dict()) and net[0].in_features == 4
     net(x).square().sum().backward()
     plain(x).square().sum().backward()
     assert torch.equal(net[0].weight.grad, plain[0].weight.grad)
-    assert torch.equal(copy.deepcopy(net)(x), plain(x)) and len(seen) == 1  # a copy is not compiled
+    assert torch.equal(copy.deepcopy(net)(x), plain(x)) and len(graphs) == 1  # a copy is not compiled
 
 
 def test_without_a_compiler_one_line_says_so_and_eager_goes_on(net, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
     plain, x = copy.deepcopy(net), torch.randn(3, 4)
-    compiled(net, what="the student", backend=missing)
-    double = compiled(lambda x: 2 * x, what="the loss", backend=missing)
+    try_compile(net, what="the student", backend=fail_to_compile)
+    double = try_compile(lambda x: 2 * x, what="the loss", backend=fail_to_compile)
     for _ in range(2):
         assert torch.equal(net(x), plain(x)) and torch.equal(double(x), 2 * x)
     net(x).sum().backward()
@@ -60,7 +60,7 @@ def test_without_a_compiler_one_line_says_so_and_eager_goes_on(net, capsys, monk
 
 
 def test_errors_of_the_function_itself_are_raised(net, capsys):
-    compiled(net, what="the network", backend="eager")
+    try_compile(net, what="the network", backend="eager")
     with pytest.raises(RuntimeError):
         net(torch.randn(3, 5))
     assert "not compiled" not in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_the_last_batch_is_padded_instead_of_compiled_anew(net):
 @pytest.mark.slow
 def test_the_real_compiler(net, capsys):
     plain, x = copy.deepcopy(net), torch.randn(3, 4)
-    compiled(net, what="the network", dynamic=False)
+    try_compile(net, what="the network", dynamic=False)
     torch.testing.assert_close(net(x), plain(x))
     net(x).square().sum().backward()
     plain(x).square().sum().backward()

@@ -27,8 +27,8 @@ def test_the_generator_is_frozen():
 
 
 def test_streams_of_different_use_do_not_meet():
-    drawn = {domain: tuple(stream(5, domain=domain).standard_normal(4)) for domain in (TRAIN, NOISE, LABEL)}
-    assert len(set(drawn.values())) == 3
+    draws = {domain: tuple(stream(5, domain=domain).standard_normal(4)) for domain in (TRAIN, NOISE, LABEL)}
+    assert len(set(draws.values())) == 3
 
 
 def test_noise_of_a_seed_does_not_depend_on_its_neighbours():

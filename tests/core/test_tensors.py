@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear
 
-from pidistill.core.tensors import clip_images, dequantise, like, outside_autocast, per_sample, quantise
+from pidistill.core.tensors import clip_images, dequantise, expand_time, like, quantise, run_outside_autocast
 
 
 def test_like_spreads_over_the_elements():
@@ -16,8 +16,8 @@ def test_like_spreads_over_the_elements():
 
 def test_per_sample_serves_numbers_and_vectors():
     x = torch.ones(3, 2, dtype=torch.float64)
-    assert per_sample(0.1, x).tolist() == [0.1] * 3 and per_sample(0.1, x).dtype == torch.float64
-    assert per_sample(torch.tensor([1.0, 2.0, 3.0]), x).tolist() == [1, 2, 3]
+    assert expand_time(0.1, x).tolist() == [0.1] * 3 and expand_time(0.1, x).dtype == torch.float64
+    assert expand_time(torch.tensor([1.0, 2.0, 3.0]), x).tolist() == [1, 2, 3]
 
 
 def test_quantise_is_edms_rule():
@@ -40,10 +40,10 @@ def test_outside_autocast_lifts_half_types_only():
     x, w = torch.randn(4, 8), torch.randn(3, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x, w).dtype == torch.bfloat16
-        out = outside_autocast(linear, x.bfloat16(), w, None)
+        out = run_outside_autocast(linear, x.bfloat16(), w, None)
         assert out.dtype == torch.float32
         torch.testing.assert_close(out, (x.bfloat16().double() @ w.double().T).float(), rtol=1e-5, atol=1e-5)
-        assert outside_autocast(linear, x.double(), w.double()).dtype == torch.float64
+        assert run_outside_autocast(linear, x.double(), w.double()).dtype == torch.float64
         assert linear(x, w).dtype == torch.bfloat16  # the region goes on
-    assert outside_autocast(linear, x.bfloat16(), w.bfloat16()).dtype == torch.bfloat16
-    assert outside_autocast(linear, x.to("meta"), w.to("meta")).shape == (4, 3)
+    assert run_outside_autocast(linear, x.bfloat16(), w.bfloat16()).dtype == torch.bfloat16
+    assert run_outside_autocast(linear, x.to("meta"), w.to("meta")).shape == (4, 3)

@@ -9,7 +9,7 @@ import torch
 
 from pidistill.core.seeds import labels_of, noise
 from pidistill.core.tensors import clip_images
-from pidistill.core.threads import ahead
+from pidistill.core.threads import run_ahead
 from pidistill.models.drawing import drawn, gather
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student_init import make_student
@@ -59,7 +59,7 @@ def test_results_come_in_order_and_no_more_than_the_depth_are_begun():
             begun.append(k)
             yield k
 
-    results = ahead(work, parts(), threads=3, depth=4)
+    results = run_ahead(work, parts(), threads=3, depth=4)
     threading.Timer(0.01, release.set).start()
     assert next(results) == 0 and len(begun) == 5
     assert list(results) == [k * k for k in range(1, 9)]
@@ -75,7 +75,7 @@ def test_an_error_in_a_thread_is_raised_and_what_has_not_begun_is_dropped():
         done.append(k)
 
     with pytest.raises(OSError, match="No space left"):
-        list(ahead(work, range(1000), threads=1, depth=3))
+        list(run_ahead(work, range(1000), threads=1, depth=3))
     assert len(done) < 10 and own_threads() == 0
 
 

@@ -85,7 +85,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.download", offline)
     with pytest.raises(PidistillError, match=r"cannot download Inception v3 .*6726825d\.pth to .*inception:FILE"):
         distill(gaussian("3x8x8"), out=tmp_path / "run", overrides={
             "student.init": "random", "student.net": "mlp", "evaluate.features": "inception", "train.steps": 1})

@@ -13,7 +13,7 @@ import pytest
 
 from pidistill.core.errors import PidistillError
 from pidistill.files import downloads
-from pidistill.files.downloads import published
+from pidistill.files.downloads import fetch_published
 
 CONTENT = np.random.default_rng(0).bytes(50_000)
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -27,14 +27,14 @@ def content(server, monkeypatch):
 
 @pytest.fixture
 def get(server, tmp_path):
-    return lambda name=NAME: published(f"{server.url}/dir/{name}", "a network", "x=FILE", tmp_path)
+    return lambda name=NAME: fetch_published(f"{server.url}/dir/{name}", "a network", "x=FILE", tmp_path)
 
 
-def left(folder: Path) -> set[str]:
+def list_files(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
 
 
-def refused(get, words: str, name: str = NAME) -> str:
+def expect_refusal(get, words: str, name: str = NAME) -> str:
     with pytest.raises(PidistillError, match=words) as caught:
         get(name)
     line = str(caught.value)
@@ -44,29 +44,29 @@ def refused(get, words: str, name: str = NAME) -> str:
 
 def test_a_file_is_fetched_once(server, get, tmp_path):
     assert get().read_bytes() == CONTENT and get().read_bytes() == CONTENT
-    assert len(server.asked) == 1 and "Range" not in server.asked[0] and left(tmp_path) == {NAME}
+    assert len(server.requests) == 1 and "Range" not in server.requests[0] and list_files(tmp_path) == {NAME}
 
 
 @pytest.mark.parametrize("cuts", [[100], [20_000], [20_000, 7000, 1]])
 def test_a_broken_connection_is_continued(server, get, tmp_path, cuts):
     server.script = [{"cut": cut} for cut in cuts]
-    assert get().read_bytes() == CONTENT and left(tmp_path) == {NAME}
-    assert [asked.get("Range") for asked in server.asked] == [
+    assert get().read_bytes() == CONTENT and list_files(tmp_path) == {NAME}
+    assert [headers.get("Range") for headers in server.requests] == [
         None, *(f"bytes={sum(cuts[:k])}-" for k in range(1, len(cuts) + 1))]
-    assert all(asked["If-Range"] == '"1"' for asked in server.asked[1:])
+    assert all(headers["If-Range"] == '"1"' for headers in server.requests[1:])
 
 
 def test_tries_are_bounded_and_the_next_program_goes_on(server, get, tmp_path):
     server.script = [{"cut": 1000}] * downloads.TRIES
-    refused(get, "ended after 4000 of 50000 bytes.*x=FILE")
-    assert left(tmp_path) == {f"{NAME}.part", f"{NAME}.part.mark"} and len(server.asked) == downloads.TRIES
-    assert get().read_bytes() == CONTENT and server.asked[-1]["Range"] == "bytes=4000-" and left(tmp_path) == {NAME}
+    expect_refusal(get, "ended after 4000 of 50000 bytes.*x=FILE")
+    assert list_files(tmp_path) == {f"{NAME}.part", f"{NAME}.part.mark"} and len(server.requests) == downloads.TRIES
+    assert get().read_bytes() == CONTENT and server.requests[-1]["Range"] == "bytes=4000-" and list_files(tmp_path) == {NAME}
 
 
 @pytest.mark.parametrize("odd", [{}, {"ranges": False}], ids=["changed", "no ranges"])
 def test_parts_of_two_files_are_never_joined(server, get, tmp_path, odd):
     server.script = [{"cut": 1000}] * downloads.TRIES
-    refused(get, "ended after", "net.pth")
+    expect_refusal(get, "ended after", "net.pth")
     server.script, server.content, server.tag = [odd], CONTENT[::-1], '"2"'
     assert get("net.pth").read_bytes() == CONTENT[::-1]
 
@@ -75,53 +75,53 @@ def test_parts_of_two_files_are_never_joined(server, get, tmp_path, odd):
     {"ETag": '"2"'}, {"Content-Range": "bytes 7-49999/50000"}, {"Content-Range": None}, {"Content-Range": "bytes x"}])
 def test_a_part_that_was_not_asked_for_is_thrown_away(server, get, headers):
     server.script = [{"cut": 1000}, {"headers": headers}]
-    assert get("net.pth").read_bytes() == CONTENT and "Range" not in server.asked[2]
+    assert get("net.pth").read_bytes() == CONTENT and "Range" not in server.requests[2]
 
 
 @pytest.mark.parametrize("headers", [{"ETag": None}, {"ETag": 'W/"1"'}])
 def test_a_server_that_names_no_version_is_asked_for_all(server, get, headers):
     server.script = [{"cut": 1000, "headers": headers}]
-    assert get("net.pth").read_bytes() == CONTENT and "Range" not in server.asked[1]
+    assert get("net.pth").read_bytes() == CONTENT and "Range" not in server.requests[1]
 
 
 def test_the_date_names_a_version_too(server, get):
     date = "Wed, 21 Oct 2015 07:28:00 GMT"
     server.script = [{"cut": 1000, "headers": {"ETag": None, "Last-Modified": date}}, {"ranges": False}]
     get()
-    assert server.asked[1]["If-Range"] == date
+    assert server.requests[1]["If-Range"] == date
 
 
 def test_a_part_that_is_whole_is_taken(server, get, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(CONTENT)
     (tmp_path / f"{NAME}.part.mark").write_text(server.tag)
-    assert get().read_bytes() == CONTENT and len(server.asked) == 1 and left(tmp_path) == {NAME}
+    assert get().read_bytes() == CONTENT and len(server.requests) == 1 and list_files(tmp_path) == {NAME}
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(server, get, tmp_path):
     (tmp_path / "net.pth.part").write_bytes(CONTENT + b"more")
     (tmp_path / "net.pth.part.mark").write_text(server.tag)
-    assert get("net.pth").read_bytes() == CONTENT and len(server.asked) == 2
+    assert get("net.pth").read_bytes() == CONTENT and len(server.requests) == 2
 
 
 def test_a_damaged_part_is_fetched_again(server, get, tmp_path):
     (tmp_path / f"{NAME}.part").write_bytes(b"x" * 1000)
     (tmp_path / f"{NAME}.part.mark").write_text(server.tag)
-    assert get().read_bytes() == CONTENT and len(server.asked) == 2
+    assert get().read_bytes() == CONTENT and len(server.requests) == 2
 
 
 def test_the_hash_is_checked_before_the_file_has_its_name(server, get, tmp_path, monkeypatch):
     server.content = CONTENT[:-1] + b"?"
-    seen = []
-    monkeypatch.setattr(downloads, "sha256", lambda path: seen.append((path.name, left(tmp_path))) or "0" * 64)
-    refused(get, f"SHA-256 starts with 00000000, its name says {NAME[4:12]}")
-    assert seen == [(f"{NAME}.part", {f"{NAME}.part", f"{NAME}.part.mark"})] and left(tmp_path) == set()
+    checks = []
+    monkeypatch.setattr(downloads, "sha256", lambda path: checks.append((path.name, list_files(tmp_path))) or "0" * 64)
+    expect_refusal(get, f"SHA-256 starts with 00000000, its name says {NAME[4:12]}")
+    assert checks == [(f"{NAME}.part", {f"{NAME}.part", f"{NAME}.part.mark"})] and list_files(tmp_path) == set()
 
 
 def test_without_a_hash_it_is_said(server, get, capsys, monkeypatch):
     monkeypatch.setattr(downloads.console, "_width", 300)
     get("net.pth")
-    said = capsys.readouterr().err
-    assert "unchecked" in said and hashlib.sha256(CONTENT).hexdigest() in said
+    message = capsys.readouterr().err
+    assert "unchecked" in message and hashlib.sha256(CONTENT).hexdigest() in message
     get()
     assert "unchecked" not in capsys.readouterr().err
 
@@ -129,24 +129,24 @@ def test_without_a_hash_it_is_said(server, get, capsys, monkeypatch):
 def test_a_server_in_trouble_is_asked_again_and_a_missing_file_is_not(server, get):
     server.script = [{"status": 503}, {"status": 429}]
     assert get().read_bytes() == CONTENT
-    server.script, server.asked = [{"status": 404}], []
-    refused(get, "HTTP Error 404", "other.pth")
-    assert len(server.asked) == 1
+    server.script, server.requests = [{"status": 404}], []
+    expect_refusal(get, "HTTP Error 404", "other.pth")
+    assert len(server.requests) == 1
 
 
 def test_a_silent_connection_is_given_up(server, get, monkeypatch):
     monkeypatch.setattr(downloads, "SILENCE", 0.05)
     server.script = [{"hang": True}] * downloads.TRIES
-    refused(get, "timed out")
-    assert len(server.asked) == downloads.TRIES
+    expect_refusal(get, "timed out")
+    assert len(server.requests) == downloads.TRIES
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/a.pth", "file:///etc/passwd", "ftp://127.0.0.1/a.pth", "//a/b.pth"])
 def test_only_https_is_fetched(url, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "SCHEMES", ("https",))
     with pytest.raises(PidistillError, match="only https: is fetched"):
-        published(url, "a network", "x=FILE", tmp_path)
-    assert left(tmp_path) == set()
+        fetch_published(url, "a network", "x=FILE", tmp_path)
+    assert list_files(tmp_path) == set()
 
 
 def test_redirects_stay_on_https(server, get, monkeypatch, tmp_path):
@@ -154,26 +154,26 @@ def test_redirects_stay_on_https(server, get, monkeypatch, tmp_path):
     assert get().read_bytes() == CONTENT
     for to in ("file:///etc/passwd", "ftp://127.0.0.1/a", "gopher://x/a"):
         server.script = [{"to": to}]
-        refused(get, "only https: is fetched|is not allowed", "other.pth")
+        expect_refusal(get, "only https: is fetched|is not allowed", "other.pth")
     monkeypatch.setattr(downloads, "SCHEMES", ("http",))  # as if the first address were secure and the next were not
     server.script = [{"to": "https://127.0.0.1:1/x"}]
-    refused(get, "only https: is fetched, not https", "other.pth")
-    assert left(tmp_path) == {NAME}
+    expect_refusal(get, "only https: is fetched, not https", "other.pth")
+    assert list_files(tmp_path) == {NAME}
 
 
 def test_size_is_bounded_whatever_the_server_says(server, get, monkeypatch, tmp_path):
     monkeypatch.setattr(downloads, "DOWNLOAD_LIMIT", 40_000)
-    refused(get, "50000 bytes, more than 40000")
+    expect_refusal(get, "50000 bytes, more than 40000")
     server.script = [{"headers": {"Content-Length": None}}]
-    refused(get, "more than 40000 bytes")
+    expect_refusal(get, "more than 40000 bytes")
     assert os.path.getsize(tmp_path / f"{NAME}.part") <= 40_000
 
 
 def test_a_full_disk_is_found_before_and_during(server, get, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**5, 10**5 - 49_999, 49_999))
-    refused(get, "No space left on device")
-    assert left(tmp_path) == set() and len(server.asked) == 1
+    expect_refusal(get, "No space left on device")
+    assert list_files(tmp_path) == set() and len(server.requests) == 1
 
 
 def test_no_network_is_one_line_at_once(server, tmp_path, monkeypatch):
@@ -182,9 +182,9 @@ def test_no_network_is_one_line_at_once(server, tmp_path, monkeypatch):
 
     monkeypatch.setattr(downloads.time, "sleep", sleep)
     with pytest.raises(PidistillError, match=r"cannot download a network .*refused.*put the file from http.* to .*x=FILE"):
-        published(f"http://127.0.0.1:1/{NAME}", "a network", "x=FILE", tmp_path)  # where nobody listens
+        fetch_published(f"http://127.0.0.1:1/{NAME}", "a network", "x=FILE", tmp_path)  # where nobody listens
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a\0b", "a?b", "a%2e", "-x", "a b"])
 def test_names_that_are_no_file_names(get, name):
-    refused(get, "no name of a published file", name)
+    expect_refusal(get, "no name of a published file", name)

@@ -194,4 +194,4 @@ def test_a_gpu_writes_the_cpus_images(coloured, tmp_path, precision, most):
 
 
 def test_cores_are_those_of_this_process():
-    assert 1 <= pipeline.cores() <= (os.cpu_count() or 1)
+    assert 1 <= pipeline.count_cores() <= (os.cpu_count() or 1)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
-from pidistill.core.tensors import device_of
+from pidistill.core.tensors import find_device
 from pidistill.models.denoiser import Denoiser, FunctionDenoiser, Preconditioned, as_denoiser
 from pidistill.models.drawing import choose_labels
 from pidistill.nets.base import build_net
@@ -98,6 +98,6 @@ def test_bad_labels_are_refused(labels, classes, words):
 
 def test_build_net_and_device():
     net = build_net(MLP, (2,), 0)
-    assert device_of(net) == torch.device("cpu") and device_of(Recorder()) == torch.device("cpu")
+    assert find_device(net) == torch.device("cpu") and find_device(Recorder()) == torch.device("cpu")
     with pytest.raises(PidistillError, match=r"choices: .*mlp"):
         build_net({"name": "mpl"}, (2,), 0)

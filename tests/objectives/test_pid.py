@@ -10,7 +10,7 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import autocast
-from pidistill.core.registry import build_part, names
+from pidistill.core.registry import build_from_config, list_members
 from pidistill.core.seeds import stream
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student_init import make_student
@@ -208,7 +208,7 @@ def test_distance_and_scheme_are_options():
     losses = [PID(copy.deepcopy(student), teacher, grid, distance=d)(batch).detach()
               for d in ("l2", "l1", {"name": "pseudo_huber", "c": 0.1})]
     assert not torch.allclose(losses[0], losses[1]) and not torch.allclose(losses[0], losses[2])
-    assert isinstance(build_part("distances", "l2"), L2)
+    assert isinstance(build_from_config("distances", "l2"), L2)
 
 
 @pytest.mark.parametrize("options, words", [
@@ -221,10 +221,10 @@ def test_bad_options_are_refused(options, words):
         PID(student, teacher, grid_of(teacher, 5), **options)
 
 
-@pytest.mark.parametrize("scheme", names("schemes"))
+@pytest.mark.parametrize("scheme", list_members("schemes"))
 def test_grids_that_are_too_small_for_the_scheme_are_refused(scheme):
     teacher, student, _ = setting()
-    least = build_part("schemes", scheme).points
+    least = build_from_config("schemes", scheme).points
     PID(student, teacher, grid_of(teacher, least), scheme=scheme)
     if least > 2:  # with one point there is no grid at all
         words = f"the scheme {scheme} needs at least {least} grid points, got grid.points=2"
@@ -234,7 +234,8 @@ def test_grids_that_are_too_small_for_the_scheme_are_refused(scheme):
 
 def test_the_schemes_are_different_losses():
     teacher, student, batch = setting()
-    losses = [PID(student, teacher, grid_of(teacher, POINTS), scheme=scheme)(batch).detach() for scheme in names("schemes")]
+    losses = [PID(student, teacher, grid_of(teacher, POINTS), scheme=scheme)(batch).detach()
+              for scheme in list_members("schemes")]
     assert len(losses) >= 4
     for n, a in enumerate(losses):
         assert bool(a.isfinite().all()) and not any(torch.allclose(a, b, rtol=1e-6) for b in losses[:n])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import HOMES, build, member, names
+from pidistill.core.registry import HOMES, build, find_member, list_members
 from pidistill.core.seeds import stream
 from pidistill.evaluation.metrics.base import Batch, Reference
 from pidistill.evaluation.metrics.frechet import statistics
@@ -70,15 +70,15 @@ TEACHER_SPECS = {
 
 @pytest.mark.parametrize("family", HOMES)
 def test_family_has_members_and_each_is_named_like_its_file(family: str):
-    assert names(family)
-    for name in names(family):
-        assert callable(member(family, name))
+    assert list_members(family)
+    for name in list_members(family):
+        assert callable(find_member(family, name))
 
 
 # distances -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=names("distances"))
+@pytest.fixture(params=list_members("distances"))
 def distance(request):
     options = {"weights": str(vgg_weights())} if request.param == "lpips" else {}
     return build("distances", request.param, **DISTANCE_OPTIONS.get(request.param, {}), **options)
@@ -122,7 +122,7 @@ def test_distance_has_a_finite_gradient(distance, gap):
 # schemes -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=names("schemes"))
+@pytest.fixture(params=list_members("schemes"))
 def scheme(request):
     return build("schemes", request.param)
 
@@ -213,9 +213,9 @@ def test_scheme_gradient_reaches_every_parameter(scheme):
 # samplers ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=names("samplers"))
+@pytest.fixture(params=list_members("samplers"))
 def sampler(request):
-    return member("samplers", request.param)
+    return find_member("samplers", request.param)
 
 
 def test_sampler_yields_the_given_times(sampler, gaussian):
@@ -245,12 +245,12 @@ def test_sampler_passes_the_labels_on(sampler):
     assert seen and all(labels is y for labels in seen)
 
 
-@pytest.mark.parametrize("name", sorted(set(names("samplers")) - SDE))
+@pytest.mark.parametrize("name", sorted(set(list_members("samplers")) - SDE))
 def test_sampler_order(name, gaussian):
     """Global error at eps, N = 128 and 256, evenly spaced in log t: 0.99 for Euler, 2.03 for Heun, 3.05 for DPM-Solver-3."""
     def error(n: int) -> float:
         z, ts = start((2,)), torch.linspace(np.log(80), np.log(0.002), n + 1, dtype=torch.float64).exp()
-        *_, (t, x) = member("samplers", name)(gaussian, z, ts)
+        *_, (t, x) = find_member("samplers", name)(gaussian, z, ts)
         return (x - gaussian.exact(z, t)).abs().max().item()
 
     assert np.log2(error(128) / error(256)) == pytest.approx(SAMPLER_ORDERS[name], abs=0.16)
@@ -259,7 +259,7 @@ def test_sampler_order(name, gaussian):
 # nets ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=names("nets"))
+@pytest.fixture(params=list_members("nets"))
 def net(request):
     torch.manual_seed(0)
     options = NET_OPTIONS.get(request.param, {})
@@ -310,13 +310,13 @@ def test_feature_net_gives_one_row_an_image(name):
 def make_objective(name: str) -> Objective:
     """An objective over tiny networks, from what its kind takes: images, or a student with a frozen teacher."""
     teacher = tiny_teacher()
-    if member("objectives", name).needs == "images":
+    if find_member("objectives", name).needs == "images":
         data = Images(images(3, 6)[:, :1], torch.arange(6) % CLASSES, "none")
         return build("objectives", name, teacher.requires_grad_(True), data)
     return build("objectives", name, make_student(teacher), teacher, grid_of(teacher, 10))
 
 
-@pytest.fixture(params=names("objectives"))
+@pytest.fixture(params=list_members("objectives"))
 def objective(request) -> Objective:
     return make_objective(request.param)
 
@@ -356,7 +356,7 @@ def test_objective_draws_depend_on_seed_step_and_number_alone(objective):
 # teachers ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", names("teachers"))
+@pytest.mark.parametrize("kind", list_members("teachers"))
 def test_teacher_keeps_the_protocol(kind, tmp_path, monkeypatch):
     from pidistill.files.folders import write_folder
     from pidistill.models.teachers.edm import CHECKPOINTS
@@ -404,7 +404,7 @@ WORST = {"frechet": ("fd", 1), "kid": ("kid", 1), "trajectory_rmse": ("trajector
 
 def measured(name: str, values: torch.Tensor, parts: list[list[int]], processes: int = 1) -> dict[str, float]:
     """The metric's numbers of features, logits or images `values`, added in parts that several processes take in turn."""
-    make = member("metrics", name)
+    make = find_member("metrics", name)
     data = torch.randn(NUM, WIDTH, generator=torch.Generator().manual_seed(9))
     reference = Reference(*statistics(data), features=data)
     each = [make(NUM, WIDTH, reference, "fd") for _ in range(processes)]
@@ -417,7 +417,7 @@ def measured(name: str, values: torch.Tensor, parts: list[list[int]], processes:
     return each[0].result(values)
 
 
-@pytest.mark.parametrize("name", names("metrics"))
+@pytest.mark.parametrize("name", list_members("metrics"))
 def test_metric_is_a_sum_over_images(name):
     """Batches, their order and the number of processes change nothing."""
     values = torch.randn(NUM, WIDTH, generator=torch.Generator().manual_seed(0)) * 2
@@ -429,7 +429,7 @@ def test_metric_is_a_sum_over_images(name):
             assert isinstance(value, float) and other[key] == pytest.approx(value, rel=1e-9)
 
 
-@pytest.mark.parametrize("name", names("metrics"))
+@pytest.mark.parametrize("name", list_members("metrics"))
 def test_metric_gets_worse_as_images_leave_the_data(name):
     """Features that move away from those of the data; logits that move together, so that the classes lose their variety."""
     key, sign = WORST[name]

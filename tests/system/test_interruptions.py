@@ -448,7 +448,7 @@ def test_a_folder_that_turns_read_only_leaves_the_run_going(tmp_path, monkeypatc
     def stage(name):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(folders, "stage", stage)
+    monkeypatch.setattr(folders, "mark_stage", stage)
     monkeypatch.setattr(checkpoint_writer, "RETRY", 0.01)
     monkeypatch.setattr(log, "write_text", lambda path, text: path.write_text(text))  # the log was there before
     assert same(whole, start_run(tmp_path / "b"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pidistill.core.precision import autocast, set_float32_products
-from pidistill.core.registry import build, names
+from pidistill.core.registry import build, list_members
 from pidistill.files.manifest import write_manifest
 from pidistill.files.reading import read_json
 from pidistill.files.weights import read_tensors
@@ -73,7 +73,7 @@ def test_half_types_round_the_network_and_give_float32(precision):
 
 
 @pytest.mark.parametrize("precision", LIMITS)
-@pytest.mark.parametrize("kind, name", [(kind, name) for kind in NETS for name in names("schemes")
+@pytest.mark.parametrize("kind, name", [(kind, name) for kind in NETS for name in list_members("schemes")
                                         if (kind, name) != ("song_unet", "autodiff")])
 def test_differences_are_float32(kind, name, precision):
     """Under autocast too: nothing after the network's output is rounded again."""

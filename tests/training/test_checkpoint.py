@@ -59,9 +59,9 @@ def names(folder) -> list[str]:
 def stages(monkeypatch):
     """What `files.stage` was called with; `act(k, what)` is called at each."""
     seen = []
-    monkeypatch.setattr(folders, "stage", lambda what: (seen.append(what), stages_act[0](len(seen), what)))
-    monkeypatch.setattr("pidistill.training.checkpoint_writer.stage", folders.stage)
-    monkeypatch.setattr("pidistill.files.manifest.stage", folders.stage)
+    monkeypatch.setattr(folders, "mark_stage", lambda what: (seen.append(what), stages_act[0](len(seen), what)))
+    monkeypatch.setattr("pidistill.training.checkpoint_writer.stage", folders.mark_stage)
+    monkeypatch.setattr("pidistill.files.manifest.stage", folders.mark_stage)
     stages_act = [lambda k, what: None]
     seen_of = lambda act: stages_act.__setitem__(0, act)
     return seen, seen_of
@@ -214,11 +214,11 @@ def test_a_manifest_of_anything_is_one_line(tmp_path, text):
 
 
 def test_a_manifest_names_no_files_elsewhere(tmp_path):
-    from pidistill.files.manifest import text_of
+    from pidistill.files.manifest import serialise_manifest
 
     (tmp_path / "outside").write_text("x")
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / MANIFEST).write_text(text_of({"files": {"../outside": {"bytes": 1, "sha256": ""}}}))
+    (tmp_path / "a" / MANIFEST).write_text(serialise_manifest({"files": {"../outside": {"bytes": 1, "sha256": ""}}}))
     with pytest.raises(PidistillError, match="missing"):
         verify(tmp_path / "a")
 

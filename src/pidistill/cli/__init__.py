@@ -1,3 +1,3 @@
-"""The command line: `pidistill`, and `python -m pidistill.cli`."""
+"""The command line is called as `pidistill`, or as `python -m pidistill.cli`."""
 
 from pidistill.cli.main import main as main

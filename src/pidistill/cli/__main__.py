@@ -1,4 +1,4 @@
-"""`python -m pidistill.cli`: for launchers, which take modules."""
+"""`python -m pidistill.cli` serves launchers, which take modules."""
 
 from pidistill.cli.main import main
 

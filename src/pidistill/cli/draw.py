@@ -1,4 +1,4 @@
-"""Verbs that draw: sample, trajectory."""
+"""These verbs draw: sample, trajectory."""
 
 from __future__ import annotations
 

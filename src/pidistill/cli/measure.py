@@ -1,4 +1,4 @@
-"""Verbs that measure: evaluate, reference, compare."""
+"""These verbs measure: evaluate, reference, compare."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pidistill.cli.options import (
     Steps,
     Teacher,
 )
-from pidistill.cli.terminal import command_line, parse_rates, print_rows
+from pidistill.cli.terminal import format_command_line, parse_rates, print_rows
 
 
 def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
@@ -45,16 +45,16 @@ def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
     from pidistill.jobs.evaluate_run import Protocol, evaluate_checkpoints, evaluate_model
 
     protocol = Protocol(num=num, first_seed=first_seed, repeats=repeats, batch=batch, metrics=metrics, features=features,
-                        reference=reference, device=device, command=command_line())
+                        reference=reference, device=device, command=format_command_line())
     if checkpoints:
-        shown = evaluate_checkpoints(Path(model), protocol, teacher=teacher, out=out, force=force)
+        report = evaluate_checkpoints(Path(model), protocol, teacher=teacher, out=out, force=force)
     else:
-        shown = evaluate_model(model, protocol, teacher=teacher, rates=parse_rates(ema), sampler=sampler, steps=steps,
-                               out=out, force=force)
-    if shown:
-        print_rows(shown.table)
-        if shown.note:
-            print(shown.note)
+        report = evaluate_model(model, protocol, teacher=teacher, rates=parse_rates(ema), sampler=sampler, steps=steps,
+                                out=out, force=force)
+    if report:
+        print_rows(report.table)
+        if report.note:
+            print(report.note)
 
 
 def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip (EDM's data sets), an .npz, or `digits`.")],
@@ -85,11 +85,11 @@ def compare(methods: Annotated[list[str] | None, typer.Argument(metavar="[MORE].
     """Compare samplers of a teacher and its students in one table, as the paper's Table 1; with a plot and a picture."""
     from pidistill.jobs.compare import compare as job
 
-    made = job(teacher, students or [], samplers or [], out, others=methods or [], metrics=metrics, features=features,
-               reference=reference, num=num, first_seed=first_seed, batch=batch, published=published, device=device,
-               command=command_line())
-    for path in made:
+    paths = job(teacher, students or [], samplers or [], out, others=methods or [], metrics=metrics, features=features,
+                reference=reference, num=num, first_seed=first_seed, batch=batch, published=published, device=device,
+                command=format_command_line())
+    for path in paths:
         if path.suffix == ".md":
             print(path.read_text())
-    for path in made:
+    for path in paths:
         print(path)

@@ -1,4 +1,4 @@
-"""Verbs about what a model is: inspect, convert."""
+"""These verbs say what a model is, and write it in another form: inspect, convert."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pidistill.cli.options import Force
-from pidistill.cli.terminal import command_line, print_facts
+from pidistill.cli.terminal import format_command_line, print_facts
 
 
 def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder or file of a teacher, student or run.")],
@@ -42,4 +42,4 @@ def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST,
     from pidistill.jobs.convert import convert
 
     check_free(out, force)
-    print(f"teacher in {convert(teacher, out, dtype=dtype, command=command_line())}")
+    print(f"teacher in {convert(teacher, out, dtype=dtype, command=format_command_line())}")

@@ -1,4 +1,4 @@
-"""Options that several verbs have, with their help. typer reads these annotations; torch is imported by no line of this."""
+"""Several verbs share these options and their help. typer reads the annotations; torch is imported by no line of this."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of the teacher
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
 PrecisionName = Annotated[str, typer.Option(help="Of the network's products: fp32, tf32, bf16 or fp16.")]
 Metrics = Annotated[str | None, typer.Option(help="Of fid (fd), is, kid, pr, rms; comma-separated.")]
-FeatureSpec = Annotated[str, typer.Option(help="Feature network: auto, none, digits, inception[:FILE] (FID), dinov2[:FILE], a "
-                                            "TorchScript or torch.export file, or python:MODULE:FACTORY.")]
-ReferenceSpec = Annotated[str | None, typer.Option(help="Statistics of the data (FILE.npz, EDM2's .pkl, one that EDM published, "
-                                                    "such as cifar10-32x32), or images: a folder, .zip or .npz.")]
+FeatureSpec = Annotated[str, typer.Option(help="Feature network: auto, none, digits, inception[:FILE] (FID), dinov2[:FILE], "
+                                            "a TorchScript or torch.export file, or python:MODULE:FACTORY.")]
+ReferenceSpec = Annotated[str | None, typer.Option(help="Statistics of the data (FILE.npz, EDM2's .pkl, one that EDM "
+                                                    "published, such as cifar10-32x32), or images: a folder, .zip or "
+                                                    ".npz.")]
 Num = Annotated[int, typer.Option("--num", "--images", min=2, help="Number of images. (Behind accelerate launch and "
                                                                    "torchrun, which take --num for theirs: --images.)")]
 FirstSeed = Annotated[int, typer.Option("--first-seed", min=0, max=10**18, help="Seeds run from here.")]

@@ -1,4 +1,4 @@
-"""What the command line's words mean, and how results look on it. torch is imported by no line of this."""
+"""The command line's words are parsed here, and results are printed. torch is imported by no line of this."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def parse_rates(text: str | None) -> list[float | None]:
-    """`0.999,0.9999` -> numbers, without repetition; no text stands for the first rate of a run."""
+    """Parse EMA rates such as `0.999,0.9999`, without repetition; no text gives [None], the first rate of a run."""
     if text is None:
         return [None]
     try:
@@ -23,49 +23,49 @@ def parse_rates(text: str | None) -> list[float | None]:
         raise PidistillError(f"--ema takes rates such as 0.999,0.9999, got {text!r}") from None
 
 
-def with_out(override: list[str] | None, out: Path | None) -> list[str]:
-    """The overrides of a run, with that of --out among them."""
-    return [*(override or []), *([f"out={str(out)!r}"] if out else [])]
+def add_out(overrides: list[str] | None, out: Path | None) -> list[str]:
+    """Add what --out means, `out=PATH`, to the overrides of a run."""
+    return [*(overrides or []), *([f"out={str(out)!r}"] if out else [])]
 
 
-def command_line() -> str:
-    """What the user typed, to be recorded beside what it made."""
+def format_command_line() -> str:
+    """Format the command that the user typed, to be recorded beside what it made."""
     return shlex.join(["pidistill", *sys.argv[1:]])
 
 
 def print_teacher(folder: Path | None) -> None:
-    """Say where a trained teacher lies; nothing on all but the main process."""
+    """Print where a trained teacher lies; all processes but the main one, which have no folder, print nothing."""
     if folder:
         print(f"teacher in {folder}; distil it with: pidistill distill --teacher {folder}")
 
 
-def print_distilled(done: Distilled | None) -> None:
-    """Print the table at the end of a distillation; nothing on all but the main process."""
-    if done is None:
+def print_distilled(result: Distilled | None) -> None:
+    """Print the table at the end of a distillation; all processes but the main one, which have no result, print nothing."""
+    if result is None:
         return
     from pidistill.evaluation.tables import tabulate
 
-    print_rows(tabulate(done.evaluation))
-    print(f"{done.seconds:.0f} s in all; student in {done.folder / 'student'}, picture "
-          f"{done.folder / 'teacher-student.png'}, numbers {done.folder / 'results.json'}")
+    print_rows(tabulate(result.evaluation))
+    print(f"{result.seconds:.0f} s in all; student in {result.folder / 'student'}, picture "
+          f"{result.folder / 'teacher-student.png'}, numbers {result.folder / 'results.json'}")
 
 
-def print_rows(table: list[list[str]]) -> None:
-    """Draw a table whose first row is the head."""
+def print_rows(rows: list[list[str]]) -> None:
+    """Print a table whose first row is the head."""
     from rich.console import Console
     from rich.table import Table
 
-    head, *rows = table
-    drawn = Table(*head)
-    for row in rows:
-        drawn.add_row(*row)
+    head, *body = rows
+    table = Table(*head)
+    for row in body:
+        table.add_row(*row)
     terminal = Console()
     # Elsewhere than on a terminal nothing is cut off.
-    (terminal if terminal.is_terminal else Console(width=250)).print(drawn)
+    (terminal if terminal.is_terminal else Console(width=250)).print(table)
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    """Print a mapping, a line an entry; mappings in it are indented."""
+    """Print a mapping, an entry a line, with `indent` before it; mappings inside it are indented further."""
     width = max(map(len, facts), default=0)
     for key, value in facts.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Verbs that train: distill, resume, train-teacher, reproduce."""
+"""These verbs train: distill, resume, train-teacher, reproduce."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pidistill.cli.options import Force, Overrides, Preset, Resume, RunOut
-from pidistill.cli.terminal import command_line, print_distilled, print_facts, print_teacher, with_out
+from pidistill.cli.terminal import add_out, format_command_line, print_distilled, print_facts, print_teacher
 
-BEGAN = time.perf_counter()  # before torch is imported: what the user waits for counts
+START = time.perf_counter()  # before torch is imported: what the user waits for counts
 
 
 def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Spec KIND:REST, or a folder.")] = None,
@@ -26,14 +26,14 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
     from pidistill.training.config_file import given_keys, load_config
 
     preset = preset or job.default_preset(teacher or "bundled:digits")
-    given = [f"teacher={teacher!r}"] if teacher else []
-    config = load_config(DistillConfig, preset, [*given, *with_out(override, out)])
+    words = [f"teacher={teacher!r}"] if teacher else []
+    config = load_config(DistillConfig, preset, [*words, *add_out(override, out)])
     if dry_run:
         from pidistill.jobs.dry_run import dry_run as estimate
 
         print_facts(estimate(config, gpus, memory))
         return
-    print_distilled(job.run_distillation(config, force=force, resume=resume, given=given_keys(override), began=BEGAN))
+    print_distilled(job.run_distillation(config, force=force, resume=resume, given=given_keys(override), began=START))
 
 
 def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")], override: Overrides = None,
@@ -44,9 +44,9 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of an interrupte
     from pidistill.training.run_folder import trains_teacher
 
     if trains_teacher(run):
-        print_teacher(train_teacher.resume_teacher_training(run, override or [], step, command_line()))
+        print_teacher(train_teacher.resume_teacher_training(run, override or [], step, format_command_line()))
     else:
-        print_distilled(distill.resume_distillation(run, override or [], step, BEGAN))
+        print_distilled(distill.resume_distillation(run, override or [], step, START))
 
 
 def train_teacher(preset: Preset = "digits", override: Overrides = None, out: RunOut = None, force: Force = False,
@@ -56,8 +56,9 @@ def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Ru
     from pidistill.training.config import TeacherConfig
     from pidistill.training.config_file import given_keys, load_config
 
-    config = load_config(TeacherConfig, preset, with_out(override, out))
-    print_teacher(job.run_teacher_training(config, command_line(), force=force, resume=resume, given=given_keys(override)))
+    config = load_config(TeacherConfig, preset, add_out(override, out))
+    print_teacher(job.run_teacher_training(config, format_command_line(), force=force, resume=resume,
+                                           given=given_keys(override)))
 
 
 def reproduce(

@@ -1,1 +1,4 @@
-"""What every other room stands on: errors, the registry of open families, seeds, tensors, processes. Knows nothing of diffusion."""
+"""What every other room stands on: errors, the registry of open families, seeds, tensors, processes.
+
+Nothing in this room knows of diffusion.
+"""

@@ -1,4 +1,4 @@
-"""torch.compile where there is a compiler, and eager execution where there is none."""
+"""This module compiles functions and modules with torch.compile, and runs them eagerly where there is no compiler."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ from torch import nn
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def compiled(target: F, *, what: str, **options: Any) -> F:
-    """A function compiled, or a module (the same object) that runs compiled whenever it is called.
+def try_compile(target: F, *, what: str, **options: Any) -> F:
+    """Give a compiled function, or make a module compile itself and give that same module.
 
-    Compilation happens at the first call. Where that fails, for want of a C++ compiler or of Triton mostly, one line says
-    so, naming `what`, and this and all later calls run as without compilation; errors of the function itself are raised as
-    ever. options: of torch.compile. Names, weights and copies of a module stay what they were; copies are not compiled.
+    Compilation happens at the first call. Where it fails, mostly for want of a C++ compiler or of Triton, one line says so,
+    and this and all later calls run without compilation; errors of the function itself are raised as ever. Names, weights
+    and copies of a module stay what they were; copies are not compiled.
+
+    target: the function or module to compile.
+    what: its name in the line that says that it is not compiled.
+    options: keyword arguments of torch.compile.
     """
     if isinstance(target, nn.Module):
         # Where nn.Module.compile puts it: hooks run, and copying and state dictionaries leave it out.
-        target._compiled_call_impl = with_fallback(target._call_impl, what, options)
+        target._compiled_call_impl = add_fallback(target._call_impl, what, options)
         return target
-    return with_fallback(target, what, options)  # type: ignore[return-value]
+    return add_fallback(target, what, options)  # type: ignore[return-value]
 
 
-def with_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) -> Callable[..., Any]:
+def add_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """Give a function that runs `eager` compiled, until compilation fails; from then on it runs `eager` itself.
+
+    eager: the function to compile.
+    what: its name in the line that says that it is not compiled.
+    options: keyword arguments of torch.compile.
+    """
     from torch._dynamo.exc import BackendCompilerFailed  # half a second, for those who compile
 
     fast = torch.compile(eager, **options)

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar, or plain lines where there is no terminal."""
+"""Messages and progress go to the terminal: a live bar there, and plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from rich.progress import track as rich_track
 
 
 class Stderr:
-    """sys.stderr, whatever that is by now; what cannot be written (a log on a full disk) is dropped and ends nothing."""
+    """A stream that writes to sys.stderr, whatever that is by now.
+
+    Text that cannot be written (a log on a full disk) is dropped and ends nothing.
+    """
 
     def write(self, text: str) -> int:
         with suppress(OSError):
@@ -30,6 +33,6 @@ class Stderr:
 console = Console(file=cast(IO[str], Stderr()), highlight=False)
 
 
-def track(rows: range, what: str) -> Iterable[int]:
-    """The rows, with a bar on a terminal and silently elsewhere."""
-    return rich_track(rows, what, console=console, disable=not console.is_terminal)
+def track(numbers: range, what: str) -> Iterable[int]:
+    """Iterate over the numbers, with a bar named `what` on a terminal and silently elsewhere."""
+    return rich_track(numbers, what, console=console, disable=not console.is_terminal)

@@ -1,10 +1,10 @@
-"""The one exception that users are meant to read."""
+"""The package raises one kind of exception that users are meant to read, in one printable line."""
 
 LONGEST = 590  # characters: names and values out of files have no bound of their own
 
 
 class PidistillError(Exception):
-    """Wrong input or state. The message is one printable line: the value, what was expected, and the fix."""
+    """An input or a state is wrong. The message is one printable line: the value, what was expected, and the fix."""
 
     def __init__(self, message: str) -> None:
         line = "".join(c if c.isprintable() else "?" for c in message)
@@ -12,9 +12,9 @@ class PidistillError(Exception):
 
 
 class CannotWrite(PidistillError):
-    """A file or folder of ours: a full disk, no permission. A run goes on without it."""
+    """A file or folder of ours cannot be written: a full disk, no permission. A run goes on without it."""
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, short enough for one line."""
+    """Give the first line of an error's message, cut to 160 characters; the error's type where it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,4 +1,4 @@
-"""Mixed precision: which number format a network's matrix products use.
+"""Mixed precision decides which number format a network's matrix products use.
 
 PID multiplies the difference of two network outputs by about 30 at N = 250 and 120 at N = 1000, so rounding is amplified:
 networks return float32, embed the time in float32, and every difference is taken in float32. `fp16` (10 bits of
@@ -13,7 +13,7 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from pidistill.core.registry import choices
+from pidistill.core.registry import suggest_choices
 
 Autocast = Literal["fp32", "bf16", "fp16"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -22,32 +22,33 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parse_precision(text: str) -> Precision:
-    """The precision of that name. Raises PidistillError for another."""
+    """Check that a text names a precision. Raises PidistillError if it does not."""
     if text not in get_args(Precision):
-        raise choices("precision", text, list(get_args(Precision)))
+        raise suggest_choices("precision", text, list(get_args(Precision)))
     return cast(Precision, text)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager:
-    """Convolutions and matrix products in the half type, or (fp32, tf32) in the type of their inputs."""
+    """Make a context in which convolutions and matrix products run in the half type; fp32 and tf32 leave their type."""
     if not torch.amp.is_autocast_available(device.type):  # the meta device
         return nullcontext()
     return torch.autocast(device.type, dtype=HALF.get(precision), enabled=precision in HALF)
 
 
 def has_instructions(precision: Precision, device: torch.device) -> bool:
-    """Whether the hardware makes products in a half type: without, a CPU takes a hundred times as long as in float32."""
+    """Say whether the hardware makes products in a half type: without, a CPU takes a hundred times as long as in float32."""
     if device.type != "cpu" or precision not in HALF:
         return True
-    known = torch.ops.mkldnn
-    return known._is_mkldnn_bf16_supported() if precision == "bf16" else known._is_mkldnn_fp16_supported()
+    mkldnn = torch.ops.mkldnn
+    return mkldnn._is_mkldnn_bf16_supported() if precision == "bf16" else mkldnn._is_mkldnn_fp16_supported()
 
 
 def set_float32_products(precision: Precision) -> None:
-    """Whether NVIDIA's kernels may round float32 inputs to TF32: for the whole program, as the backward pass needs it too.
+    """Let NVIDIA's kernels round float32 inputs to TF32, except for `fp32`, where they must not.
 
-    PyTorch's own default lets convolutions round and matrix products not; here `fp32` means float32. Set through the older
-    of PyTorch's two interfaces: its compiler and its exporter read that one, which raises after the newer was used.
+    This holds for the whole program, since the backward pass needs it too. PyTorch's own default lets convolutions round
+    and matrix products not; here `fp32` means float32. It is set through the older of PyTorch's two interfaces: PyTorch's
+    compiler and its exporter read that one, which raises after the newer was used.
     """
-    allowed = precision != "fp32"
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    tf32 = precision != "fp32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32

@@ -1,4 +1,4 @@
-"""Several processes that share a measurement, started by `accelerate launch` or `torchrun`; and this process's device."""
+"""Several processes, started by `accelerate launch` or `torchrun`, share a measurement; each chooses its device."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from torch import Tensor, distributed
 
 from pidistill.core.errors import PidistillError, first_line
 
-joined: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
+group: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
 
 def join() -> None:
-    """Share measurements with the processes that were started together. Verbs that measure call it; training does not."""
-    global joined
-    if joined is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    """Share measurements with the processes that were started together. Verbs that measure call this; training does not."""
+    global group
+    if group is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         if not distributed.is_initialized():
             distributed.init_process_group("gloo")
-        joined = distributed.new_group(backend="gloo")
+        group = distributed.new_group(backend="gloo")
 
 
 def is_main() -> bool:
-    """Whether this is the only process, or the one of several that writes."""
+    """Say whether this is the only process, or the one of several that writes."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def rank() -> int:
-    """This process's number among those that share a measurement; 0 before they do."""
-    return distributed.get_rank(joined) if joined else 0
+def get_rank() -> int:
+    """Give this process's number among those that share a measurement; 0 before they do."""
+    return distributed.get_rank(group) if group else 0
 
 
-def size() -> int:
-    """How many processes share a measurement."""
-    return distributed.get_world_size(joined) if joined else 1
+def get_world_size() -> int:
+    """Count the processes that share a measurement."""
+    return distributed.get_world_size(group) if group else 1
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` is this process's GPU where there is one, else the CPU; or a device's name."""
+    """Give the device of that name; `auto` stands for this process's GPU where there is one, else for the CPU."""
     if name != "auto":
         try:
             torch.empty(0, device=name)
@@ -51,6 +51,6 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def add_up(tensors: list[Tensor]) -> None:
-    """Replace each (on the CPU) by its sum over all processes. All must call it with tensors of the same shapes."""
-    for tensor in tensors if joined else []:
-        distributed.all_reduce(tensor, group=joined)
+    """Replace every tensor (on the CPU) by its sum over all processes, which must all bring tensors of the same shapes."""
+    for tensor in tensors if group else []:
+        distributed.all_reduce(tensor, group=group)

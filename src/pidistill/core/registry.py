@@ -1,4 +1,4 @@
-"""Open families: folders in which one file is one member and the file's name is its command-line name."""
+"""An open family is a folder in which one file is one member; the file's name is the member's command-line name."""
 
 from __future__ import annotations
 
@@ -19,25 +19,33 @@ HOMES = {"schemes": "objectives.schemes", "distances": "objectives.distances", "
          "metrics": "evaluation.metrics"}
 
 
-def names(family: str) -> list[str]:
-    """Members of a family, sorted: its files but `base.py` and those whose names begin with _."""
+def list_members(family: str) -> list[str]:
+    """List the members of a family, sorted: its files but `base.py` and those whose names begin with _."""
     package = importlib.import_module(f"pidistill.{HOMES[family]}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__)
                   if not module.ispkg and module.name != "base" and not module.name.startswith("_"))
 
 
-def choices(what: str, name: str, known: list[str]) -> PidistillError:
-    """The error for an unknown name: says which there are, and which one was probably meant."""
-    close = get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+def suggest_choices(what: str, name: str, known: list[str]) -> PidistillError:
+    """Make the error for an unknown name: it lists the known ones, and suggests the one that was probably meant.
+
+    what: what the name stands for, such as `distance`.
+    name: the unknown name.
+    known: the names that there are.
+    """
+    nearest = get_close_matches(name, known, 1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     return PidistillError(f"unknown {what} {name!r}{hint} (choices: {', '.join(known)})")
 
 
-def member(family: str, name: str) -> Any:
-    """The class or function of a member: the object in `FAMILY/NAME.py` named like the file, case and _ apart."""
-    known = names(family)
+def find_member(family: str, name: str) -> Any:
+    """Find the class or function of a member: the object in `FAMILY/NAME.py` that is named like the file, case and _ apart.
+
+    Raises PidistillError, with the family's members, if the name is none of theirs.
+    """
+    known = list_members(family)
     if name not in known:
-        raise choices(family.removesuffix("s"), name, known)
+        raise suggest_choices(family.removesuffix("s"), name, known)
     module = importlib.import_module(f"pidistill.{HOMES[family]}.{name}")
     if name in vars(module):  # a function; before a class that differs in case only (gaussian, Gaussian)
         return vars(module)[name]
@@ -45,31 +53,43 @@ def member(family: str, name: str) -> Any:
 
 
 def build(family: str, name: str, *args: Any, **options: Any) -> Any:
-    """Make a member; options that its signature does not have, or lacks, are one-line errors."""
-    make = member(family, name)
-    accepted = inspect.signature(make, eval_str=True).parameters
+    """Make a member of a family by calling its class or function.
+
+    Raises PidistillError for an option that the member does not know, one that it requires, or a value of another type.
+
+    family: the family's name, such as `distances`.
+    name: the member's name.
+    args: positional arguments of the member.
+    options: keyword arguments of the member, as they come from YAML.
+    """
+    make = find_member(family, name)
+    parameters = inspect.signature(make, eval_str=True).parameters
     for key in options:
-        if key not in accepted:
-            known = [k for k, p in accepted.items() if p.kind is p.KEYWORD_ONLY and k != "draw"]  # a sampler's noise
-            raise choices(f"option of {family}/{name}", key, known)
+        if key not in parameters:
+            known = [k for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY and k != "draw"]  # a sampler's noise
+            raise suggest_choices(f"option of {family}/{name}", key, known)
     try:
         inspect.signature(make).bind(*args, **options)
     except TypeError as error:
         raise PidistillError(f"{family}/{name}: {error}") from None
-    return make(*args, **{key: _checked(f"{family}/{name}", key, value, accepted[key].annotation)
+    return make(*args, **{key: _validate(f"{family}/{name}", key, value, parameters[key].annotation)
                           for key, value in options.items()})
 
 
-def _checked(where: str, key: str, value: Any, annotation: Any) -> Any:
-    """The value in the annotated type, where there is one; options come from YAML."""
+def _validate(where: str, key: str, value: Any, annotation: Any) -> Any:
+    """Convert the value to the annotated type, where there is one; options come from YAML."""
     try:
         return TypeAdapter(annotation).validate_python(value)
     except ValidationError as error:
         raise PidistillError(f"{where}: {key}: {error.errors()[0]['msg'].lower()}, got {value!r}") from None
 
 
-def from_python(spec: str, what: str) -> Any:
-    """The object MODULE:FACTORY(), the module imported from the current folder too: this runs the user's code."""
+def build_from_python(spec: str, what: str) -> Any:
+    """Import MODULE, from the current folder too, and call its FACTORY(): this runs the user's code.
+
+    spec: `MODULE:FACTORY`.
+    what: what the factory makes, for errors.
+    """
     module_name, _, factory = spec.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), factory)):
         raise PidistillError(f"a python {what} is python:MODULE:FACTORY, got python:{spec}")
@@ -85,9 +105,9 @@ def from_python(spec: str, what: str) -> Any:
     return getattr(module, factory)()
 
 
-def build_part(family: str, part: str | dict[str, Any]) -> Any:
-    """A member from its name, or from a mapping with `name` and its options."""
-    options = {"name": part} if isinstance(part, str) else dict(part)
+def build_from_config(family: str, config: str | dict[str, Any]) -> Any:
+    """Make a member of a family from its name, or from a mapping that has its `name` and its options."""
+    options = {"name": config} if isinstance(config, str) else dict(config)
     if "name" not in options:
-        raise PidistillError(f"{family}: a mapping needs `name`, got {part}")
+        raise PidistillError(f"{family}: a mapping needs `name`, got {config}")
     return build(family, options.pop("name"), **options)

@@ -1,8 +1,8 @@
-"""Every random draw of the package as a function of integers alone.
+"""Every random draw of the package is a function of integers alone: x = Philox(key=(seed, step), counter=(0, 0, domain, k)).
 
-A counter-based generator (Philox) is keyed with what a draw depends on. Number of processes, batch split and
-resumption then change no draw, and there is no random state to save. Draws are made on the CPU with numpy, so they
-are the same for every device.
+The counter-based generator (Salmon et al., 2011) is keyed with all that a draw depends on. The number of processes, the
+split into batches and a resumption then change no draw, and there is no random state to save. Draws are made on the CPU
+with numpy, so that they are the same for every device.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ MAX_SEED = 2**63
 
 
 def stream(seed: int, step: int = 0, k: int = 0, domain: int = TRAIN) -> np.random.Generator:
-    """Generator of draw number k of step `step` in a run with seed `seed`; k counts over the global batch."""
+    """Make the generator of one draw; two generators that differ in any of the four integers are independent.
+
+    seed: the run's seed while training, the image's otherwise.
+    step: the training step.
+    k: the draw's number in the step, counted over the global batch.
+    domain: TRAIN, NOISE or LABEL.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, domain, k]))
 
 
 def streams(seeds: Sequence[int], step: int = 0, domain: int = TRAIN) -> Iterator[np.random.Generator]:
-    """stream(seed, step, domain=domain) of each seed, to be drawn from before the next one is asked for.
+    """Yield stream(seed, step, domain=domain) of one seed after the other; draw from it before the next is taken.
 
     One generator is set back to where each stream begins: making a new one takes 13 us, a third of what it draws for an
     image of 32x32, and holds the interpreter's lock meanwhile; this takes 2 us.
@@ -42,8 +48,10 @@ def streams(seeds: Sequence[int], step: int = 0, domain: int = TRAIN) -> Iterato
 
 
 def noise(seeds: Sequence[int], shape: Sequence[int], number: int = 0) -> Tensor:
-    """Unit Gaussian noise (B, *shape), float32, CPU; row b is a function of seeds[b] and `number` alone.
+    """Draw unit Gaussian noise (B, *shape), float32, on the CPU; row b is a function of seeds[b] and `number` alone.
 
+    seeds: B integers.
+    shape: the shape of one image.
     number: 0 for the noise that an image begins as; 1, 2, ... for the draws of a stochastic sampler.
     """
     rows = np.empty((len(seeds), *shape), np.float32)
@@ -53,22 +61,28 @@ def noise(seeds: Sequence[int], shape: Sequence[int], number: int = 0) -> Tensor
 
 
 def labels_of(seeds: Sequence[int], num_classes: int) -> Tensor | None:
-    """Class labels (B,) int64, each a function of its seed alone; None for an unconditional model."""
+    """Draw class labels (B,) int64, one a seed and a function of that seed alone; None for an unconditional model."""
     if not num_classes:
         return None
-    return torch.tensor([int(each.integers(num_classes)) for each in streams(seeds, domain=LABEL)], dtype=torch.int64)
+    labels = [int(generator.integers(num_classes)) for generator in streams(seeds, domain=LABEL)]
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def parse_integers(text: str, what: str = "seeds", most: int = 1_000_000) -> list[int]:
-    """`0-63,70` -> [0, ..., 63, 70]. Errors name the part that does not parse."""
+    """Parse numbers and ranges: `0-63,70` becomes [0, ..., 63, 70]. Raises PidistillError otherwise.
+
+    text: the numbers and ranges, with commas between them.
+    what: what the numbers are, for errors.
+    most: how many numbers there may be.
+    """
     values: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part)
+    for piece in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", piece)
         if not match:
-            raise PidistillError(f"{what} must be numbers and ranges such as 0-63,70, got {part.strip()!r} in {text!r}")
+            raise PidistillError(f"{what} must be numbers and ranges such as 0-63,70, got {piece.strip()!r} in {text!r}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise PidistillError(f"{what}: the range {part.strip()!r} runs backwards; write {last}-{first}")
+            raise PidistillError(f"{what}: the range {piece.strip()!r} runs backwards; write {last}-{first}")
         if last - first + 1 + len(values) > most:
             raise PidistillError(f"{what}: {text!r} names more than {most} values")
         values.extend(range(first, last + 1))

@@ -1,4 +1,7 @@
-"""Small conversions between tensors, batches and images."""
+"""Small conversions between tensors, batches and images.
+
+A byte p and a pixel x in [-1, 1] are tied as in EDM: x = p / 127.5 - 1, and p = floor(127.5 x + 128), clipped to 0 ... 255.
+"""
 
 from __future__ import annotations
 
@@ -10,48 +13,48 @@ from torch.nn import functional as F
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
-    """t: (B,) -> (B, 1, ..., 1) in the dtype and on the device of x: (B, ...)."""
+    """Shape t: (B,) like x: (B, ...), that is as (B, 1, ..., 1) in the dtype and on the device of x."""
     return t.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on the device, without making the host wait for what the device is doing."""
+    """Send a tensor of the CPU to the device, without making the host wait for what the device is doing."""
     return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
-def per_sample(t: float | Tensor, x: Tensor) -> Tensor:
-    """A time for every sample: float or (B,) -> (B,) on the device of x: (B, ...)."""
+def expand_time(t: float | Tensor, x: Tensor) -> Tensor:
+    """Give every sample of x: (B, ...) a time: t, a number or (B,), becomes (B,) in the dtype and on the device of x."""
     if not isinstance(t, Tensor):
         return x.new_full((x.shape[0],), t)  # filled on the device: a copy of one number would make the host wait
     return t.to(x).expand(x.shape[0])
 
 
 def one_hot(labels: Tensor | None, classes: int, x: Tensor) -> Tensor:
-    """(B,) int64 -> (B, classes) in the dtype of x: (B, ...); no label is a row of zeros, as in EDM."""
+    """Encode labels (B,) int64 as (B, classes) in the dtype of x: (B, ...); no label is a row of zeros, as in EDM."""
     if labels is None:
         return x.new_zeros(len(x), classes)
     return F.one_hot(labels, classes).to(x.dtype)
 
 
 def quantise(x: Tensor) -> Tensor:
-    """Images in [-1, 1] -> uint8, as EDM writes them: x * 127.5 + 128, clipped and truncated."""
+    """Turn images in [-1, 1] into uint8, as EDM writes them: x * 127.5 + 128, clipped and truncated."""
     return (x * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 def dequantise(x: Tensor) -> Tensor:
-    """uint8 images -> float32 in [-1, 1]."""
+    """Turn uint8 images into float32 in [-1, 1]."""
     return x.to(torch.float32) / 127.5 - 1
 
 
 def clip_images(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) to [-1, 1]; vectors (N, ...) as they are."""
+    """Clip images (N, C, H, W) to [-1, 1]; vectors (N, ...) stay as they are."""
     return x.clip(-1, 1) if x.ndim == 4 else x
 
 
-def outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor | None) -> Tensor:
-    """function(x, ...) in full precision inside an autocast region: half tensors are lifted to float32, float64 stays.
+def run_outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor | None) -> Tensor:
+    """Call function(x, *args) in full precision inside an autocast region: half tensors become float32, float64 stays.
 
-    Without autocast it is function(x, ...) as it stands, in whatever type the caller chose.
+    Without autocast this is function(x, *args) as it stands, in whatever type the caller chose.
     """
     device = x.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
@@ -61,5 +64,6 @@ def outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tensor |
                           for y in (x, *args)))
 
 
-def device_of(module: nn.Module) -> torch.device:
+def find_device(module: nn.Module) -> torch.device:
+    """Find the device that a module's parameters and buffers are on; the CPU if it has none."""
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))

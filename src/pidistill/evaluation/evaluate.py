@@ -11,7 +11,7 @@ import torch
 from pidistill.core.console import track
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
-from pidistill.core.tensors import device_of
+from pidistill.core.tensors import find_device
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.results import Evaluation, Repeats
 from pidistill.evaluation.side_by_side import measure_models
@@ -35,7 +35,7 @@ def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | 
     """
     named = {"student": students} if isinstance(students, Student) else students or {}
     models: list[Any] = [model for model in (teacher, *named.values()) if model is not None]
-    measure = Measure(features, reference, models[0].image_shape, device_of(models[0]), metrics)
+    measure = Measure(features, reference, models[0].image_shape, find_device(models[0]), metrics)
     subjects = {"teacher": Subject.of(teacher, sampler or Sampler(steps=steps))} if teacher is not None else {}
     subjects |= {name: Subject.of(student) for name, student in named.items()}
     both = teacher is not None and named and "trajectory_rmse" in metrics
@@ -57,7 +57,8 @@ class Evaluator:
 
     def __init__(self, teacher: Denoiser, *, num: int = 5000, batch: int = 250, features: str | None = None,
                  reference: str | None = None, cache: Path | None = None):
-        self.measure = Measure(features, reference, teacher.image_shape, device_of(teacher), ("frechet", "trajectory_rmse"))
+        self.measure = Measure(features, reference, teacher.image_shape, find_device(teacher),
+                               ("frechet", "trajectory_rmse"))
         self.batch, self.seeds = batch, range(num)
         self.labels = labels_of(self.seeds, teacher.num_classes)
         if cache and cache.exists():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import choices, member, names
+from pidistill.core.registry import find_member, list_members, suggest_choices
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.base import Batch, Metric, Reference
 from pidistill.evaluation.references import few, load_reference
@@ -24,8 +24,8 @@ def metric_names(text: str) -> list[str]:
     """`fid,is,kid,pr` or files' names -> files' names, each once."""
     found = [SHORT.get(part.strip(), part.strip()) for part in text.split(",")]
     for name in found:
-        if name not in names("metrics"):
-            raise choices("metric", name, sorted([*names("metrics"), *SHORT]))
+        if name not in list_members("metrics"):
+            raise suggest_choices("metric", name, sorted([*list_members("metrics"), *SHORT]))
     return list(dict.fromkeys(found))
 
 
@@ -38,7 +38,7 @@ class Measure:
 
     def __init__(self, features: str | None, reference: str | None, shape: Sequence[int],
                  device: torch.device | str = "cpu", metrics: Sequence[str] = ("frechet",)):
-        self.names = [name for name in metrics if features or member("metrics", name).needs == "solutions"]
+        self.names = [name for name in metrics if features or find_member("metrics", name).needs == "solutions"]
         self.features, self.device = features, torch.device(device)
         self.net: Any = None
         self.reference: Reference | None = None
@@ -49,7 +49,7 @@ class Measure:
         width = check_shape(self.net, shape, features)
         self.hash, self.key = fingerprint(self.net), getattr(self.net, "distance", "fd")
         self.widths |= {"features": width, "stored": width}
-        needs = {name: member("metrics", name).needs for name in self.names}
+        needs = {name: find_member("metrics", name).needs for name in self.names}
         if "logits" in needs.values():
             if not hasattr(self.net, "classify"):
                 raise PidistillError(f"the Inception Score needs a network with classes; {features!r} gives features alone")
@@ -86,7 +86,7 @@ class Tally:
         self.measure, self.num = measure, num
         self.metrics: dict[str, Metric] = {}
         for name in measure.names:
-            make = member("metrics", name)
+            make = find_member("metrics", name)
             if make.needs != "solutions" or solutions:
                 self.metrics[name] = make(num, measure.widths[make.needs], measure.reference, measure.key, measure.device)
         needs = {metric.needs for metric in self.metrics.values()}
@@ -132,7 +132,7 @@ class Tally:
 
     def result(self, join: bool = True) -> dict[str, float]:
         """The numbers. join: add up what other processes have; all must call it."""
-        if join and processes.size() > 1:
+        if join and processes.get_world_size() > 1:
             own = self.state()
             moved = [value.cpu() for value in own.values()]
             processes.add_up(moved)

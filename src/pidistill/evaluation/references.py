@@ -15,14 +15,14 @@ from torch import Tensor
 from pidistill.core.console import console, track
 from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.seeds import stream
-from pidistill.core.tensors import dequantise, device_of, quantise
+from pidistill.core.tensors import dequantise, find_device, quantise
 from pidistill.evaluation.metrics.base import Batch, Reference
 from pidistill.evaluation.metrics.frechet import Frechet
 from pidistill.files.archives import open_archive, read_arrays
 from pidistill.files.datasets import load_images, open_images
-from pidistill.files.downloads import published
-from pidistill.files.folders import ASSETS, cache_folder
-from pidistill.files.pickle_machine import Bad, Bounded, Machine, Record
+from pidistill.files.downloads import fetch_published
+from pidistill.files.folders import ASSETS, find_cache_folder
+from pidistill.files.pickle_machine import BoundedReader, Machine, MalformedPickle, Record
 from pidistill.files.reading import open_file
 from pidistill.files.weights import read_tensors
 from pidistill.nets.features.base import check_shape
@@ -59,8 +59,8 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
         raise PidistillError(f"{name} does not exist" if not path.exists() else
                              f"{name} is no reference: a folder or .zip of images, an .npz, or EDM2's .pkl was expected")
     else:
-        found = read_npz(published(f"{FID_REFERENCES}{name}.npz", f"the reference {name}", "evaluate.reference=FILE.npz",
-                                   cache_folder() / "fid-refs"))
+        found = read_npz(fetch_published(f"{FID_REFERENCES}{name}.npz", f"the reference {name}",
+                                         "evaluate.reference=FILE.npz", find_cache_folder() / "fid-refs"))
     if found.network and fingerprint and found.network != fingerprint:
         raise PidistillError(f"{name} was made with another feature network ({found.network[:12]}, this one is "
                              f"{fingerprint[:12]}); distances between the two mean nothing")
@@ -117,14 +117,14 @@ def read_pickle(path: Path, features: str) -> Reference:
         raise PidistillError(f"{path}: EDM2's references are of inception or dinov2, not of {features!r}")
     try:
         with open_file(path) as file:
-            root = Machine(Bounded(file, path.stat().st_size)).run()
+            root = Machine(BoundedReader(file, path.stat().st_size)).run()
         part = root.get(kinds[0]) if isinstance(root, dict) else None
         if not isinstance(part, dict):
-            raise Bad(f"it holds no statistics under `{kinds[0]}`")
+            raise MalformedPickle(f"it holds no statistics under `{kinds[0]}`")
         mean, covariance = (array(part.get(key)) for key in ("mu", "sigma"))
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
-    except Bad as error:
+    except MalformedPickle as error:
         raise PidistillError(f"cannot read {path}: {error}") from None
     except Exception as error:  # damaged bytes can end in almost any of them
         raise PidistillError(f"cannot read {path}: damaged, or no reference of EDM2 ({type(error).__name__})") from None
@@ -136,13 +136,13 @@ def array(record: Any) -> Tensor:
     """A numpy array of float32 or float64 out of a pickle's description of it, as float64."""
     state = record.state.get("array") if isinstance(record, Record) and record.name == "numpy.ndarray" else None
     if not isinstance(state, tuple) or len(state) != 5:
-        raise Bad("an array was expected in it")
+        raise MalformedPickle("an array was expected in it")
     _, shape, dtype, fortran, data = state
     code = dtype.args[0] if isinstance(dtype, Record) and dtype.name == "numpy.dtype" else None
     if code not in ("f4", "f8") or not isinstance(data, bytes) or dtype.state.get("order", "<") not in ("<", "="):
-        raise Bad("an array in it is not of floating point numbers")
+        raise MalformedPickle("an array in it is not of floating point numbers")
     if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) * int(code[1]) != len(data):
-        raise Bad("an array in it does not have the bytes that its shape needs")
+        raise MalformedPickle("an array in it does not have the bytes that its shape needs")
     values = np.frombuffer(data, dtype=f"<{code}").reshape(shape, order="F" if fortran else "C")
     return torch.from_numpy(values.astype(np.float64))
 
@@ -155,7 +155,7 @@ def make_reference(data: str, net: Any, features: str, fingerprint: str | None =
     if num < 2:
         raise PidistillError(f"{data} holds one image; statistics need two or more")
     few(num, width, data)
-    device, sums = device_of(net), Frechet(num, width, None, device=device_of(net))
+    device, sums = find_device(net), Frechet(num, width, None, device=find_device(net))
     rows = np.sort(stream(0, 1).choice(num, min(keep, num), replace=False))
     kept, start = [torch.empty(0, width)], 0
     with torch.inference_mode():
@@ -177,7 +177,7 @@ def images_of(data: str, batch: int) -> tuple[int, tuple[int, ...], Iterator[Ten
         images = quantise(load_images("digits").images)
         return len(images), tuple(images.shape[1:]), iter(images.split(batch))
     found = open_images(Path(data))
-    return len(found), found.shape, found.batches(batch)
+    return len(found), found.shape, found.read_batches(batch)
 
 
 def write_reference(path: Path, reference: Reference) -> None:

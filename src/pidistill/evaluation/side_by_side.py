@@ -14,7 +14,7 @@ from torch import Tensor
 from pidistill.core import processes
 from pidistill.core.console import track
 from pidistill.core.seeds import labels_of
-from pidistill.core.tensors import device_of
+from pidistill.core.tensors import find_device
 from pidistill.evaluation.measure import Measure, Tally
 from pidistill.evaluation.results import Measurement
 from pidistill.evaluation.subject import Subject
@@ -38,11 +38,11 @@ def measure_models(subjects: dict[str, Subject], measure: Measure, seeds: range,
     what: the job's name beside the progress bar.
     """
     for subject in subjects.values():
-        subject.at_once = batch or min(fitting_batch(subject.model, device_of(subject.model)), len(seeds))
+        subject.at_once = batch or min(fitting_batch(subject.model, find_device(subject.model)), len(seeds))
     turn = batch or max(subject.at_once for subject in subjects.values())
     accounts = {name: Account(name, subject, measure, seeds, turn, keep, solution if name != solution else None)
                 for name, subject in subjects.items()}
-    turns = range(processes.rank() * turn, len(seeds), processes.size() * turn)
+    turns = range(processes.get_rank() * turn, len(seeds), processes.get_world_size() * turn)
     for k in track(turns, what):
         part = seeds[k:k + turn]
         waiting = [account for account in accounts.values() if account.result is None and account.done <= k]
@@ -76,7 +76,7 @@ class Account:
                                          sort_keys=True).encode()).hexdigest()[:12]
         slug = re.sub(r"[^\w.=-]+", "_", name)[:60]
         self.record = keep / f"{slug}-{mark}.json"
-        self.partial = keep / f"{slug}-{mark}-{turn}-{processes.rank()}of{processes.size()}.safetensors"
+        self.partial = keep / f"{slug}-{mark}-{turn}-{processes.get_rank()}of{processes.get_world_size()}.safetensors"
         if self.record.exists():
             self.result = Measurement.from_record(read_json(self.record), self.settings)
         elif self.partial.exists():
@@ -100,7 +100,7 @@ class Account:
         """Add up what all processes have, write the record, and remove what lies on disk beside it."""
         if self.result is None:
             self.result = self.subject.measurement(self.tally.result(), self.settings)
-            if self.record and processes.rank() == 0:
+            if self.record and processes.get_rank() == 0:
                 write_json(self.record, self.result.record())
             if self.partial:
                 self.partial.unlink(missing_ok=True)

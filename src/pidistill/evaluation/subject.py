@@ -77,5 +77,5 @@ class Subject:
         total = self.state()
         processes.add_up([total])
         seconds, calls, batches, images = total.tolist()
-        seconds /= processes.size()
+        seconds /= processes.get_world_size()
         return Measurement(round(calls / batches), images / seconds, seconds, metrics, settings)

@@ -1,1 +1,1 @@
-"""What comes from outside, or must survive: files are read as hostile, and written whole or not at all."""
+"""Files from outside are read as if they were hostile, and files that must survive are written whole or not at all."""

@@ -1,4 +1,4 @@
-"""ZIP archives, and arrays in NPZ files, that may be hostile: nothing is extracted, unpickled or allocated on a claim."""
+"""ZIP archives, and arrays in NPZ files, may be hostile: nothing is extracted, unpickled or allocated on a claim."""
 
 from __future__ import annotations
 
@@ -21,83 +21,100 @@ MEMBERS = 2_000_000  # ImageNet has 1.3 million
 ESCAPES = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")  # up, absolute, a drive
 
 
-def wrong(where: str, words: str) -> PidistillError:
+def blame(where: str, words: str) -> PidistillError:
+    """Make the error that names a file, or a member of one, and says in words what is wrong with it."""
     return PidistillError(f"{where}: {words}")
 
 
 @contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Whatever damaged bytes end in becomes one line that names the place."""
+def catch_damage(where: str) -> Iterator[None]:
+    """Turn whatever error damaged bytes end in into a PidistillError of one line that names the place."""
     try:
         yield
     except PidistillError:
         raise
     except Exception as error:  # a damaged or hostile file can end in almost any of them
         detail = getattr(error, "strerror", None) or (str(error) if type(error) is OSError else type(error).__name__)
-        raise wrong(where, f"cannot be read: damaged, truncated or of another format ({detail})") from None
+        raise blame(where, f"cannot be read: damaged, truncated or of another format ({detail})") from None
 
 
 def open_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """A ZIP file and its members, folders left out. Refuses names that lead out of it, links, and names that come twice."""
-    with reading(str(path)):
+    """Open a ZIP file; give it and its members by name, folders left out.
+
+    Raises PidistillError for names that lead out of the archive, for links, and for names that come twice.
+    """
+    with catch_damage(str(path)):
         archive = zipfile.ZipFile(open_file(path))
         files = [info for info in archive.infolist() if not info.filename.endswith("/")]
         if len(files) > MEMBERS:
-            raise wrong(str(path), f"holds {len(files)} members, more than {MEMBERS}")
+            raise blame(str(path), f"holds {len(files)} members, more than {MEMBERS}")
         for info in files:
             if ESCAPES.search(info.filename) or "\0" in info.orig_filename:
-                raise wrong(str(path), f"the name {info.orig_filename[:200]!r} leads out of the archive; pack it with "
+                raise blame(str(path), f"the name {info.orig_filename[:200]!r} leads out of the archive; pack it with "
                                        "relative names")
             if stat.S_ISLNK(info.external_attr >> 16):
-                raise wrong(str(path), f"{info.filename[:200]} is a link; archive the file itself")
+                raise blame(str(path), f"{info.filename[:200]} is a link; archive the file itself")
         members = {info.filename: info for info in files}
         if len(members) < len(files):
-            raise wrong(str(path), "holds two members of the same name")
+            raise blame(str(path), "holds two members of the same name")
         return archive, members
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, limit: int | None = None) -> IO[bytes]:
-    """Opened for reading, if it can hold what it says. Other methods than deflate have no such bound."""
+    """Open a member of an archive for reading, if its packed bytes can hold as much as the archive claims.
+
+    Other methods of compression than deflate have no such bound, and are refused. Raises PidistillError in one line.
+
+    archive: the archive.
+    info: its record of the member.
+    where: the member's name, for errors.
+    limit: the most bytes that the member may hold; None for any number.
+    """
     if info.flag_bits & 1:
-        raise wrong(where, "encrypted; archive it without a password")
+        raise blame(where, "encrypted; archive it without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise wrong(where, "must be stored or deflated, not compressed by another method")
+        raise blame(where, "must be stored or deflated, not compressed by another method")
     ratio = 1 if info.compress_type == zipfile.ZIP_STORED else RATIO if info.file_size <= LARGE else LARGE_RATIO
     if info.file_size > ratio * min(info.compress_size, archive.start_dir):
-        raise wrong(where, f"says it holds {info.file_size} bytes, more than its {info.compress_size} can")
+        raise blame(where, f"says it holds {info.file_size} bytes, more than its {info.compress_size} can")
     if limit is not None and info.file_size > limit:
-        raise wrong(where, f"larger than {limit // 10**6} MB")
+        raise blame(where, f"larger than {limit // 10**6} MB")
     return archive.open(info)
 
 
-def array_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an array that fills its member exactly."""
-    with reading(where), warnings.catch_warnings(action="ignore"), open_member(archive, info, where) as file:
-        old = np.lib.format.read_magic(file) == (1, 0)
-        shape, _, dtype = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(file)
+def read_array_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and the type of an array in an NPZ file; the array must fill its member exactly.
+
+    archive: the NPZ file.
+    info: its record of the member.
+    where: the array's name, for errors.
+    """
+    with catch_damage(where), warnings.catch_warnings(action="ignore"), open_member(archive, info, where) as file:
+        first = np.lib.format.read_magic(file) == (1, 0)  # the format's version
+        shape, _, dtype = (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
         if dtype.hasobject:
-            raise wrong(where, "an array of Python objects, which is never unpickled")
+            raise blame(where, "an array of Python objects, which is never unpickled")
         size = dtype.itemsize
         for length in shape:
             size *= max(int(length), 0)
         if file.tell() + size != info.file_size:
-            raise wrong(where, f"its header says {dtype} {shape}, which does not fit its {info.file_size} bytes")
+            raise blame(where, f"its header says {dtype} {shape}, which does not fit its {info.file_size} bytes")
         return shape, dtype
 
 
 def read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
-    """To be called after `array_header`, which refuses what would not fit."""
-    with reading(where), warnings.catch_warnings(action="ignore"), open_member(archive, info, where) as file:
+    """Read an array of an NPZ file; call `read_array_header` before, which refuses what would not fit."""
+    with catch_damage(where), warnings.catch_warnings(action="ignore"), open_member(archive, info, where) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_arrays(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Those of the wanted arrays that an NPZ file holds."""
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Read those of the named arrays that an NPZ file holds."""
     archive, members = open_archive(path)
-    found = {}
+    arrays = {}
     with archive:
-        for key in wanted:
+        for key in names:
             if info := members.get(f"{key}.npy"):
-                array_header(archive, info, f"{path}: {key}")
-                found[key] = read_array(archive, info, f"{path}: {key}")
-    return found
+                read_array_header(archive, info, f"{path}: {key}")
+                arrays[key] = read_array(archive, info, f"{path}: {key}")
+    return arrays

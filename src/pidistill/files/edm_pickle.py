@@ -1,8 +1,8 @@
-"""NVIDIA's pickles of EDM and EDM2 networks, read without unpickling: nothing in the file is imported or executed.
+"""NVIDIA's pickles of EDM and EDM2 networks are read without unpickling: nothing in the file is imported or executed.
 
 The networks in them are objects of NVIDIA's `torch_utils.persistence`, which reduce to a dictionary of class name, source
-code and state; the source is never looked at. What else the file holds (loss, augmentation) is read past. torch is imported
-only for the weights themselves.
+code and state; the source is never looked at. All else that the file holds (loss, augmentation) is read past. torch is
+imported only for the weights themselves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.pickle_machine import Bad, Bounded, Machine, Record, Stored, kind, mapping, short
+from pidistill.files.pickle_machine import (
+    BoundedReader,
+    Machine,
+    MalformedPickle,
+    Record,
+    StoredTensor,
+    expect_mapping,
+    expect_type,
+    shorten,
+)
 from pidistill.files.reading import open_file, sha256
 
 if TYPE_CHECKING:
@@ -29,61 +38,70 @@ MODULE_DEPTH = 60  # of modules inside modules
 class EDMPickle:
     """A network out of a pickle.
 
-    class_name: of its preconditioning, such as EDMPrecond; EDM2's is Precond. attributes: its plain attributes (sigma_data,
-    img_resolution, ...). network: the raw network's class and constructor arguments {"class_name", "args", "kwargs"}.
-    stored: weights and buffers, by PyTorch's names for them. keys: what else the file holds. encoder: the class that made
-    the network's data of images, in EDM2's files.
+    class_name: the class of its preconditioning, such as EDMPrecond; EDM2's is Precond.
+    attributes: the preconditioning's plain attributes (sigma_data, img_resolution, ...).
+    network: the raw network's class and constructor arguments, {"class_name", "args", "kwargs"}.
+    stored: weights and buffers, by PyTorch's names for them.
+    keys: the names of all that the file holds.
+    encoder: the class that made the network's data of images, in EDM2's files.
     """
 
     class_name: str
     attributes: dict[str, Any]
     network: dict[str, Any]
-    stored: dict[str, Stored]
+    stored: dict[str, StoredTensor]
     keys: tuple[str, ...]
     encoder: str | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """Weights and buffers as tensors, by PyTorch's names for them."""
         return {name: stored.load() for name, stored in self.stored.items()}
 
 
 def read_edm_pickle(path: Path) -> EDMPickle:
-    """The network under `ema` of a pickle, or of one that is a network itself. Raises PidistillError in one line."""
+    """Read the network under `ema` of a pickle, or a pickle that is a network itself. Raises PidistillError in one line."""
     try:
         with open_file(path) as file:
             if file.read(2) not in (b"\x80\x04", b"\x80\x03", b"\x80\x05", b"\x80\x02"):
-                raise Bad("it is no pickle")
+                raise MalformedPickle("it is no pickle")
             file.seek(0)
-            root = Machine(Bounded(file, path.stat().st_size)).run()
+            root = Machine(BoundedReader(file, path.stat().st_size)).run()
         keys = tuple(map(str, root)) if isinstance(root, dict) else ()
         net = root.get("ema") if isinstance(root, dict) else root
         if not isinstance(net, Record) or "_modules" not in net.state:
-            raise Bad(f"there is no network under `ema`{f'; it holds {short(keys)}' if keys else ''}")
-        inner = [module for name, module in mapping(net.state["_modules"]).items() if name in ("model", "unet")]
-        if not inner or not isinstance(inner[0], Record):
-            raise Bad(f"{short(net.name)} holds no `model` or `unet`")
-        args, kwargs = (inner[0].state.get(key) for key in ("_init_args", "_init_kwargs"))
-        network = {"class_name": inner[0].name, "args": args if args and is_plain(args, [VALUES_SHOWN]) else (),
-                   "kwargs": kwargs if kwargs and is_plain(kind(kwargs, dict), [VALUES_SHOWN]) else {}}
-        left = [VALUES_SHOWN]
+            raise MalformedPickle(f"there is no network under `ema`{f'; it holds {shorten(keys)}' if keys else ''}")
+        network = describe_network(net)
+        budget = [VALUES_SHOWN]
         attributes = {key: value for key, value in net.state.items()
-                      if not key.startswith("_") and key != "training" and is_plain(value, left)}
+                      if not key.startswith("_") and key != "training" and is_plain(value, budget)}
         encoder = root.get("encoder") if isinstance(root, dict) else None
-        return EDMPickle(net.name, attributes, network, dict(stored_tensors(net)), keys,
+        return EDMPickle(net.name, attributes, network, dict(walk_tensors(net)), keys,
                          encoder.name if isinstance(encoder, Record) else None)
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except OSError as error:
         raise PidistillError(f"cannot read {path}: {error.strerror or error}") from None
-    except Bad as error:
+    except MalformedPickle as error:
         raise PidistillError(f"cannot read {path}: {error}") from None
     except Exception as error:  # damaged bytes can end in almost any of them, here or in pickletools
         raise PidistillError(f"cannot read {path}: damaged, or no pickle of an EDM network ({type(error).__name__})") \
             from None
 
 
+def describe_network(preconditioning: Record) -> dict[str, Any]:
+    """Name the raw network inside a preconditioning, and the arguments that it was made with, if they are plain values."""
+    modules = expect_mapping(preconditioning.state["_modules"])
+    net = next((module for name, module in modules.items() if name in ("model", "unet")), None)
+    if not isinstance(net, Record):
+        raise MalformedPickle(f"{shorten(preconditioning.name)} holds no `model` or `unet`")
+    args, kwargs = (net.state.get(key) for key in ("_init_args", "_init_kwargs"))
+    return {"class_name": net.name, "args": args if args and is_plain(args, [VALUES_SHOWN]) else (),
+            "kwargs": kwargs if kwargs and is_plain(expect_type(kwargs, dict), [VALUES_SHOWN]) else {}}
+
+
 def describe_pickle(path: Path) -> dict[str, Any]:
-    """Facts to print, without building the network."""
+    """Collect facts about a pickle, to be printed, without building its network."""
     file = read_edm_pickle(path)
     return {"model": str(path), "kind": f"EDM pickle ({file.class_name})", **file.attributes,
             "network": {"class": file.network["class_name"], **file.network["kwargs"]},
@@ -91,36 +109,49 @@ def describe_pickle(path: Path) -> dict[str, Any]:
             "holds": ", ".join(file.keys), "encoder": file.encoder, "sha256": sha256(path)}
 
 
-def stored_tensors(module: Record, prefix: str = "", path: tuple[int, ...] = (),
-               left: list[int] | None = None) -> Iterator[tuple[str, Stored]]:
-    """Weights and buffers under the names of PyTorch's state_dict()."""
-    left = [NAMES] if left is None else left
+def walk_tensors(module: Record, prefix: str = "", path: tuple[int, ...] = (),
+                 budget: list[int] | None = None) -> Iterator[tuple[str, StoredTensor]]:
+    """Yield weights and buffers with the names that they have in PyTorch's state_dict().
+
+    module: the module to begin with.
+    prefix: the names of the modules around it, each with a dot behind it.
+    path: the identities of the modules around it.
+    budget: a list of one number, how many more names there may be.
+    """
+    budget = [NAMES] if budget is None else budget
     if id(module) in path or len(path) > MODULE_DEPTH:
-        raise Bad("a module in it contains itself, or others too deep")
-    left[0] -= 1 + sum(len(mapping(module.state.get(group, {}))) for group in ("_parameters", "_buffers", "_modules"))
-    if left[0] < 0 or len(prefix) > 10_000:
-        raise Bad(f"it has more than {NAMES:,} names of weights and modules, or longer ones than networks")
+        raise MalformedPickle("a module in it contains itself, or others too deep")
+    budget[0] -= 1 + sum(len(expect_mapping(module.state.get(group, {})))
+                         for group in ("_parameters", "_buffers", "_modules"))
+    if budget[0] < 0 or len(prefix) > 10_000:
+        raise MalformedPickle(f"it has more than {NAMES:,} names of weights and modules, or longer ones than networks")
     transient = module.state.get("_non_persistent_buffers_set", [])
     for group in ("_parameters", "_buffers"):
-        for name, value in mapping(module.state.get(group, {})).items():
-            if value is not None and not (group == "_buffers" and name in kind(transient, list)):
-                yield f"{prefix}{text(name)}", kind(value, Stored)
-    for name, child in mapping(module.state.get("_modules", {})).items():
+        for name, value in expect_mapping(module.state.get(group, {})).items():
+            if value is not None and not (group == "_buffers" and name in expect_type(transient, list)):
+                yield f"{prefix}{expect_name(name)}", expect_type(value, StoredTensor)
+    for name, child in expect_mapping(module.state.get("_modules", {})).items():
         if child is not None:
-            yield from stored_tensors(kind(child, Record), f"{prefix}{text(name)}.", (*path, id(module)), left)
+            yield from walk_tensors(expect_type(child, Record), f"{prefix}{expect_name(name)}.", (*path, id(module)), budget)
 
 
-def text(name: Any) -> str:
+def expect_name(name: Any) -> str:
+    """Give a weight's name back, if it is printable text."""
     if not isinstance(name, str) or not name.isprintable():
-        raise Bad("a weight in it has an unusual name")
+        raise MalformedPickle("a weight in it has an unusual name")
     return name
 
 
-def is_plain(value: Any, left: list[int], depth: int = 8) -> bool:
-    """Numbers, short text, and lists and dictionaries of them; left: how many more may be looked at."""
-    left[0] -= 1
-    if left[0] < 0:
-        raise Bad(f"it has attributes of more than {VALUES_SHOWN:,} values")
+def is_plain(value: Any, budget: list[int], depth: int = 8) -> bool:
+    """Say whether a value is a number, short text, or a list or dictionary of such.
+
+    value: the value to look at.
+    budget: a list of one number, how many more values may be looked at.
+    depth: how many lists and dictionaries may lie in each other.
+    """
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise MalformedPickle(f"it has attributes of more than {VALUES_SHOWN:,} values")
     if isinstance(value, (bool, float, type(None))):
         return True
     if isinstance(value, int):
@@ -128,5 +159,5 @@ def is_plain(value: Any, left: list[int], depth: int = 8) -> bool:
     if isinstance(value, str):
         return len(value) < 1000 and value.isprintable()
     if depth and isinstance(value, (list, tuple)):
-        return all(is_plain(item, left, depth - 1) for item in value)
-    return bool(depth) and isinstance(value, dict) and all(is_plain(item, left, depth - 1) for item in value.values())
+        return all(is_plain(item, budget, depth - 1) for item in value)
+    return bool(depth) and isinstance(value, dict) and all(is_plain(item, budget, depth - 1) for item in value.values())

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and where those of the package lie."""
+"""Files and folders are written whole or not at all; and where the package's own files and its cache lie."""
 
 from __future__ import annotations
 
@@ -21,44 +21,49 @@ PACKAGE = Path(__file__).parents[1]
 ASSETS, PRESETS = PACKAGE / "assets", PACKAGE / "presets"  # files that come with it
 
 
-def stage(name: str) -> None:
-    """Called between any two steps of a write. The tests put something here that kills the process, or fills the disk."""
+def mark_stage(name: str) -> None:
+    """Mark a stage of a write, by doing nothing. Tests put a function here that kills the process, or fills the disk."""
 
 
 def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: dict[str, Any],
                  finish: Callable[[Path], None] = lambda folder: None) -> None:
-    """Write NAME.safetensors and NAME.json into a temporary folder, sync it, rename it: there is a whole folder or none.
+    """Write a folder whole or not at all: as a temporary folder, which is synced and then renamed.
 
-    finish: called with the temporary folder once all files are in it.
+    Raises CannotWrite if the disk refuses; the old folder is still there then.
+
+    folder: the folder to write, or to replace.
+    tensors: the tensors of every file NAME.safetensors, by NAME.
+    records: the content of every file NAME.json, by NAME.
+    finish: a function that is called with the temporary folder once all files are in it.
     """
     temporary, old = (folder.with_name(f".{folder.name}.{end}") for end in (os.getpid(), "old"))
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        stage("folder made")
+        mark_stage("folder made")
         for name, values in tensors.items():
             save_tensors(temporary / f"{name}.safetensors", values)
-            stage(f"{name} written")
+            mark_stage(f"{name} written")
         for name, record in records.items():
             (temporary / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-            stage(f"{name} written")
+            mark_stage(f"{name} written")
         finish(temporary)
         for path in (*temporary.iterdir(), temporary):
             sync(path)  # before the rename: after a power cut the name must not stand for empty files
-            stage(f"{path.name} synced")
+            mark_stage(f"{path.name} synced")
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)  # what a crash may have left
             folder.rename(old)
-            stage("old one moved")
+            mark_stage("old one moved")
         try:
             temporary.rename(folder)
         except OSError:
             if old.exists():
                 old.rename(folder)
             raise
-        stage("renamed")
+        mark_stage("renamed")
         sync(folder.parent)
-        stage("rename synced")
+        mark_stage("rename synced")
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise CannotWrite(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
@@ -67,7 +72,7 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: d
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk and not in its cache alone."""
+    """Force a file's bytes, or a folder's names, onto the disk, so that they are not in its cache alone."""
     if os.name == "nt":  # where folders cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -85,7 +90,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """One safetensors file, whole or not at all."""
+    """Write tensors as a safetensors file, whole or not at all. Raises CannotWrite."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,19 +102,20 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write text as a file in UTF-8, whole or not at all. Raises CannotWrite."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """A file whole or not at all: the old one stays until the new one is on the disk."""
+    """Write bytes as a file, whole or not at all: the old one stays until the new one is on the disk. Raises CannotWrite."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
-        stage(f"{path.name} written")
+        mark_stage(f"{path.name} written")
         sync(temporary)
         temporary.replace(path)
-        stage(f"{path.name} renamed")
+        mark_stage(f"{path.name} renamed")
     except OSError as error:
         raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
     finally:
@@ -123,10 +129,11 @@ def check_free(path: Path, force: bool) -> None:
         raise PidistillError(f"{path} exists; choose another name with --out, or replace it with --force")
 
 
-def cache_folder() -> Path:
-    """Where downloaded and converted weights lie: $PIDISTILL_CACHE, or ~/.cache/pidistill."""
+def find_cache_folder() -> Path:
+    """Find the folder of downloaded and converted weights: $PIDISTILL_CACHE, or ~/.cache/pidistill."""
     return Path(os.path.expanduser(os.environ.get("PIDISTILL_CACHE") or "~/.cache/pidistill"))
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as a JSON file, whole or not at all. Raises CannotWrite."""
     write_text(path, json.dumps(record, indent=1) + "\n")

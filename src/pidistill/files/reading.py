@@ -1,4 +1,4 @@
-"""Reading what others wrote: regular files alone, of bounded size, and JSON without surprises."""
+"""Files that others wrote are read with care: regular files alone, of bounded size, and JSON without surprises."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ DEPTH = 50  # of lists and mappings in each other
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """Compute the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_file(path: Path) -> BinaryIO:
-    """A regular file, for reading: a pipe would block, a device never end."""
+    """Open a regular file for reading. Raises OSError for any other: a pipe would block, a device never end."""
     if path.exists() and not path.is_file():
         raise OSError("no regular file")
     return path.open("rb")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file's bytes, if they are no more than the limit."""
+    """Read a regular file's bytes. Raises PidistillError if they are more than the limit, or cannot be read."""
     try:
         with open_file(path) as file:
             if (size := path.stat().st_size) > limit:
@@ -41,9 +41,9 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Strict JSON. Raises ValueError for anything else, a key that stands twice, and values too deep in each other."""
+    """Parse strict JSON. Raises ValueError for all else, a key that stands twice, and values too deep in each other."""
     try:
-        value = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_once)
+        value = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_refuse_repeated_keys)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     layer = [value]
@@ -55,7 +55,7 @@ def parse_json(data: bytes | str) -> Any:
     raise ValueError("nested too deeply")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -64,6 +64,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object. Raises PidistillError in one line."""
     try:
         record = parse_json(read_bytes(path, JSON_LIMIT))
     except ValueError as error:

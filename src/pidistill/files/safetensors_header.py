@@ -1,4 +1,7 @@
-"""The header of a safetensors file, read without torch and compared with the file's size before anything is allocated."""
+"""A safetensors file's header is read without torch, and compared with the file's size before anything is allocated.
+
+The file is the header's length (8 bytes, little-endian), the header (JSON), and the tensors' bytes without a gap.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.reading import open_file, parse_json
 
 HEADER_LIMIT = 10 * 10**6  # bytes
-
-
 BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32,
         "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "C64": 64}  # of safetensors' types
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """A safetensors file's JSON header: {name: {"dtype", "shape", "data_offsets"}}, which fits the file's size exactly."""
+    """Read a safetensors file's JSON header, {name: {"dtype", "shape", "data_offsets"}}, which must fit the file exactly.
+
+    Raises PidistillError in one line.
+    """
     try:
         with open_file(path) as file:
             length, = struct.unpack("<Q", file.read(8))

@@ -1,4 +1,4 @@
-"""Weights read from files and loaded into networks, strictly. No pickle is executed, and none is written."""
+"""Weights are read from files and loaded into networks, strictly. No pickle is executed, and none is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.archives import reading
+from pidistill.files.archives import catch_damage
 from pidistill.files.safetensors_header import read_header
 
 TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
@@ -23,7 +23,7 @@ FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Of a safetensors file whose header was found sound."""
+    """Read a safetensors file, once its header is checked. Raises PidistillError in one line."""
     read_header(path)
     try:
         return load_file(path)
@@ -32,9 +32,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Weights by name from .safetensors, or from what torch.save wrote (.pt, .pth, .ckpt).
+    """Read weights by name from .safetensors, or from what torch.save wrote (.pt, .pth, .ckpt).
 
     The latter may hold them under the key `ema`, `state_dict` or `model`. Only tensors and plain containers are read.
+    Raises PidistillError in one line.
     """
     if path.suffix not in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise PidistillError(f"{path}: weights are read from .safetensors, .pt, .pth or .ckpt, got "
@@ -71,48 +72,60 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def check_packing(path: Path) -> None:
     """Refuse what torch.save never writes and torch.load inflates: members of a ZIP that are larger than the file."""
     if zipfile.is_zipfile(path):
-        with reading(str(path)), zipfile.ZipFile(path) as archive:
+        with catch_damage(str(path)), zipfile.ZipFile(path) as archive:
             if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
                 raise PidistillError(f"cannot read {path}: it inflates, which what torch.save writes does not")
 
 
 class Allowance(TorchFunctionMode):
-    """Networks that are built inside have so many elements at most: more is refused before it is allocated.
+    """A context in which networks can have so many elements at most: more are refused before they are allocated.
 
     A configuration can ask for any size in a few bytes; the weights beside it must then have as many.
+
+    elements: how many elements all networks that are built inside may have.
+    where: the file or folder that describes them, for errors.
     """
 
     def __init__(self, elements: int, where: Any):
         super().__init__()
-        self.left, self.tensors, self.where = elements, TENSORS, where
+        self.remaining, self.tensors, self.where = elements, TENSORS, where
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in FACTORIES:
             size = (kwargs or {}).get("size", args)
             numbers = size[0] if size and isinstance(size[0], list | tuple | torch.Size) else size
-            self.left -= math.prod(n for n in numbers if isinstance(n, int))
+            self.remaining -= math.prod(n for n in numbers if isinstance(n, int))
             self.tensors -= 1
         elif func is torch.arange:
-            self.left -= int(max(map(abs, args), default=0))
-        if min(self.left, self.tensors) < 0:
+            self.remaining -= int(max(map(abs, args), default=0))
+        if min(self.remaining, self.tensors) < 0:
             raise PidistillError(f"{self.where}: the network that it describes is too large for the weights beside it")
         return func(*args, **(kwargs or {}))
 
 
-def allowance(*files: Path) -> int:
-    """Elements that a network with weights in these files may have. A byte holds no more than one; some are not stored."""
+def count_allowed_elements(*files: Path) -> int:
+    """Count the elements that a network with weights in these files may have.
+
+    A byte holds one element at most; some of a network's elements are not stored.
+    """
     return 10**7 + 2 * sum(path.stat().st_size for path in files if path.is_file())
 
 
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net: str = "its config.json") -> None:
-    """Strict loading: a missing, surplus or misshapen weight is one line of error; `net` says whose network it is."""
-    own = module.state_dict()
-    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    """Load weights into a network, strictly. Raises PidistillError, in one line, for a missing, unknown or misshapen one.
+
+    module: the network.
+    tensors: its weights, by name.
+    where: the file that they are from, for errors.
+    net: whose network it is, for errors.
+    """
+    expected = module.state_dict()
+    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or surplus:
         what = f"{len(missing)} missing" if missing else f"{len(surplus)} unknown"
         raise PidistillError(f"{where} does not fit the network of {net}: weights {what}, "
                              f"first {(missing or surplus)[0]}")
-    for name, value in own.items():
+    for name, value in expected.items():
         if value.shape != tensors[name].shape:
             raise PidistillError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, the network {tuple(value.shape)}")
     module.load_state_dict(tensors)

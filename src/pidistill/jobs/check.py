@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.seeds import labels_of, noise
-from pidistill.core.tensors import device_of
+from pidistill.core.tensors import find_device
 from pidistill.models.denoiser import Denoiser
 
 Verdict = Literal["ok", "warning", "wrong"]
@@ -32,7 +32,7 @@ def check_teacher(teacher: Denoiser, batch: int = 16) -> list[Check]:
     Images to ask about are the teacher's own: D(z, T) of noise, which any denoiser gives. Stops at the first answer that
     leaves nothing to ask about.
     """
-    device, T, eps = device_of(teacher), teacher.t_max, teacher.t_min
+    device, T, eps = find_device(teacher), teacher.t_max, teacher.t_min
     seeds = range(batch)
     n = noise(seeds, teacher.shape).to(device)
     y = labels_of(seeds, teacher.num_classes)

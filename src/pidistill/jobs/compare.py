@@ -12,10 +12,10 @@ import torch
 
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
-from pidistill.core.provenance import provenance
-from pidistill.core.registry import choices
+from pidistill.core.provenance import collect_provenance
+from pidistill.core.registry import suggest_choices
 from pidistill.core.seeds import labels_of
-from pidistill.core.tensors import device_of
+from pidistill.core.tensors import find_device
 from pidistill.evaluation.measure import Measure, metric_names
 from pidistill.evaluation.pictures import drawable, write_captioned
 from pidistill.evaluation.plots import Point, plot_comparison
@@ -78,7 +78,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     """
     processes.join()
     spec = teacher if isinstance(teacher, str) else teacher.spec
-    where = processes.choose_device(device) if isinstance(teacher, str) else device_of(teacher)
+    where = processes.choose_device(device) if isinstance(teacher, str) else find_device(teacher)
     network = pick_features(features or "none", spec)
     if metrics and not network:
         raise PidistillError(f"--metrics {metrics} needs a feature network: --features inception, dinov2, or a file")
@@ -86,7 +86,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     if "trajectory_rmse" in names:
         raise PidistillError("rms is a metric of evaluate: compare has no one solution to measure from")
     if published and published not in PUBLISHED:
-        raise choices("published table", published, list(PUBLISHED))
+        raise suggest_choices("published table", published, list(PUBLISHED))
     denoiser = load_teacher(teacher).to(where) if isinstance(teacher, str) else teacher
     plan = [sampler for text in (*samplers, *filter(is_sampler, others)) for sampler in parse_sampler(text)]
     subjects = {f"teacher, {sampler}": Subject.of(denoiser, sampler) for sampler in plan}
@@ -105,7 +105,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     if not processes.is_main():
         return []
     methods = [Method(name, measured, drawn_by.get(name), distances.get(name)) for name, measured in found.items()]
-    about = {"command": command, "teacher": spec, "num": num, **provenance(num, first_seed, 1)}
+    about = {"command": command, "teacher": spec, "num": num, **collect_provenance(num, first_seed, 1)}
     return write_report(out, methods, about, published, denoiser, loaded, first_seed)
 
 

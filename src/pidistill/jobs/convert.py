@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.provenance import commit, versions
+from pidistill.core.provenance import find_commit, list_versions
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Preconditioned
@@ -28,7 +28,7 @@ def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> 
         raise PidistillError(f"--dtype must be fp32, fp16 or bf16, got {dtype}")
     files = {name: {key: value.to(DTYPES[dtype]) if value.is_floating_point() else value for key, value in tensors.items()}
              for name, tensors in teacher_tensors(teacher).items()}
-    made = {"spec": spec, "command": command, "dtype": dtype, "commit": commit(), "versions": versions()}
+    made = {"spec": spec, "command": command, "dtype": dtype, "commit": find_commit(), "versions": list_versions()}
     if teacher.origin:
         made |= {"source": teacher.origin}
     elif teacher.source and (teacher.source / "provenance.json").exists():

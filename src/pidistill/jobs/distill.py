@@ -13,7 +13,7 @@ import torch
 from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
-from pidistill.core.provenance import commit, versions
+from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.evaluate import Evaluator, evaluate
@@ -127,7 +127,7 @@ class Distillation:
         config, students = self.config, students_of(averages)
         source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
         provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps,
-                      "commit": commit(), "versions": versions()}
+                      "commit": find_commit(), "versions": list_versions()}
         students[config.ema[0]].save(folder / "student", provenance, students)
         return students
 
@@ -155,7 +155,7 @@ class Distillation:
         write_json(folder / "results.json", found.record() | {
             "seconds": seconds, "seeds": f"0-{config.evaluate.num - 1}", "ema": list(students),
             "train_seed": config.train.seed, "steps": config.train.steps, "batch": config.train.batch,
-            "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()})
+            "threads": torch.get_num_threads(), "commit": find_commit(), "versions": list_versions()})
         return Distilled(folder, students, found, seconds)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
-from pidistill.core.provenance import provenance
+from pidistill.core.provenance import collect_provenance
 from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
 from pidistill.evaluation.measure import Measure, metric_names
 from pidistill.evaluation.plots import Curve, plot_curves
@@ -55,7 +55,7 @@ class Protocol:
 
     def record(self) -> dict[str, Any]:
         """What must be known to repeat the numbers."""
-        return provenance(self.num, self.first_seed, self.repeats) | {"command": self.command}
+        return collect_provenance(self.num, self.first_seed, self.repeats) | {"command": self.command}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 
 from pidistill.core import processes
 from pidistill.core.console import console
-from pidistill.core.provenance import commit, versions
-from pidistill.core.registry import choices
+from pidistill.core.provenance import find_commit, list_versions
+from pidistill.core.registry import suggest_choices
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation.evaluate import Evaluator
 from pidistill.evaluation.pictures import write_captioned
@@ -148,9 +148,9 @@ def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = N
 
 def find_experiment(name: str, scale_name: str) -> tuple[Experiment, Scale]:
     if name not in EXPERIMENTS:
-        raise choices("experiment", name, list(EXPERIMENTS))
+        raise suggest_choices("experiment", name, list(EXPERIMENTS))
     if scale_name not in SCALES:
-        raise choices("scale", scale_name, list(SCALES))
+        raise suggest_choices("scale", scale_name, list(SCALES))
     return EXPERIMENTS[name], SCALES[scale_name]
 
 
@@ -164,7 +164,7 @@ def write_experiment(name: str, command: str, scale: Scale, planned: list[Run], 
         "experiment": name, "title": experiment.title, "paper": experiment.section, "preset": scale.preset,
         "command": command, "teacher": teacher_numbers,
         "curves": {name: curve.record() for name, curve in curves.items()},
-        "commit": commit(), "versions": versions(), "threads": torch.get_num_threads()}
+        "commit": find_commit(), "versions": list_versions(), "threads": torch.get_num_threads()}
     write_json(out / f"{name}.json", record)
     picture = out / f"{name}.png"
     if experiment.kind == "trajectories":

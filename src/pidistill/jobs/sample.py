@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pidistill.core.compiling import compiled
+from pidistill.core.compiling import try_compile
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import HALF, Precision, autocast, parse_precision, set_float32_products
 from pidistill.core.processes import choose_device
 from pidistill.core.seeds import parse_integers
-from pidistill.core.tensors import dequantise, device_of, quantise
-from pidistill.core.threads import ahead, cores
+from pidistill.core.tensors import dequantise, find_device, quantise
+from pidistill.core.threads import count_cores, run_ahead
 from pidistill.evaluation.pictures import check_drawable, encode_png, write_grid
 from pidistill.files.folders import check_free
 from pidistill.models.batch_size import fitting_batch
@@ -121,7 +121,7 @@ def write_npz(out: Path, batches: Iterable[Tensor], shape: Sequence[int], seeds:
         with ZipFile(temporary, "w") as archive:
             with archive.open("images.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array_header_1_0(file, header)
-                for _ in ahead(lambda x: file.write(x.numpy().data), batches, threads=1, depth=2):
+                for _ in run_ahead(lambda x: file.write(x.numpy().data), batches, threads=1, depth=2):
                     pass
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w") as file:
@@ -149,19 +149,19 @@ def write_pngs(out: Path, batches: Iterable[Tensor], seeds: Sequence[int]) -> No
         for seed, image in zip(*chunk):
             (out / f"{seed:06d}.png").write_bytes(encode_png(image))
 
-    for _ in ahead(save, chunks(), threads=min(8, cores()), depth=64):
+    for _ in run_ahead(save, chunks(), threads=min(8, count_cores()), depth=64):
         pass
 
 
 def prepare_call(model: Student | Denoiser, precision: Precision = "fp32", compile_for: int | None = None) -> Callable[..., Tensor]:
     """What to call in place of the model: its network at a precision; compiled, if a number of images at a time is given."""
-    device, call = device_of(model), model.__call__
+    device, call = find_device(model), model.__call__
     network = model.net if isinstance(model, Student) else getattr(model, "model", None)
     network = network if isinstance(network, nn.Module) else model
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # what the tensor cores' kernels want
     if compile_for:
-        compiled(network, what="the network", dynamic=False)
+        try_compile(network, what="the network", dynamic=False)
         call = padded(call, compile_for)
     if precision not in HALF:
         return call

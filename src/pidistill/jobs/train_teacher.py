@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pidistill.core.provenance import commit, versions
+from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.pictures import drawable, write_grid
@@ -69,9 +69,9 @@ class TeacherTraining:
         if not main:
             return None
         losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
-        provenance = {"command": command, "commit": commit(), "seed": config.train.seed, "steps": config.train.steps,
+        provenance = {"command": command, "commit": find_commit(), "seed": config.train.seed, "steps": config.train.steps,
                       "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
-                      "data_images": len(self.data.images), "data_licence": self.data.licence, "versions": versions(),
+                      "data_images": len(self.data.images), "data_licence": self.data.licence, "versions": list_versions(),
                       "seconds": round(time.perf_counter() - self.began)}
         teacher = averages[config.ema[0]]["teacher"]
         assert isinstance(teacher, Preconditioned)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pidistill.core.processes import choose_device
-from pidistill.core.registry import member
+from pidistill.core.registry import find_member
 from pidistill.core.seeds import noise, parse_integers
-from pidistill.core.tensors import device_of
+from pidistill.core.tensors import find_device
 from pidistill.evaluation.pictures import check_drawable, write_captioned
 from pidistill.files.folders import check_free
 from pidistill.models.denoiser import Denoiser
@@ -47,9 +47,9 @@ def trajectories(student: Student, teacher: Denoiser, seeds: list[int], labels: 
     The teacher's are Heun's with `substeps` steps between two points.
     """
     fine = teacher.grid_times((columns - 1) * substeps + 1)
-    z = noise(seeds, teacher.shape).to(device_of(teacher)) * teacher.t_max
+    z = noise(seeds, teacher.shape).to(find_device(teacher)) * teacher.t_max
     y = None if labels is None else labels.to(z.device)
-    states = [z, *(x for _, x in member("samplers", "heun")(teacher, z, fine, y))]
+    states = [z, *(x for _, x in find_member("samplers", "heun")(teacher, z, fine, y))]
     picked = torch.linspace(0, len(fine) - 1, columns).round().long().unique().tolist()
     return fine[picked], student.trajectory(z, fine[picked], y).cpu(), torch.stack([states[k] for k in picked]).cpu()
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.files.weights import Allowance, allowance, load_weights, read_tensors
+from pidistill.files.weights import Allowance, count_allowed_elements, load_weights, read_tensors
 from pidistill.nets.diffusers_net import make
 
 
@@ -51,7 +51,7 @@ def read_decoder(config: dict[str, Any], folder: Path) -> Decoder | None:
     if "decoder" not in config:
         return None
     path = folder / "decoder.safetensors"
-    with Allowance(allowance(path), path):
+    with Allowance(count_allowed_elements(path), path):
         decoder = Decoder(config["decoder"])
     load_weights(decoder, read_tensors(path), path)
     return decoder

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import like, per_sample
+from pidistill.core.tensors import expand_time, like
 from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
 from pidistill.models.preconditioning import Preconditioning
@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoise(x, per_sample(t, x), labels)
+        return self.denoise(x, expand_time(t, x), labels)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

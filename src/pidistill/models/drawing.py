@@ -12,7 +12,7 @@ from torch import Tensor
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of, noise
 from pidistill.core.tensors import send
-from pidistill.core.threads import ahead, cores
+from pidistill.core.threads import count_cores, run_ahead
 
 
 @torch.inference_mode()
@@ -24,7 +24,7 @@ def drawn(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds:
     never waits for the host; the images of at most two batches are on it.
     """
     fast = device.type == "cuda"  # a CPU needs far longer for an image than one thread for its noise (44 us for 32x32)
-    threads = min(4, cores()) if fast else 1
+    threads = min(4, count_cores()) if fast else 1
     starts = range(0, len(seeds), batch_size)
 
     def prepare(k: int) -> Tensor:
@@ -32,7 +32,7 @@ def drawn(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds:
         return z.pin_memory() if fast else z
 
     behind: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-    with closing(ahead(prepare, starts, threads, threads)) as prepared:
+    with closing(run_ahead(prepare, starts, threads, threads)) as prepared:
         for k, z in zip(starts, prepared):
             y = None if labels is None else send(labels[k:k + batch_size], device)
             x = draw(z.to(device, non_blocking=True), y, seeds[k:k + batch_size])

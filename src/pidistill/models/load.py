@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import names
+from pidistill.core.registry import list_members
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student import Student, load_student
@@ -32,9 +32,9 @@ def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
         raise PidistillError(f"{spec} is a file; a model is a folder with config.json and model.safetensors, or KIND:REST")
     if (path / "config.yaml").exists() and not (path / "teacher").is_dir():
         raise PidistillError(f"{spec} is a run without a finished student; continue it with `pidistill resume {spec}`")
-    if not path.is_dir() and spec.partition(":")[0] not in names("teachers"):
+    if not path.is_dir() and spec.partition(":")[0] not in list_members("teachers"):
         raise PidistillError(f"{spec} does not exist, and is no teacher such as bundled:digits "
-                             f"(kinds: {', '.join(names('teachers'))})")
+                             f"(kinds: {', '.join(list_members('teachers'))})")
     return load_teacher(spec)
 
 

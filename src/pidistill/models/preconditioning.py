@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import choices
+from pidistill.core.registry import suggest_choices
 from pidistill.models.grid import SIGMA_DATA
 
 MOST_TRAINING_STEPS = 100_000  # of a discrete schedule, at most
@@ -154,7 +154,7 @@ class Preconditioning:
         constants: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
         self.name: str = constants.pop("name")
         if self.name not in FORMULAS:
-            raise choices("preconditioning", self.name, list(FORMULAS))
+            raise suggest_choices("preconditioning", self.name, list(FORMULAS))
         self.formula, self.sigma_data = FORMULAS[self.name], sigma_data
         self.spec: str | dict[str, Any] = {"name": self.name, **constants} if constants else self.name
         if self.name in ("edm", "edm_v"):
@@ -162,7 +162,7 @@ class Preconditioning:
         known = inspect.signature(self.formula).parameters
         for key in constants:
             if key not in known:
-                raise choices(f"constant of the preconditioning {self.name}", key, list(known)[1:])
+                raise suggest_choices(f"constant of the preconditioning {self.name}", key, list(known)[1:])
         for key, value in constants.items():
             if key != "sigmas" and not (type(value) in (int, float) and -1e6 < value < 1e6):
                 raise PidistillError(f"the preconditioning {self.name}: {key} must be a number, got {str(value)[:40]}")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import clip_images, device_of, like, per_sample
+from pidistill.core.tensors import clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
-from pidistill.files.weights import allowance, load_weights, read_tensors
+from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import Decoder, read_decoder
 from pidistill.models.denoiser import FACTS, facts_of
 from pidistill.models.drawing import choose_labels, drawn, gather
@@ -60,7 +60,7 @@ class Student(nn.Module):
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
-        t = per_sample(t, z)
+        t = expand_time(t, z)
         return state(z, t, self.F(z, t, labels), self.t_max)
 
     @torch.inference_mode()
@@ -88,7 +88,7 @@ class Student(nn.Module):
         finish: what is done to each batch before it leaves the device. call: what is called in place of this student, such
         as it under autocast.
         """
-        device, student = device_of(self), call or self
+        device, student = find_device(self), call or self
         decoder = self.decoder.to(device) if self.decoder and decode else None
 
         def draw(z: Tensor, y: Tensor | None, _: Sequence[int]) -> Tensor:
@@ -133,7 +133,7 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
         facts, rates, path = facts_of(config), list(config.get("ema", [])), folder / "model.safetensors"
-        net = build_net(config["net"], facts["shape"], facts["num_classes"], allowance(path), path)
+        net = build_net(config["net"], facts["shape"], facts["num_classes"], count_allowed_elements(path), path)
         student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None

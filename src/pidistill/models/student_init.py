@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import member
+from pidistill.core.registry import find_member
 from pidistill.files.reading import read_json
-from pidistill.files.weights import allowance, load_weights, read_tensors
+from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.student import Student
 from pidistill.nets.base import build_net
@@ -86,7 +86,7 @@ def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
         raise PidistillError(f"student.init: the network in {folder} is for {shape} in {classes} classes, the teacher's are "
                              f"{teacher.shape} in {teacher.num_classes}")
     weights = folder / "model.safetensors"
-    network = build_net(spec, shape, classes, allowance(weights), weights)
+    network = build_net(spec, shape, classes, count_allowed_elements(weights), weights)
     state = read_tensors(weights)
     if config["format"] == "pidistill-teacher":
         state = {key.removeprefix("model."): value for key, value in state.items()}
@@ -98,7 +98,7 @@ def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
     """The network's description with `width` times its channels."""
     if width == 1:
         return spec
-    accepted = inspect.signature(member("nets", spec["name"])).parameters
+    accepted = inspect.signature(find_member("nets", spec["name"])).parameters
     key = next((key for key in ("model_channels", "width") if key in accepted), None)
     if key is None:
         raise PidistillError(f"student.width: the network {spec['name']} has no channels to multiply; set student.net")

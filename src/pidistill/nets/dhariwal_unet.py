@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import one_hot, outside_autocast
+from pidistill.core.tensors import one_hot, run_outside_autocast
 from pidistill.nets.parts import native
 from pidistill.nets.parts.unet import (
     ADM,
@@ -96,7 +96,7 @@ class DhariwalUNet(nn.Module):
         return self.out_conv(native.norm_silu(x, self.out_norm))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        emb = outside_autocast(self.embed, c_noise, labels)
+        emb = run_outside_autocast(self.embed, c_noise, labels)
         skips: list[Tensor] = []
         for module in self.enc.values():
             x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
@@ -105,4 +105,4 @@ class DhariwalUNet(nn.Module):
             if "block" in name:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = module(x, emb)
-        return outside_autocast(self.head, x)
+        return run_outside_autocast(self.head, x)

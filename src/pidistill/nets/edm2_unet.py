@@ -20,7 +20,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import one_hot, outside_autocast
+from pidistill.core.tensors import one_hot, run_outside_autocast
 from pidistill.nets.parts.unet import convolve, filter_kernel, image_size, resample
 
 EPS = 1e-4  # added to every magnitude that is divided by
@@ -153,7 +153,7 @@ class EDM2Block(nn.Module):
         if not self.decoder:
             x = normalize(x if self.conv_skip is None else self.conv_skip(x), [1])
         y = self.conv_res0(mp_silu(x))
-        c = outside_autocast(self.emb_linear, emb, self.emb_gain)[:, :, None, None] + 1
+        c = run_outside_autocast(self.emb_linear, emb, self.emb_gain)[:, :, None, None] + 1
         y = mp_silu(y * c.to(y.dtype))
         y = self.conv_res1(F.dropout(y, self.dropout, self.training) if self.dropout else y)
         if self.decoder and self.conv_skip is not None:
@@ -249,7 +249,7 @@ class EDM2UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.training:
             self.normalize_weights()
-        emb = outside_autocast(self.embed, c_noise, labels)
+        emb = run_outside_autocast(self.embed, c_noise, labels)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)  # a constant channel in place of biases
         skips: list[Tensor] = []
         for module in self.enc.values():
@@ -258,4 +258,4 @@ class EDM2UNet(nn.Module):
         for name, module in self.dec.items():
             x = mp_cat(x, skips.pop(), self.concat_balance) if "block" in name else x
             x = module(x, emb)
-        return outside_autocast(self.out_conv, x, self.out_gain)
+        return run_outside_autocast(self.out_conv, x, self.out_gain)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pidistill.core.registry import choices
-from pidistill.core.tensors import one_hot, outside_autocast
+from pidistill.core.registry import suggest_choices
+from pidistill.core.tensors import one_hot, run_outside_autocast
 from pidistill.nets.parts import native
 from pidistill.nets.parts.unet import (
     SONG,
@@ -56,7 +56,7 @@ class SongUNet(nn.Module):
                                   ("encoder", encoder, ["standard", "skip", "residual"]),
                                   ("decoder", decoder, ["standard", "skip"])):
             if name not in known:
-                raise choices(f"song_unet {what}", name, known)
+                raise suggest_choices(f"song_unet {what}", name, known)
         channels, height = image_size("song_unet", shape, patch << (len(channel_mult) - 1))
         self.num_classes, self.patch = num_classes, patch
         resolution, in_channels = height // patch, channels * patch**2
@@ -116,7 +116,7 @@ class SongUNet(nn.Module):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        emb = outside_autocast(self.embed, c_noise, labels)
+        emb = run_outside_autocast(self.embed, c_noise, labels)
         x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         skips: list[Tensor] = []
         aux = x
@@ -134,11 +134,11 @@ class SongUNet(nn.Module):
         for name, module in self.dec.items():
             if "aux_up" in name:
                 assert out is not None
-                out = outside_autocast(module, out)
+                out = run_outside_autocast(module, out)
             elif "aux_norm" in name:
-                h = outside_autocast(functools.partial(native.norm_silu, norm=cast(nn.GroupNorm, module)), x)
+                h = run_outside_autocast(functools.partial(native.norm_silu, norm=cast(nn.GroupNorm, module)), x)
             elif "aux_conv" in name:
-                y = outside_autocast(module, h)
+                y = run_outside_autocast(module, h)
                 out = y if out is None else y + out
             else:
                 if "block" in name:

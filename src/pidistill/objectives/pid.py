@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast, autocast
-from pidistill.core.registry import build_part
+from pidistill.core.registry import build_from_config
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
@@ -57,11 +57,11 @@ class PID(Objective):
             raise PidistillError(f"objective.balance must be in 0-1 and objective.floor positive, got {balance} and {floor}")
         self.student, self.grid, self.balance, self.floor = student, grid, balance, floor
         self.stop_gradient, self.teacher_precision = stop_gradient, teacher_precision
-        self.scheme: Scheme = build_part("schemes", scheme)
+        self.scheme: Scheme = build_from_config("schemes", scheme)
         if grid.points < self.scheme.points:
             raise PidistillError(f"the scheme {type(self.scheme).__name__.lower()} needs at least {self.scheme.points} grid "
                                  f"points, got grid.points={grid.points}")
-        chosen = build_part("distances", distance)
+        chosen = build_from_config("distances", distance)
         self.distance: Distance
         self.teacher: Callable[..., Tensor]
         object.__setattr__(self, "distance", chosen)  # not as a submodule: nothing of it is trained, saved or synchronised

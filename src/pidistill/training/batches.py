@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pidistill.core.seeds import stream
 from pidistill.core.tensors import send
-from pidistill.core.threads import ahead
+from pidistill.core.threads import run_ahead
 from pidistill.objectives.base import Objective
 
 
@@ -27,7 +27,7 @@ class Batches:
     def __init__(self, objective: Objective, seed: int, steps: range, parts: Sequence[range], device: torch.device):
         self.parts = len(parts)
         wanted = ((step, part) for step in steps for part in parts)
-        self.drawn = ahead(lambda each: draws(objective, seed, *each, device), wanted, threads=1, depth=2)
+        self.drawn = run_ahead(lambda each: draws(objective, seed, *each, device), wanted, threads=1, depth=2)
 
     def step(self) -> Iterator[dict[str, Tensor]]:
         """Those of the next step."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.console import console
-from pidistill.files.folders import stage, sync, write_folder
+from pidistill.files.folders import mark_stage, sync, write_folder
 from pidistill.files.manifest import write_manifest
 from pidistill.training.checkpoint import Files, by_step
 from pidistill.training.sharding import whole
@@ -138,7 +138,7 @@ def prune(checkpoints: Path, keep: int, every: int | None = None) -> None:
         if not every or step // every == before // every:
             gone = path.with_name(f".{path.name}.gone")
             path.rename(gone)  # at once, or a crash would leave half a checkpoint under its name
-            stage("pruned one renamed")
+            mark_stage("pruned one renamed")
             shutil.rmtree(gone, ignore_errors=True)
-            stage("pruned")
+            mark_stage("pruned")
         before = step

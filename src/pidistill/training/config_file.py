@@ -16,7 +16,7 @@ from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import choices
+from pidistill.core.registry import suggest_choices
 from pidistill.files.folders import PRESETS
 from pidistill.files.reading import DEPTH, read_bytes
 from pidistill.training.config import DistillConfig, RunConfig, TeacherConfig
@@ -40,7 +40,7 @@ def load_config(model: type[Config], source: str | Path, overrides: list[str] | 
     if isinstance(source, str) and source in preset_names(model):
         path = PRESET_FOLDERS[model] / f"{source}.yaml"
     elif path.suffix not in (".yaml", ".yml"):
-        raise choices("preset", str(source), preset_names(model))
+        raise suggest_choices("preset", str(source), preset_names(model))
     values = read_yaml(path)
     for key, field in model.model_fields.items():
         if isinstance(field.default, dict):  # a part: --set objective.distance=l1 changes an option and keeps the name
@@ -103,7 +103,8 @@ def check_values(model: type[Config], values: dict[str, Any], where: str) -> Con
             for part in first["loc"][:-1]:
                 fields = fields.model_fields[part].annotation
             prefix = key.removesuffix(str(first["loc"][-1]))
-            raise choices("configuration key", key, [prefix + name for name in sorted(fields.model_fields)]) from None
+            names = [prefix + name for name in sorted(fields.model_fields)]
+            raise suggest_choices("configuration key", key, names) from None
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").replace("Field required", "is required")
         raise PidistillError(f"{key} {message[0].lower() + message[1:]}{got} ({where})") from None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import member, names
+from pidistill.core.registry import find_member, list_members
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.grid import karras_times
 from pidistill.models.samplers.base import STEPS, Sampler, parse_sampler, sample_teacher
@@ -18,7 +18,7 @@ from pidistill.models.samplers.deis import weights
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import MLP, gaussian64, start, tiny_teacher
 
-NAMES = names("samplers")
+NAMES = list_members("samplers")
 STOCHASTIC = ["ddim,eta=0.7", "ddpm", "ddpm,variance=large", "heun,churn=3"]
 VARIANTS = sorted({*NAMES, *STOCHASTIC, "dpm_solver_fast", "dpm_solver2", "deis2,variable=log", "deis,variable=t", "unipc2"})
 # Evaluations for N steps, of which the last is to 0, and for N steps that end above.
@@ -128,7 +128,7 @@ def test_churn_noise_scales_the_variance():
 
 def test_without_noise_ancestral_sampling_loses_variance():
     """So the draws matter: what test_weak_order measures is no property of the mean alone."""
-    *_, (_, x) = member("samplers", "ddpm")(gaussian64((1,)), torch.tensor([[80.0], [-80.0]]).double(), log_times(64))
+    *_, (_, x) = find_member("samplers", "ddpm")(gaussian64((1,)), torch.tensor([[80.0], [-80.0]]).double(), log_times(64))
     assert (x[0] - x[1]).abs() / 2 < 0.05
 
 

@@ -44,7 +44,7 @@ def tiny(monkeypatch, tmp_path):
     """A published network small enough for tests, an empty cache folder, and weights for it."""
     monkeypatch.setitem(CHECKPOINTS, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": NET})
     monkeypatch.setenv("PIDISTILL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.download", offline)
     (tmp_path / "cache").mkdir()
     return tiny_teacher()
 
@@ -209,7 +209,7 @@ def test_the_published_pickle_is_downloaded_once_and_remembered(tiny, tmp_path, 
         calls.append(url)
         shutil.copy(source, path)
 
-    monkeypatch.setattr("pidistill.files.downloads.fetch", download)
+    monkeypatch.setattr("pidistill.files.downloads.download", download)
     for _ in range(2):
         teacher = load_teacher("edm:tiny")
         assert same(teacher, tiny) and "NVIDIA" in teacher.origin["licence"]

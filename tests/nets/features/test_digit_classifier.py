@@ -6,12 +6,12 @@ import torch
 
 from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
 from pidistill.evaluation.references import load_reference
-from pidistill.files.datasets import digits
+from pidistill.files.datasets import load_digits
 from pidistill.nets.features.base import load_features
 
 
 def test_bundled_classifier_knows_digits_and_its_reference_is_theirs():
-    net, data = load_features("digits"), digits()
+    net, data = load_features("digits"), load_digits()
     part = torch.arange(0, 5000, 10)  # 50 of each class
     with torch.inference_mode():
         features = net.features(data.images[part])

@@ -121,6 +121,6 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.download", offline)
     with pytest.raises(PidistillError, match=r"dinov2_vitl14_pretrain\.pth to .*dinov2:FILE"):
         load_features("dinov2")

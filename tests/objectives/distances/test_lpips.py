@@ -280,7 +280,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
         raise URLError("no route to host")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("pidistill.files.downloads.fetch", offline)
+    monkeypatch.setattr("pidistill.files.downloads.download", offline)
     with pytest.raises(PidistillError) as error:
         LPIPS()
     text = str(error.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pidistill.core.registry import build, names
+from pidistill.core.registry import build, list_members
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import MLP, exact_student, gaussian64, grid_of, network, start, tiny_teacher
@@ -73,7 +73,7 @@ def small_student(kind: str):
 
 @pytest.mark.parametrize("kind", ["mlp", "song_unet"])
 @pytest.mark.parametrize("points", [3, 20])
-@pytest.mark.parametrize("name", names("schemes"))
+@pytest.mark.parametrize("name", list_members("schemes"))
 def test_prediction_is_x_minus_t_times_its_derivative(name, points, kind):
     """In float64 at every grid point, so at both ends too."""
     student = small_student(kind).double()
@@ -85,7 +85,7 @@ def test_prediction_is_x_minus_t_times_its_derivative(name, points, kind):
     assert (compared.prediction - compared.x).abs().amax() > 1  # z, of magnitude 80, is gone
 
 
-@pytest.mark.parametrize("name", names("schemes"))
+@pytest.mark.parametrize("name", list_members("schemes"))
 def test_only_midpoint_predicts_what_upwind_does(name):
     """The secant meets t = 0 where it does; only the point at which the teacher is asked differs."""
     student = small_student("mlp").double()
@@ -167,7 +167,7 @@ class Labelled:
         return self.student(z, t, self.labels)
 
 
-@pytest.mark.parametrize("name", names("schemes"))
+@pytest.mark.parametrize("name", list_members("schemes"))
 @pytest.mark.parametrize("points", [250, 1000])
 def test_float32_error_at_45_on_the_digits_network(digits, name, points):
     """R.m.s. error of x - t dx/dt against float64, t = 45, N = 250 and 1000; its own r.m.s. is 1.74.

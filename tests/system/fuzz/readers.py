@@ -107,14 +107,14 @@ def tensors(state: dict[str, Tensor]) -> bool:
 def picture(form: str) -> Reader:
     """A folder of one image."""
     def read(path: Path) -> Any:
-        return next(open_images(path.parent).batches(1))
+        return next(open_images(path.parent).read_batches(1))
 
     return Reader(f"one/a.{form}", read, [encoded(form), encoded(form, PIXELS[0, :, :, 0].copy())],
                   lambda x: x.dtype == torch.uint8 and x.shape[1] in (1, 3) and x.nbytes < 10**7)
 
 
 def images(path: Path) -> Tensor:
-    return torch.cat(list(open_images(path).batches(2)))
+    return torch.cat(list(open_images(path).read_batches(2)))
 
 
 def own(found: Tensor) -> bool:

@@ -98,7 +98,7 @@ def test_impossible_facts_are_refused(model, change):
 
 @pytest.mark.parametrize("name", ["../../m", "..", "a/b", "\0", "/etc", "a\nb"])
 def test_names_that_are_paths_are_refused(name, tmp_path, monkeypatch):
-    from pidistill.core.registry import member
+    from pidistill.core.registry import find_member
     from pidistill.evaluation.references import load_reference
     from pidistill.models.load import load_model
     from pidistill.nets.features.base import load_features
@@ -106,9 +106,9 @@ def test_names_that_are_paths_are_refused(name, tmp_path, monkeypatch):
     from pidistill.training.config_file import load_config
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pidistill.files.downloads.fetch", lambda *_: pytest.fail("something was fetched"))
-    for use in (lambda: load_teacher(f"bundled:{name}"), lambda: load_teacher(f"edm:{name}"), lambda: member("nets", name),
-                lambda: load_features(name), lambda: load_reference(name, "digits", None),
+    monkeypatch.setattr("pidistill.files.downloads.download", lambda *_: pytest.fail("something was fetched"))
+    for use in (lambda: load_teacher(f"bundled:{name}"), lambda: load_teacher(f"edm:{name}"),
+                lambda: find_member("nets", name), lambda: load_features(name), lambda: load_reference(name, "digits", None),
                 lambda: load_config(DistillConfig, name), lambda: load_model(f"bundled:{name}"),
                 lambda: load_teacher(f"python:{name}:f")):
         assert one_line(use)

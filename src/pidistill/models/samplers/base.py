@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build, choices, member, names
+from pidistill.core.registry import build, find_member, list_members, suggest_choices
 from pidistill.core.seeds import noise
-from pidistill.core.tensors import device_of, send
+from pidistill.core.tensors import find_device, send
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.drawing import drawn, gather
 from pidistill.models.grid import snap
@@ -49,7 +49,7 @@ class Sampler:
         if not 1 <= self.steps <= MOST_STEPS:
             raise PidistillError(f"{self.name}: steps must be 1 to {MOST_STEPS}, got {self.steps}")
         if self.spacing not in ("karras", "log", "uniform"):
-            raise choices("spacing of times", str(self.spacing), ["karras", "log", "uniform"])
+            raise suggest_choices("spacing of times", str(self.spacing), ["karras", "log", "uniform"])
         z = torch.zeros(1, 1)  # wrong options are found now, and not after hours
         list(self.integrate(lambda x, t, labels: x, z, torch.tensor([1.0, 0.5, 0.0]), None, lambda k: z))
 
@@ -58,7 +58,7 @@ class Sampler:
         """The sampler's states. draw: number of a draw (from 0) -> unit Gaussian noise (B, ...), for those that need it."""
         if "draw" in self.options:
             raise PidistillError(f"samplers/{self.name}: draw is no option; noise comes from the seeds")
-        stochastic = {"draw": draw} if "draw" in inspect.signature(member("samplers", self.name)).parameters else {}
+        stochastic = {"draw": draw} if "draw" in inspect.signature(find_member("samplers", self.name)).parameters else {}
         return build("samplers", self.name, denoise, z, ts, labels, **stochastic, **self.options)
 
     def times(self, teacher: Denoiser) -> Tensor:
@@ -125,14 +125,14 @@ def expand_name(name: str) -> tuple[str, dict[str, Any]]:
     if name == "dpm_solver_fast":
         return "dpm_solver", {"fast": True}
     ordered = re.fullmatch(r"(\w+?)_?(\d)", name)
-    if ordered and name not in names("samplers") and ordered[1] in names("samplers"):
+    if ordered and name not in list_members("samplers") and ordered[1] in list_members("samplers"):
         return ordered[1], {"order": int(ordered[2])}
     return name, {}
 
 
 def is_sampler(text: str) -> bool:
     """Whether a text such as `ddim,eta=0.5:10` names a sampler, or can name nothing else, and not a folder."""
-    return expand_name(re.split("[,:]", text)[0])[0] in names("samplers") or (":" in text and not Path(text).exists())
+    return expand_name(re.split("[,:]", text)[0])[0] in list_members("samplers") or (":" in text and not Path(text).exists())
 
 
 def one_sampler(text: str, steps: int) -> Sampler:
@@ -172,7 +172,7 @@ def draw_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None,
                  decode: bool = True, finish: Callable[[Tensor], Tensor] = Tensor.float,
                  call: Callable[..., Tensor] | None = None) -> Generator[Tensor, None, None]:
     """Images (B, C, H, W) batch by batch, unclipped, on the CPU. finish, call: as in `Student.draw`."""
-    ts, device, denoise = sampler.times(teacher), device_of(teacher), call or teacher
+    ts, device, denoise = sampler.times(teacher), find_device(teacher), call or teacher
 
     def draw(z: Tensor, y: Tensor | None, part: Sequence[int]) -> Tensor:
         again = lambda k: send(noise(part, teacher.shape, k + 1), device)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build, choices, member, names
+from pidistill.core.registry import build, find_member, list_members, suggest_choices
 from pidistill.files.reading import read_json
-from pidistill.files.weights import ANY, allowance, load_weights, read_tensors
+from pidistill.files.weights import ANY, count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
 from pidistill.models.denoiser import Denoiser, Preconditioned, facts_of
 from pidistill.nets.base import build_net
@@ -30,14 +30,15 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
     kind, sign, rest = spec.partition(":")
     if kind == "object":  # what `distill` records of a teacher that was handed over in Python
         raise PidistillError(f"the teacher was a Python object ({rest}), which no file describes; name one with --teacher")
-    if not sign or kind not in names("teachers"):
+    if not sign or kind not in list_members("teachers"):
         if Path(spec).is_dir():
             kind, rest = "folder", spec
         elif sign:
-            raise choices("teacher kind", kind, names("teachers"))
+            raise suggest_choices("teacher kind", kind, list_members("teachers"))
         else:
-            raise PidistillError(f"teacher {spec!r} is no folder and no KIND:REST (kinds: {', '.join(names('teachers'))})")
-    if not weights and "weights" in inspect.signature(member("teachers", kind)).parameters:
+            raise PidistillError(f"teacher {spec!r} is no folder and no KIND:REST "
+                                 f"(kinds: {', '.join(list_members('teachers'))})")
+    if not weights and "weights" in inspect.signature(find_member("teachers", kind)).parameters:
         options["weights"] = False
     teacher: Denoiser = build("teachers", kind, rest, **options).eval().requires_grad_(False)
     teacher.spec = spec
@@ -50,7 +51,7 @@ def network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int,
 
     file: of its weights, which bounds its size. facts: options of `Preconditioned`.
     """
-    elements = allowance(file) if file else ANY
+    elements = count_allowed_elements(file) if file else ANY
     with nullcontext() if weights else torch.device("meta"):
         return Preconditioned(build_net(net, shape, num_classes, elements, file), shape, num_classes, net_spec=net, **facts)
 

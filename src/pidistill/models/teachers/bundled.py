@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pidistill.core.registry import choices
+from pidistill.core.registry import suggest_choices
 from pidistill.files.folders import ASSETS
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import read_teacher
@@ -12,5 +12,5 @@ def bundled(rest: str, *, weights: bool = True) -> Denoiser:
     """rest: the name, `digits` (16x16 grey, 10 classes, 5,000 MNIST digits)."""
     known = sorted(path.parent.name for path in ASSETS.glob("*/teacher"))
     if rest not in known:
-        raise choices("bundled teacher", rest, known)
+        raise suggest_choices("bundled teacher", rest, known)
     return read_teacher(ASSETS / rest / "teacher", weights=weights)

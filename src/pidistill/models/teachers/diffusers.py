@@ -14,7 +14,7 @@ from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.safetensors_header import read_header
-from pidistill.files.weights import Allowance, allowance, check_packing
+from pidistill.files.weights import Allowance, check_packing, count_allowed_elements
 from pidistill.models.decoder import Decoder
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import RHO, T_MAX, T_MIN
@@ -134,7 +134,7 @@ def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
     if "quantization_config" in read_json(folder / "config.json"):
         raise PidistillError(f"{folder}: its weights are quantised, by a library of its choice; save them in full")
     try:
-        with Allowance(allowance(*files), folder):
+        with Allowance(count_allowed_elements(*files), folder):
             model, info = getattr(library, kind).from_pretrained(
                 str(folder), local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True,
                 torch_dtype=torch.float32)

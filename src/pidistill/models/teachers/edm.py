@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import choices
-from pidistill.files.downloads import published
+from pidistill.core.registry import suggest_choices
+from pidistill.files.downloads import fetch_published
 from pidistill.files.edm_pickle import EDMPickle, read_edm_pickle
-from pidistill.files.folders import cache_folder
+from pidistill.files.folders import find_cache_folder
 from pidistill.files.reading import sha256
 from pidistill.files.weights import load_weights, read_state_dict
 from pidistill.models.denoiser import Denoiser
@@ -98,7 +98,7 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
     if path.suffix == ".pkl" and not option:
         return from_pickle(path, weights)
     if name not in CHECKPOINTS:
-        raise choices("edm network", name, [*CHECKPOINTS, "FILE.pkl"])
+        raise suggest_choices("edm network", name, [*CHECKPOINTS, "FILE.pkl"])
     if not weights:
         return network_teacher(**CHECKPOINTS[name], weights=False)
     path = Path(os.path.expanduser(given)) if given else _cached(name)
@@ -133,9 +133,9 @@ def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
 def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
     """Facts of the teacher, and its network {"name": ..., options}. Raises KeyError, with its name, for a missing fact."""
     if file.class_name not in PRECONDITIONINGS:
-        raise choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
+        raise suggest_choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
     if file.network["class_name"] not in EDM_NETWORKS:
-        raise choices("network", str(file.network["class_name"])[:40], list(EDM_NETWORKS))
+        raise suggest_choices("network", str(file.network["class_name"])[:40], list(EDM_NETWORKS))
     a = file.attributes
     name, constants = PRECONDITIONINGS[file.class_name]
     preconditioning = {"name": name, **{key: a[key] for key in constants}} if constants else name
@@ -156,13 +156,14 @@ def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _cached(name: str) -> Path:
     """The cache folder's file for this network, downloaded if there is none."""
-    for path in (cache_folder() / f"{name}.safetensors", cache_folder() / f"{name}.pt"):
+    for path in (find_cache_folder() / f"{name}.safetensors", find_cache_folder() / f"{name}.pt"):
         if path.exists():
             return path
     if name in EDM2:
         raise PidistillError(f"edm:{name} needs weights: put the network's state_dict() as {name}.safetensors or {name}.pt "
-                             f"into {cache_folder()}, or name NVIDIA's pickle: edm:FILE.pkl")
-    return published(ADDRESS.format(name), f"edm:{name}", f"edm:{name},weights=FILE or edm:FILE.pkl", cache_folder())
+                             f"into {find_cache_folder()}, or name NVIDIA's pickle: edm:FILE.pkl")
+    return fetch_published(ADDRESS.format(name), f"edm:{name}", f"edm:{name},weights=FILE or edm:FILE.pkl",
+                           find_cache_folder())
 
 
 def _sampling_weights(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:

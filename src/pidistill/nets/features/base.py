@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError, first_line
-from pidistill.core.registry import build, choices, from_python, names
+from pidistill.core.registry import build, build_from_python, list_members, suggest_choices
 from pidistill.files.folders import ASSETS
 from pidistill.files.reading import read_json
 
@@ -71,17 +71,17 @@ def load_features(spec: str) -> Any:
     net: nn.Module
     if spec in bundled:
         net = build("features", read_json(bundled[spec] / "config.json")["net"]["name"], str(bundled[spec])).eval()
-    elif kind in names("features"):
+    elif kind in list_members("features"):
         net = build("features", kind, rest).eval()
     elif kind == "python":
-        made = from_python(rest, "feature network")
+        made = build_from_python(rest, "feature network")
         made = made.eval() if isinstance(made, nn.Module) else made
         net = made if isinstance(made, nn.Module) and hasattr(made, "features") else FeatureFunction(made)
     elif Path(spec).suffix in (".ts", ".pt", ".pth", ".pt2"):
         net = FeatureFunction(read_program(Path(spec)))
     else:
-        raise choices("feature network", spec, [*sorted(bundled), "inception", "dinov2", "FILE.ts", "FILE.pt2",
-                                                "python:MODULE:FACTORY"])
+        raise suggest_choices("feature network", spec, [*sorted(bundled), "inception", "dinov2", "FILE.ts", "FILE.pt2",
+                                                        "python:MODULE:FACTORY"])
     return net.requires_grad_(False)
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
-from pidistill.files.downloads import published
-from pidistill.files.weights import Allowance, allowance, load_weights, read_state_dict
+from pidistill.files.downloads import fetch_published
+from pidistill.files.weights import Allowance, count_allowed_elements, load_weights, read_state_dict
 from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
@@ -22,7 +22,7 @@ OFFSET = 0.1  # that the original adds when it stretches its positions; it chang
 
 def dinov2(rest: str) -> Dinov2:
     """The network with Meta's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
-    return load_dinov2(Path(rest) if rest else published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
+    return load_dinov2(Path(rest) if rest else fetch_published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
 
 
 class LayerScale(nn.Module):
@@ -129,7 +129,7 @@ def load_dinov2(path: Path) -> Dinov2:
         raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
     if min(width, depth, places) < 1 or width % HEAD or math.isqrt(places) ** 2 != places:
         raise PidistillError(f"{path}: {width} channels, {depth} blocks and {places} positions are no DINOv2's")
-    with Allowance(allowance(path), path):
+    with Allowance(count_allowed_elements(path), path):
         net = Dinov2(width=width, depth=depth, grid=math.isqrt(places))
     load_weights(net, state, path, "DINOv2")
     return net.eval()

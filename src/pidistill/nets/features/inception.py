@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.tensors import quantise
-from pidistill.files.downloads import check_hash, published
+from pidistill.files.downloads import check_hash, fetch_published
 from pidistill.files.weights import read_state_dict
 
 
 def inception(rest: str) -> Inception:
     """The network with torch-fidelity's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
-    return Inception(Path(rest) if rest else published(torch_fidelity().URL_INCEPTION_V3, "Inception v3",
-                                                       "evaluate.features=inception:FILE"))
+    return Inception(Path(rest) if rest else fetch_published(torch_fidelity().URL_INCEPTION_V3, "Inception v3",
+                                                             "evaluate.features=inception:FILE"))
 
 
 class Inception(nn.Module):

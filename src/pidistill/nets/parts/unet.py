@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import outside_autocast
+from pidistill.core.tensors import run_outside_autocast
 from pidistill.nets.parts import native
 
 # First weight and bias of a layer, from the weight's shape (out, in, ...), its fan-in and its fan-out.
@@ -211,7 +211,7 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(cout, cout, 1, init=style.init_out)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        condition = outside_autocast(self.affine, emb)
+        condition = run_outside_autocast(self.affine, emb)
         scale: Tensor | None = None
         shift: Tensor | None = None
         bias: Any = self.conv0.bias

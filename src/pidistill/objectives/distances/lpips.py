@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast
-from pidistill.files.downloads import check_hash, published
+from pidistill.files.downloads import check_hash, fetch_published
 from pidistill.files.weights import load_weights, read_state_dict
 from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
 from pidistill.nets.parts.native import conv3x3
@@ -59,7 +59,7 @@ class LPIPS(Perceptual):
     std: Tensor
 
     def load(self, weights: str | None) -> None:
-        path = Path(weights) if weights else published(VGG16, "VGG16", "objective.distance.weights=FILE")
+        path = Path(weights) if weights else fetch_published(VGG16, "VGG16", "objective.distance.weights=FILE")
         check_hash(path)
         state = {name.removeprefix("features."): value for name, value in read_state_dict(path).items()
                  if not name.startswith("classifier.")}

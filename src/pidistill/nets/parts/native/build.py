@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pidistill.files.folders import cache_folder
+from pidistill.files.folders import find_cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.c")
 
@@ -36,7 +36,7 @@ def load_library() -> ctypes.CDLL | None:
     try:
         if not compiler:
             raise OSError("no C compiler was found")
-        path = cache_folder() / "native" / f"{library_key(compiler)}.so"
+        path = find_cache_folder() / "native" / f"{library_key(compiler)}.so"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,0 +1,198 @@
+"""The verbs that train leave whole runs, go on with them, and destroy none."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pidistill.files.reading import read_json
+from pidistill.training.log import read_metrics
+from tests.cli.flags import POINTS, QUICK, RANDOM, SHORT
+
+
+def read_files(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_train_teacher_leaves_a_teacher_with_its_provenance(runs, images_npz):
+    provenance = read_json(runs / "teacher" / "teacher" / "provenance.json")
+    assert provenance["command"].startswith("pidistill train-teacher") and provenance["data"] == str(images_npz)
+    assert (provenance["steps"], provenance["batch"], provenance["seed"], provenance["data_images"]) == (3, 4, 0, 24)
+    assert provenance["final_loss"] > 0 and {"torch", "pidistill"} <= set(provenance["versions"])
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (runs / "teacher" / "teacher").iterdir()}
+    assert Image.open(runs / "teacher" / "samples" / "000003.png").size[0] > 300
+
+
+def test_distill_leaves_a_whole_run(runs):
+    run = runs / "student"
+    for name in ("config.yaml", "metrics.jsonl", "tensorboard", "student/model.safetensors", "student/config.json",
+                 "samples/000004.png", "samples/000005.png", "teacher-student.png", "checkpoints/000005", "results.json"):
+        assert (run / name).exists(), name
+    results = read_json(run / "results.json")
+    assert results["teacher"]["nfe"] == 35 and results["student"]["nfe"] == 1
+    assert results["teacher"]["images_per_s"] > 0 and results["student"]["images_per_s"] > 0
+    assert results["student"]["trajectory_rmse"] > 0 and results["seconds"] > 0
+    assert [record["step"] for record in read_metrics(run)] == [2, 4, 5]
+    table = (runs / "distill.out").read_text()
+    assert "teacher" in table and "35" in table and "35x fewer" in table and "results.json" in table
+
+
+def test_distill_reports_fd_where_features_are_named(cli, tmp_path):
+    result = cli("distill", "--teacher", "gaussian:1x16x16", *RANDOM, *SHORT, "--set", "evaluate.features=digits",
+               "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    results = read_json(tmp_path / "run" / "results.json")
+    assert results["teacher"]["fd"] > 0 and results["student"]["fd"] > 0
+
+
+def test_distill_of_vectors_and_the_same_seed_again(cli, tmp_path):
+    for name in ("a", "b"):
+        assert cli("distill", *QUICK, "--out", tmp_path / name).code == 0
+    a, b = ((tmp_path / name / "student" / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert a == b and len(a) > 1000
+    assert not (tmp_path / "a" / "samples").exists()  # two numbers are no picture
+
+
+def test_a_teacher_of_two_channels_needs_no_picture(cli, tmp_path):
+    """Images that no PNG can show still train: only the preview is left out."""
+    np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 256, (5, 4, 4, 2), dtype=np.uint8))
+    result = cli("train-teacher", "--set", f"data={tmp_path / 'a.npz'}", "--set", "net={name: mlp, width: 8, depth: 1}",
+               "--set", "train={steps: 2, batch: 2}", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert (tmp_path / "run" / "teacher" / "model.safetensors").exists()
+
+
+def test_resume_continues_an_interrupted_run(cli, tmp_path):
+    run = tmp_path / "run"
+    assert cli("distill", *QUICK, "--out", run).code == 0
+    whole = (run / "student" / "model.safetensors").read_bytes()
+    for name in ("checkpoints/000005", "student"):
+        shutil.rmtree(run / name)
+    (run / "results.json").unlink()
+    assert "finished" in cli("sample", run, "--out", tmp_path / "x.npz").error()
+    assert "unfinished" in cli("inspect", run).out
+    result = cli("resume", run)
+    assert result.code == 0, result.err
+    assert (run / "student" / "model.safetensors").read_bytes() == whole and (run / "results.json").exists()
+
+
+def test_resume_continues_a_teachers_training(cli, tmp_path, images_npz, net_flags):
+    """`inspect` and `distill` both tell the owner of an unfinished run to use `resume`, whatever the run is of."""
+    run, flags = tmp_path / "t", ["--set", f"data={images_npz}", *net_flags, "--set", "checkpoint.every=1"]
+    assert cli("train-teacher", *flags, "--set", "train={steps: 2, batch: 2}", "--out", run).code == 0
+    whole = (run / "teacher" / "model.safetensors").read_bytes()
+    for path in (run / "checkpoints" / "000002", run / "teacher"):
+        shutil.rmtree(path)
+    result = cli("resume", run)
+    assert result.code == 0, result.err
+    assert (run / "teacher" / "model.safetensors").read_bytes() == whole
+
+
+def test_the_same_line_starts_a_run_and_goes_on(cli, tmp_path):
+    """`--resume` where no run is, where one has ended, and where it was shorter; `resume --set` and `--step`."""
+    line = ["distill", *POINTS, *RANDOM, "--set", "evaluate.num=2", "--set", "preview.seeds=0-3", "--resume",
+            "--out", tmp_path / "run"]
+    steps = lambda n: ["--set", f"train={{steps: {n}, batch: 2}}", "--set", "checkpoint.every=1"]
+    for n in (2, 2, 3):
+        result = cli(*line, *steps(n))
+        assert result.code == 0, result.err
+        assert read_json(tmp_path / "run" / "results.json")["steps"] == n
+    assert "goes on with other settings: train.steps" in result.err
+    (tmp_path / "mine.yaml").write_text("optimizer: {lr: 1e-3}\nema: 0.99995\ntrain: {steps: 3, batch: 2}\nout: x\n")
+    refused = cli(*line, "--preset", tmp_path / "mine.yaml", *steps(3)).error()
+    assert "was made with other settings" in refused and "(optimizer.lr)" in refused and "--set" in refused
+    result = cli("resume", tmp_path / "run", "--set", "train.steps=4", "--set", "optimizer.lr=1e-3", "--step", 2)
+    assert result.code == 0, result.err
+    state = read_json(tmp_path / "run" / "checkpoints" / "000004" / "state.json")
+    assert state["config"]["optimizer"]["lr"] == 1e-3 and (tmp_path / "run" / "checkpoints" / "000003.later").is_dir()
+    assert "beyond train.steps=3" in cli("resume", tmp_path / "run", "--set", "train.steps=3").error()
+    assert cli("resume", tmp_path / "run", "--set", "train.steps=4").code == 0
+
+
+# mistakes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--preset", "digit"], "did you mean 'digits'"), (["--preset", "nowhere.yaml"], "does not exist"),
+    (["--teacher", "gausian:2"], "did you mean 'gaussian'"), (["--teacher", "nowhere"], "no folder and no KIND:REST"),
+    (["--teacher", "gaussian:two"], "gaussian: takes SHAPE"), (["--teacher", "folder:/nowhere"], "holds no teacher"),
+    ([*QUICK, "--set", "objective.distance=l22"], "did you mean 'l2'"),
+    ([*QUICK, "--set", "objective.scheme=down"], "upwind"), ([*QUICK, "--set", "student.init=zero"], "random or a folder"),
+    ([*QUICK, "--set", "objective=pdi"], "did you mean 'pid'"), ([*QUICK, "--set", "objective.balnce=1"], "'balance'"),
+    ([*QUICK, "--set", "objective.balance=3"], "objective.balance"),
+    ([*QUICK, "--set", "objective.balance=much"], "balance"),
+    ([*QUICK, "--set", "student.net.name=mpl"], "did you mean 'mlp'"), ([*QUICK, "--set", "student.net.widht=3"], "'width'"),
+    ([*QUICK, "--set", "student.net.num_classes=3"], "num_classes"), ([*QUICK, "--set", "student.net.width=-3"], "width"),
+    ([*QUICK, "--set", "student.net.width=wide"], "width"),
+    ([*QUICK, "--set", "train.stpes=3"], "did you mean 'train.steps'"), ([*QUICK, "--set", "train.steps=0"], "train.steps"),
+    ([*QUICK, "--set", "grid.points=1"], "grid.points"), ([*QUICK, "--set", "ema=1.5"], "ema"),
+    ([*QUICK, "--set", "train.seed=99999999999999999999999"], "train.seed"),
+    ([*QUICK, "--set", "optimizer.betas=[2, 0.9]"], "optimizer.betas"), ([*QUICK, "--set", "train.steps"], "key=value"),
+    ([*QUICK, "--set", "preview.seeds=3-1"], "preview.seeds"),
+    ([*QUICK, "--set", "evaluate.features=digit"], "did you mean 'digits'"),
+    ([*QUICK, "--set", "evaluate.features=digits"], "16, 16"), ([*POINTS, *SHORT], "student.init=random"),
+    (["--teacher"], "requires an argument"), (["--colour", "red"], "No such option"), (["extra"], "extra")])
+def test_distill_refuses_in_one_line_and_leaves_nothing(cli, tmp_path, args, words):
+    """A mistake costs no training, and the corrected command must not find a folder in its way."""
+    out = tmp_path / "run"
+    assert words in cli("distill", "--out", out, *args).error()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--set", "data=nowhere.npz"], "cannot read images"), (["--set", "data=mnist"], "data must be"),
+    (["--set", "net.name=songunet"], "song_unet"), (["--set", "net.model_channels=9"], "groups"),
+    (["--set", "t_min=90"], "t_min"), (["--set", "t_mim=1"], "did you mean 't_min'"),
+    (["--set", "objective=pid"], "objectives/pid"),
+    (["--set", "preview.seeds=x"], "preview.seeds"), (["--set", "objective.p_mean=low"], "p_mean")])
+def test_train_teacher_refuses_in_one_line_and_leaves_nothing(cli, tmp_path, images_npz, net_flags, flags, words):
+    base = [] if any("data=" in flag for flag in flags) else ["--set", f"data={images_npz}"]
+    short = ["--set", "train={steps: 1, batch: 1}"]
+    assert words in cli("train-teacher", *base, *net_flags, *short, *flags, "--out", tmp_path / "run").error()
+    assert not (tmp_path / "run").exists()
+
+
+def test_force_does_not_destroy_a_run_for_a_command_that_cannot_start(cli, runs, tmp_path):
+    run = tmp_path / "run"
+    assert cli("distill", *QUICK, "--out", run).code == 0
+    before = read_files(run)
+    assert "l1" in cli("distill", *QUICK, "--set", "objective.distance=l22", "--out", run, "--force").error()
+    assert read_files(run) == before
+    assert "cannot read" in cli("train-teacher", "--set", "data=nowhere.npz", "--out", run, "--force").error()
+    assert read_files(run) == before
+
+
+def test_another_run_is_not_overwritten_without_force(cli, tmp_path):
+    run = tmp_path / "run"
+    assert cli("distill", *QUICK, "--out", run).code == 0
+    before = read_files(run)
+    message = cli("distill", *QUICK, "--set", "train.seed=1", "--out", run).error()
+    assert "holds another run" in message and "--force" in message and "resume" in message
+    assert "holds another run" in cli("train-teacher", "--out", run).error()
+    assert read_files(run) == before
+    assert cli("distill", *QUICK, "--set", "train.seed=1", "--out", run, "--force").code == 0
+    after = read_files(run)
+    assert after["student/model.safetensors"] != before["student/model.safetensors"]
+    assert not [name for name in after if "tensorboard" in name and name in before]
+
+
+def test_force_replaces_runs_only(cli, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("dear")
+    for more in ([], ["--force"]):
+        assert "holds no run" in cli("distill", *QUICK, "--out", tmp_path / "mine", *more).error()
+        assert "is a file" in cli("distill", *QUICK, "--out", tmp_path / "mine" / "thesis.tex", *more).error()
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "dear"
+
+
+def test_resume_needs_a_run(cli, tmp_path):
+    assert "holds no run" in cli("resume", tmp_path).error()
+
+
+def test_a_loss_that_is_not_finite_ends_with_one_line_of_error(cli, tmp_path):
+    result = cli("distill", *QUICK, "--set", "optimizer.lr=1e30", "--set", "train.steps=60", "--out", tmp_path / "run")
+    assert result.code == 2 and "Traceback" not in result.err
+    assert result.err.splitlines()[-1].startswith("error: 20 steps in a row")
