@@ -166,8 +166,8 @@ def test_teacher_precision_holds_under_the_students():
     x, t, y, grid = batch["z"] / 80, torch.ones(6), batch["labels"], grid_of(teacher, POINTS)
     plain = teacher(x, t, y)
     with autocast("bf16", x.device):
-        assert torch.equal(PID(student, teacher, grid, teacher_precision="fp32").ask(x, t, y), plain)
-        assert not torch.equal(PID(student, teacher, grid).ask(x, t, y), plain)
+        assert torch.equal(PID(student, teacher, grid, teacher_precision="fp32").call_teacher(x, t, y), plain)
+        assert not torch.equal(PID(student, teacher, grid).call_teacher(x, t, y), plain)
 
 
 def test_labels_reach_student_and_teacher():

@@ -57,13 +57,13 @@ def test_a_block_written_out(net):
 
 
 def test_positions_are_stretched_as_the_original_does(net):
-    assert torch.equal(net.positions(4), net.pos_embed)
+    assert torch.equal(net.stretch_positions(4), net.pos_embed)
     maps = net.pos_embed[:, 1:].reshape(1, 4, 4, 128).permute(0, 3, 1, 2)
     for side in (3, 16):
         scale = (side + 0.1) / 4
         expected = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic", antialias=False)
         expected = torch.cat([net.pos_embed[:, :1], expected.permute(0, 2, 3, 1).reshape(1, side * side, 128)], 1)
-        assert torch.equal(net.positions(side), expected)
+        assert torch.equal(net.stretch_positions(side), expected)
 
 
 @torch.no_grad()

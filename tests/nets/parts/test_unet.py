@@ -23,7 +23,7 @@ from pidistill.nets.parts.unet import (
     Linear,
     PositionalEmbedding,
     UNetBlock,
-    filter_kernel,
+    make_filter_kernel,
     kaiming,
     normal,
     resample,
@@ -158,7 +158,7 @@ def test_positional_embedding_orders_and_frequencies():
 @pytest.mark.parametrize("up", [False, True])
 def test_resampling_is_the_convolution_of_every_channel(taps, up):
     """As EDM states it: grouped, with stride 2, transposed and times 4 upwards. Values and gradients, any padding."""
-    kernel = filter_kernel(taps).double()
+    kernel = make_filter_kernel(taps).double()
     for pad in range(len(taps) // 2 + 1):
         x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
         f = kernel.expand(3, 1, -1, -1)

@@ -107,7 +107,7 @@ def test_size_precision_and_memory_format():
     torch.testing.assert_close(half, full, rtol=0.05, atol=0)
     last = Features(net="digits_perceptual", channels_last=True)
     torch.testing.assert_close(last(*resized), full, rtol=1e-5, atol=1e-6)
-    assert last.maps(resized[0])[0].is_contiguous(memory_format=torch.channels_last)
+    assert last.compute_maps(resized[0])[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batch_statistics_are_never_used():

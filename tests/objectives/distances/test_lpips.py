@@ -18,7 +18,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build
 from pidistill.models.student_init import make_student
 from pidistill.objectives.distances import lpips as ours
-from pidistill.objectives.distances.lpips import LPIPS, heads_file
+from pidistill.objectives.distances.lpips import LPIPS, find_heads
 from pidistill.objectives.pid import PID
 from tests.helpers import SHAPE, grid_of, shake, start, tiny_teacher, vgg_weights
 
@@ -78,7 +78,7 @@ def test_average_pooling_is_piq_with_replaced_pooling(weights, state, monkeypatc
     """What the reference implementation of PID uses, on images in [0, 1]."""
     import piq
 
-    heads = torch.load(heads_file(), map_location="cpu", weights_only=True)
+    heads = torch.load(find_heads(), map_location="cpu", weights_only=True)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args, **kwargs: list(heads.values()))
     monkeypatch.setattr(torchvision.models, "vgg16", lambda *args, **kwargs: SimpleNamespace(features=bare_vgg16()))
     monkeypatch.setattr(piq.perceptual, "vgg16", torchvision.models.vgg16, raising=False)
@@ -119,7 +119,7 @@ def test_pooling_and_precision_change_the_value_and_channels_last_does_not(make)
     torch.testing.assert_close(last(a, b), plain, rtol=1e-5, atol=1e-6)
     weight = last.convs["5"].weight
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    assert last.maps(a)[0].is_contiguous(memory_format=torch.channels_last)
+    assert last.compute_maps(a)[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-4, 65536.0])
@@ -226,7 +226,7 @@ def test_loss_and_gradient_are_those_of_algorithm_1(weights, state):
     grid = grid_of(teacher, 250)
     batch = {"z": start(SHAPE, 5, dtype=torch.float32), "i": torch.tensor([0, 40, 120, 248, 249]),
              "labels": torch.tensor([0, 1, 2, 0, 1])}
-    heads = [head.reshape(1, -1, 1, 1) for head in torch.load(heads_file(), map_location="cpu", weights_only=True).values()]
+    heads = [head.reshape(1, -1, 1, 1) for head in torch.load(find_heads(), map_location="cpu", weights_only=True).values()]
 
     def both(student, loss):
         student.zero_grad()
@@ -322,8 +322,9 @@ def test_download_is_checked_and_leaves_no_half_file(weights, tmp_path, monkeypa
 
 def test_it_costs_nothing_where_it_is_not_chosen():
     """No VGG16 and no package lpips in a run with another distance."""
-    code = ("import sys; from pidistill.jobs.distill import build_objective; from pidistill.models.teachers.base import load_teacher; "
+    code = ("import sys; from pidistill.jobs.distill import build_objective; "
+            "from pidistill.models.teachers.base import load_teacher; "
             "from pidistill.training.config_file import DistillConfig, load_config; "
             "build_objective(load_config(DistillConfig, 'digits'), load_teacher('bundled:digits')); "
-            "print(sorted(name for name in sys.modules if name in ('lpips', 'torchvision', 'pidistill.objectives.distances.lpips')))")
+            "print(sorted({'lpips', 'torchvision', 'pidistill.objectives.distances.lpips'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -7,7 +7,7 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build
-from pidistill.objectives.distances._microbatched import in_parts
+from pidistill.objectives.distances._microbatched import compare_in_microbatches
 from tests.helpers import held_by, vgg_weights
 
 
@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_the_whole(k, target):
     a, b = pair()
     b.requires_grad_(target)
     weights = torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5], dtype=torch.float64)
-    parts = gradients(lambda a, b: in_parts(curved, a, b, k), a, b, weights)
+    parts = gradients(lambda a, b: compare_in_microbatches(curved, a, b, k), a, b, weights)
     for found, whole in zip(parts, gradients(curved, a, b, weights), strict=True):
         torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-14)
 
@@ -46,7 +46,7 @@ def test_no_more_samples_go_through_at_once_and_no_graph_is_kept():
         return curved(a, b)
 
     a, b = pair(7)
-    values, kept = held_by(lambda: in_parts(watched, a, b.detach(), 3))
+    values, kept = held_by(lambda: compare_in_microbatches(watched, a, b.detach(), 3))
     assert sizes == [3, 3, 1] and values.requires_grad
     assert kept == a.nbytes  # the slope for the prediction, and nothing of the maps
 
@@ -54,7 +54,7 @@ def test_no_more_samples_go_through_at_once_and_no_graph_is_kept():
 def test_without_gradients_there_is_no_graph():
     a, b = pair()
     with torch.no_grad():
-        values = in_parts(curved, a, b, 2)
+        values = compare_in_microbatches(curved, a, b, 2)
     assert not values.requires_grad and torch.allclose(values, curved(a, b))
 
 
