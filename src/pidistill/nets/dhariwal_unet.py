@@ -22,7 +22,7 @@ from pidistill.nets.parts.unet import ADM, Conv2d, Linear, UNetBlock, check_imag
 
 
 class DhariwalUNet(nn.Module):
-    """ADM's network F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
+    """ADM's network computes F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
 
     The defaults are the ImageNet-64 network (Karras et al., 2022, Table 7), whose dropout is 0.1; a student has none.
     Under autocast the embedding and the last layers stay in float32, for the reason that `song_unet` gives.
@@ -33,7 +33,7 @@ class DhariwalUNet(nn.Module):
     channel_mult_emb: width of the embedding, in model_channels.
     num_blocks, attn_resolutions: residual blocks at each level, and the heights at which they have attention.
     augment_dim: numbers of EDM's augmentation label, whose layer is in the checkpoints and unused here.
-    head_channels: of each attention head.
+    head_channels: channels of each attention head.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0, out_channels: int | None = None,

@@ -12,10 +12,10 @@ from pidistill.core.errors import PidistillError
 
 
 class DiffusersNet(nn.Module):
-    """Network of diffusers F(x, c_noise, labels): (B, C, H, W), (B,) timesteps, (B,) int64 or None -> (B, C or 2C, H, W).
+    """A network of diffusers computes F(x, c_noise, labels), whose c_noise are its timesteps.
 
-    The weights keep diffusers' names, after `net.`; `frozen` names those that diffusers does not train, such as the
-    frequencies of Fourier features.
+    (B, C, H, W), (B,), (B,) int64 or None -> (B, C or 2C, H, W). The weights keep diffusers' names, after `net.`;
+    `frozen` names those that diffusers does not train, such as the frequencies of Fourier features.
 
     num_classes: of labels; 0 for an unconditional network.
     kind: name of diffusers' class.

@@ -58,7 +58,7 @@ def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 class MPFourier(nn.Module):
-    """Random features sqrt(2) cos(f x + phase), (B,) -> (B, channels), at least float32 inside (Eq. 75)."""
+    """The layer gives random features sqrt(2) cos(f x + phase), (B,) -> (B, channels), in float32 at least (Eq. 75)."""
 
     freqs: Tensor
     phases: Tensor
@@ -75,7 +75,7 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """Convolution, or with kernel 0 linear map, without bias, whose rows have unit norm in every use (Eq. 47).
+    """The layer convolves, or with kernel 0 maps linearly, without bias and with rows of unit norm in every use (Eq. 47).
 
     (B, cin, H, W) -> (B, cout, H, W), or (B, cin) -> (B, cout), times `gain`.
     """
@@ -109,9 +109,7 @@ class MPConv(nn.Module):
 
 
 class EDM2Block(nn.Module):
-    """Residual block with noise conditioning and optional self-attention, (B, cin, H, W), (B, emb) -> (B, cout, H', W').
-
-    See Figure 21.
+    """The residual block of Figure 21 may attend over positions: (B, cin, H, W), (B, emb) -> (B, cout, H', W').
 
     decoder: changes the width beside the residual branch; blocks of the encoder change it, and normalise each pixel, before.
     up, down: doubles, or halves, height and width, with `resample_filter`.
@@ -172,7 +170,7 @@ class EDM2Block(nn.Module):
 
 
 class EDM2UNet(nn.Module):
-    """EDM2's network F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C, H, W).
+    """EDM2's network computes F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C, H, W).
 
     The defaults are the size S; the published sizes differ in model_channels and dropout alone. Without labels a
     conditional network gets a row of zeros, as in the original; its unconditional networks have no classes at all.

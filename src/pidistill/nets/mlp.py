@@ -13,7 +13,7 @@ from pidistill.core.tensors import one_hot
 
 
 class MLP(nn.Module):
-    """Network F(x, c_noise, labels) for data of any shape: (B, *shape), (B,), (B,) int64 or None -> (B, *shape).
+    """The network computes F(x, c_noise, labels) for data of any shape: (B, *shape), (B,), (B,) or None -> (B, *shape).
 
     c_noise enters each residual layer through sines and cosines of a few octaves, so that the network is smooth in t, which
     PID differentiates.

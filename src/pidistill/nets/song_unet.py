@@ -27,7 +27,7 @@ NCSNPP = dict(embedding="fourier", encoder="residual", resample_filter=(1, 3, 3,
 
 
 class SongUNet(nn.Module):
-    """Song's network F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
+    """Song's network computes F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
 
     The defaults are DDPM++; `**NCSNPP` gives NCSN++ (Karras et al., 2022, Appendix C.2 and Table 7). Under autocast the
     embedding and the last layers stay in float32: PID multiplies the rounding of a difference of F between neighbouring

@@ -17,7 +17,7 @@ from pidistill.objectives.base import Objective
 
 
 class EDM(Objective):
-    """The loss lambda(t) |D(y + t n, t) - y|^2 of an image y, averaged over its elements.
+    """The loss of an image y is lambda(t) |D(y + t n, t) - y|^2, averaged over its elements.
 
     denoiser: D, which is trained.
     data: images y, and their labels where the denoiser has classes.

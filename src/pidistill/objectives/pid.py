@@ -47,7 +47,7 @@ def pid_residual(student: Student, teacher: Callable[..., Tensor], z: Tensor, i:
 
 
 class PID(Objective):
-    """PID's loss d(x_i - t_i dx/dt, sg[D(x_i, t_i)]) of a time and a noise.
+    """PID's loss of a noise z at a time t_i is d(x_i - t_i dx/dt, sg[D(x_i, t_i)]).
 
     scheme, distance: members of those families, by name or {"name": ..., options}.
     stop_gradient: False lets the gradient through the teacher, which must be differentiable (Section 6.4).

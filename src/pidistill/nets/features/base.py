@@ -23,7 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 
 class FeatureNetwork(Protocol):
-    """A network in which images (B, C, H, W) in [-1, 1] are compared.
+    """A feature network is one in which images (B, C, H, W) in [-1, 1] are compared.
 
     It may also have `shape`, the only images (C, H, W) that it takes; `classify`, features -> logits (B, classes), with
     which it has an Inception Score; and `distance`, the name of the Frechet distance in its features.
@@ -39,9 +39,9 @@ class FeatureNetwork(Protocol):
 
 
 class FeatureFunction(nn.Module):
-    """A function of images that gives maps (B, c, ...), one or several, made a feature network.
+    """The class makes a feature network of a function of images that gives maps (B, c, ...), one or several.
 
-    Its `features` are the mean of the last map over its positions.
+    Its `features` are the means of the last map over its positions.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]):

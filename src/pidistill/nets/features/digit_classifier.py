@@ -25,7 +25,7 @@ def digit_classifier(folder: str) -> DigitClassifier:
 
 
 class DigitClassifier(nn.Module):
-    """Classifier of digits (B, 1, 16, 16) in [-1, 1] -> logits (B, 10), of which `features` gives the (B, dim) before.
+    """The network classifies digits (B, 1, 16, 16) in [-1, 1] -> logits (B, 10); `features` are the (B, dim) before those.
 
     width: channels of the first two convolutions; the last two have twice as many.
     dim: number of features.
@@ -55,6 +55,7 @@ class DigitClassifier(nn.Module):
         return F.relu(self.fc(self.pool(self.layers(x)[-1]).flatten(1)))
 
     def classify(self, features: Tensor) -> Tensor:
+        """Give the logits of features, (B, dim) -> (B, 10)."""
         return self.out(features)
 
     def forward(self, x: Tensor) -> Tensor:

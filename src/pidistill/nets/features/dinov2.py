@@ -26,7 +26,7 @@ def dinov2(rest: str) -> Dinov2:
 
 
 class LayerScale(nn.Module):
-    """Learned factor of each channel, applied before a residual is added."""
+    """The layer multiplies each channel by a learned factor, before a residual is added."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -37,7 +37,7 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over tokens (B, N, width)."""
+    """The layer lets tokens (B, N, width) attend to each other, in heads of 64 channels."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Multilayer perceptron of one hidden layer, four times as wide, at every token (B, N, width)."""
+    """The perceptron has one hidden layer, four times as wide, and maps every token of (B, N, width) by itself."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -61,7 +61,7 @@ class Mlp(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer block on tokens (B, N, width): x + ls1 attention(norm1 x), then x + ls2 mlp(norm2 x)."""
+    """The block maps tokens (B, N, width) to x + ls1 attention(norm1 x), and these to x + ls2 mlp(norm2 x)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -74,7 +74,7 @@ class TransformerBlock(nn.Module):
 
 
 class Dinov2(nn.Module):
-    """DINOv2: images (B, C, H, W) in [-1, 1], grey or RGB -> class tokens (B, width), by default of ViT-L/14.
+    """DINOv2 maps images (B, C, H, W) in [-1, 1], grey or RGB, to class tokens (B, width), by default of ViT-L/14.
 
     Its weights have the names of Meta's files. As in EDM2's evaluation, images are quantised, and resized with antialiasing.
 
@@ -98,11 +98,11 @@ class Dinov2(nn.Module):
         """Stretch the trained position embeddings to side x side, (1, 1 + side^2, width), as the original does."""
         if side == self.grid:
             return self.pos_embed
-        first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        maps = rest.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        class_position, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        maps = positions.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         scale = (side + OFFSET) / self.grid
         maps = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic")
-        return torch.cat([first, maps.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+        return torch.cat([class_position, maps.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn normalised images (B, 3, S, S), S a multiple of 14, into class tokens (B, width)."""
@@ -128,15 +128,15 @@ def load_dinov2(path: Path) -> Dinov2:
     """
     state = read_state_dict(path)
     try:
-        width, places = state["cls_token"].shape[2], state["pos_embed"].shape[1] - 1
+        width, positions = state["cls_token"].shape[2], state["pos_embed"].shape[1] - 1
         depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     except (KeyError, IndexError):
         raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it") from None
     if any(".w12." in name or name.startswith("register_tokens") for name in state):
         raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
-    if min(width, depth, places) < 1 or width % HEAD or math.isqrt(places) ** 2 != places:
-        raise PidistillError(f"{path}: {width} channels, {depth} blocks and {places} positions are no DINOv2's")
+    if min(width, depth, positions) < 1 or width % HEAD or math.isqrt(positions) ** 2 != positions:
+        raise PidistillError(f"{path}: {width} channels, {depth} blocks and {positions} positions are no DINOv2's")
     with Allowance(allowance(path), path):
-        net = Dinov2(width=width, depth=depth, grid=math.isqrt(places))
+        net = Dinov2(width=width, depth=depth, grid=math.isqrt(positions))
     load_weights(net, state, path, "DINOv2")
     return net.eval()

@@ -21,7 +21,7 @@ def inception(rest: str) -> Inception:
 
 
 class Inception(nn.Module):
-    """The Inception v3 of 2015-12-05: images (B, C, H, W) in [-1, 1], quantised first -> features (B, 2048).
+    """The Inception v3 of 2015-12-05 maps images (B, C, H, W) in [-1, 1], quantised first, to features (B, 2048).
 
     weights: file of its weights, whose SHA-256 must begin with the hash in the file's name, if there is one.
     """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class PositionalEmbedding(nn.Module):
-    """Sinusoidal embedding (B,) -> (B, channels) with frequencies from 1 to 1/max_positions.
+    """The embedding takes sines and cosines of frequencies from 1 to 1/max_positions, (B,) -> (B, channels).
 
     The order is (sin, cos), as in DDPM++. ADM has the order (cos, sin) and, with `endpoint=False`, frequencies that end one
     step before 1/max_positions.
@@ -29,7 +29,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """Random Fourier features (B,) -> (B, channels) of NCSN++, in the order (sin, cos).
+    """The embedding of NCSN++ takes sines, then cosines, of random frequencies, (B,) -> (B, channels).
 
     The frequencies, normal with standard deviation `scale`, are in the checkpoint.
     """

@@ -25,7 +25,7 @@ from pidistill.nets.parts.resampling import make_filter_kernel, resample
 
 
 class Linear(nn.Module):
-    """Affine map (B, in) -> (B, out) with EDM's initialisation."""
+    """The layer is an affine map (B, in) -> (B, out), whose first weights `init` draws."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, init: Init = XAVIER):
         super().__init__()
@@ -39,7 +39,7 @@ class Linear(nn.Module):
 
 
 class Conv2d(nn.Module):
-    """Convolution with optional 2x resampling, (B, cin, H, W) -> (B, cout, H', W').
+    """The layer convolves, and may double or halve the size, (B, cin, H, W) -> (B, cout, H', W').
 
     kernel: width of the convolution's window, 1 or 3; 0 resamples only.
     up, down: doubles, or halves, height and width.
@@ -66,7 +66,7 @@ class Conv2d(nn.Module):
 
     @property
     def filter_pad(self) -> int:
-        """Zeros on each side, with which an even number of taps exactly doubles or halves a size."""
+        """Give the zeros on each side with which an even number of taps exactly doubles or halves a size."""
         return (self.resample_filter.shape[-1] - 1) // 2
 
     def resize(self, x: Tensor, pad: int | None = None) -> Tensor:
@@ -104,7 +104,7 @@ def make_group_norm(channels: int, eps: float) -> nn.GroupNorm:
 
 @dataclass(frozen=True)
 class BlockStyle:
-    """The choices that set the residual blocks of two networks apart."""
+    """A style is what sets the residual blocks of two networks apart."""
 
     adaptive: bool          # the embedding scales and shifts the normalised channels, instead of being added before norm1
     head_channels: int      # per attention head; 0: one head
@@ -124,7 +124,7 @@ ADM = BlockStyle(adaptive=True, head_channels=64, skip_scale=1.0, eps=1e-5, resa
 
 
 class UNetBlock(nn.Module):
-    """Residual block with noise conditioning and optional self-attention, (B, cin, H, W), (B, emb) -> (B, cout, H', W').
+    """The residual block may attend over positions: (B, cin, H, W), (B, emb) -> (B, cout, H', W').
 
     up, down: doubles, or halves, height and width, with `resample_filter`.
     attention: self-attention over positions follows.

@@ -26,7 +26,7 @@ def compare_in_microbatches(compare: Distance, prediction: Tensor, target: Tenso
 
 
 class _MicrobatchedDistance(torch.autograd.Function):
-    """The distances of all samples, with the slopes of each sample's own in place of the graph."""
+    """The function keeps each sample's slopes in place of the graph, so that the backward pass is a product."""
 
     @staticmethod
     def forward(ctx: Any, compare: Distance, k: int, needed: list[bool], *sides: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ TINY = 1e-10  # LPIPS's: what is added to the norm of a position's features
 
 
 class Perceptual(nn.Module):
-    """LPIPS's distance over a feature network, (B, C, H, W) twice -> (B,).
+    """The distance compares the maps of a feature network, (B, C, H, W) twice -> (B,).
 
     Subclasses define `layers(x)`: images in [-1, 1] -> maps (B, c, ...). The maps are compared in float32. Nothing here is
     trained, and no graph is kept for a target that needs no gradient.
@@ -43,11 +43,12 @@ class Perceptual(nn.Module):
         self.size, self.precision, self.channels_last, self.microbatch = size, precision, channels_last, microbatch
 
     def layers(self, x: Tensor) -> list[Tensor]:
+        """Give the network's maps (B, c, ...) of images."""
         raise NotImplementedError
 
     @property
     def heads(self) -> Sequence[Tensor] | None:
-        """Weights w_l, (c,), of every layer's channels; None stands for 1."""
+        """Give the weights w_l, (c,), of every layer's channels; None stands for 1."""
         return None
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -60,7 +61,7 @@ class Perceptual(nn.Module):
         self.train().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Perceptual:
-        """Stay in evaluation mode, as the networks are: batch statistics would make samples depend on each other."""
+        """Stay in evaluation mode, as the networks do: batch statistics would make samples depend on each other."""
         self.training = False
         return self
 
@@ -92,10 +93,10 @@ BLOCK = 2**20  # numbers of a map that are compared at a time on the CPU: with t
 
 
 class _MapDistance(torch.autograd.Function):
-    """One layer's term, mean over positions of sum_c head_c (f_c/|f| - g_c/|g|)^2, in float32; (B, c, ...) twice -> (B,).
+    """A layer's term is the mean over positions of sum_c head_c (f_c/|f| - g_c/|g|)^2; (B, c, ...) twice -> (B,).
 
-    As one function, since its chain of operations on VGG's large maps took as long as VGG: kept for the backward pass are
-    the maps alone, in their own type, and on the CPU they are read block by block.
+    It is computed in float32, and is one function, since its chain of operations on VGG's large maps took as long as VGG:
+    kept for the backward pass are the maps alone, in their own type, and on the CPU they are read block by block.
     """
 
     @staticmethod

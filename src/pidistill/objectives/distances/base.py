@@ -12,7 +12,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Distance(Protocol):
-    """A distance between predictions and targets, (B, ...) and (B, ...) -> (B,).
+    """A distance tells how far predictions are from targets, (B, ...) and (B, ...) -> (B,).
 
     It gives one value a sample, which depends on that sample alone: only the trainer averages. It is differentiable in the
     prediction, and in the target, whose gradient is asked for where stop_gradient is off. A distance that cannot take every

@@ -13,7 +13,7 @@ from pidistill.objectives.distances._perceptual import Perceptual
 
 
 class Features(Perceptual):
-    """The distance compares the maps of a feature network, (B, C, H, W) twice -> (B,).
+    """The distance compares the maps of a feature network of the user's choice, (B, C, H, W) twice -> (B,).
 
     net: a bundled feature network, such as `digits_perceptual`; a TorchScript file (.ts, .pt) or torch.export file (.pt2),
         or python:MODULE:FACTORY, each a function of images in [-1, 1] that gives (B, c, ...) or several of them. These run

@@ -1,4 +1,4 @@
-"""The exact derivative, by forward-mode differentiation through the network (Section 6.2)."""
+"""The exact derivative in t, by forward-mode differentiation through the network (Section 6.2)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Network = Callable[..., tuple[Tensor, ...]]
 
 
 class StudentSide(NamedTuple):
-    """What the loss (11) needs of the student, for the same (B,) times; x and prediction are (B, C, H, W)."""
+    """The student's side is what the loss (11) needs of it, for the same (B,) times; x and prediction are (B, C, H, W)."""
 
     x: Tensor           # state, where the teacher is called
     t: Tensor           # (B,) float64, its time
