@@ -67,7 +67,7 @@ class Ours:
             recompute_blocks(self.objective.student)
         if self.config.compile != "never" and (self.config.compile != "auto" or self.device.type == "cuda"):
             mode = "default" if self.config.compile == "auto" else self.config.compile
-            self.objective.compile_parts(lambda target, what: try_compile(target, what=what, dynamic=False, mode=mode))
+            self.objective.compile_networks(lambda target, what: try_compile(target, what=what, dynamic=False, mode=mode))
 
     def __call__(self) -> None:
         set_float32_products(self.config.precision)

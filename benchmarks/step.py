@@ -71,7 +71,7 @@ class Pair:
             recompute_blocks(self.objective.student)
         if self.config.compile != "never" and (self.config.compile != "auto" or self.device.type == "cuda"):
             mode = "default" if self.config.compile == "auto" else self.config.compile
-            self.objective.compile_parts(lambda target, what: try_compile(target, what=what, dynamic=False, mode=mode))
+            self.objective.compile_networks(lambda target, what: try_compile(target, what=what, dynamic=False, mode=mode))
         plain: Any = PlainLPIPS(networks.lpips()).to(self.device) if distance == "lpips" else L2()
         self.reference = ReferenceStep(student, teacher, plain, grid)
 

@@ -36,6 +36,26 @@ def plain_kernels(monkeypatch):
     monkeypatch.setattr(build, "load_library", lambda: None)
 
 
+@pytest.fixture(scope="session")
+def inception_extractor():
+    """torch-fidelity's own Inception v3 with random weights, made without its download."""
+    from torch_fidelity import feature_extractor_inceptionv3 as library
+
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        return library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+
+
+@pytest.fixture(scope="session")
+def inception_spec(inception_extractor, tmp_path_factory) -> str:
+    """The feature network of a file with its weights."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(inception_extractor.state_dict(), path)
+    return f"inception:{path}"
+
+
 @pytest.fixture
 def gaussian():
     """A single Gaussian in float64."""

@@ -1,4 +1,4 @@
-"""FID's features and references, with random Inception weights, so that nothing is downloaded."""
+"""FID and its references, with random Inception weights, so that nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
@@ -18,24 +17,6 @@ from pidistill.evaluation.references import load_reference
 from pidistill.evaluation.tables import tabulate
 from pidistill.jobs.distill import distill
 from pidistill.models.teachers.gaussian import gaussian
-from pidistill.nets.features.base import load_features
-
-
-@pytest.fixture(scope="module")
-def extractor():
-    """torch-fidelity's own network with random weights, made without its download."""
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: None)
-        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        return inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-
-
-@pytest.fixture(scope="module")
-def spec(extractor, tmp_path_factory) -> str:
-    path = tmp_path_factory.mktemp("inception") / "weights.pth"
-    torch.save(extractor.state_dict(), path)
-    return f"inception:{path}"
 
 
 @pytest.fixture
@@ -51,23 +32,16 @@ def statistics_of(reference: str, spec: str):
     return found.mean, found.covariance
 
 
-def test_features_are_torch_fidelity_s(extractor, spec):
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    net = load_features(spec)
-    assert torch.equal(net.features(images), extractor(quantise(images))[0]) and net.features(images).shape == (2, 2048)
-    assert torch.equal(net.features(images[:, :1]), net.features(images[:, :1].expand(-1, 3, -1, -1)))
-    assert not any(p.requires_grad for p in net.parameters())
-
-
-def test_fid_is_the_frechet_distance_to_the_reference(extractor, spec, reference):
-    measure = Measure(spec, reference, (3, 16, 16))
+def test_fid_is_the_frechet_distance_to_the_reference(inception_extractor, inception_spec, reference):
+    measure = Measure(inception_spec, reference, (3, 16, 16))
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = frechet_distance(statistics(extractor(quantise(images))[0]), statistics_of(reference, spec))
+    expected = frechet_distance(statistics(inception_extractor(quantise(images))[0]),
+                                statistics_of(reference, inception_spec))
     assert measure(images) == {"fid": pytest.approx(expected, rel=1e-6)} and math.isfinite(expected)
 
 
-def test_evaluate_shows_it(spec, reference):
-    results = evaluate(gaussian("3x8x8"), None, num=3, batch=3, features=spec, reference=reference, steps=2)
+def test_evaluate_shows_it(inception_spec, reference):
+    results = evaluate(gaussian("3x8x8"), None, num=3, batch=3, features=inception_spec, reference=reference, steps=2)
     metrics = results.models["teacher"].metrics
     assert metrics["fid"] > 0 and "fd" not in metrics and tabulate(results)[0][2] == "FID"
 
@@ -109,8 +83,3 @@ def test_missing_files_are_one_line(tmp_path):
         load_reference(str(tmp_path / "no.npz"), "inception", None)
     with pytest.raises(PidistillError, match=r"evaluate\.reference"):
         load_reference(None, "inception", None)
-    with pytest.raises(PidistillError, match="does not exist"):
-        load_features(f"inception:{tmp_path / 'no.pth'}")
-    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "few.pth")
-    with pytest.raises(PidistillError, match="does not fit Inception v3"):
-        load_features(f"inception:{tmp_path / 'few.pth'}")

@@ -37,9 +37,9 @@ ABSENT = ("map_label.bias", "map_augment.weight", "map_noise.freqs", "enc.32x32_
 def test_imagenet64_has_edms_names_shapes_and_size():
     with torch.device("meta"):
         net = DhariwalUNet((3, 64, 64), num_classes=1000)
-    found = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    assert {key: found.get(key) for key in KEYS} == KEYS
-    assert [key for key in ABSENT if key in found] == []
+    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    assert {key: shapes.get(key) for key in KEYS} == KEYS
+    assert [key for key in ABSENT if key in shapes] == []
     assert sum(p.numel() for p in net.parameters()) == 295_899_267  # published: 296 million
     assert {module.dropout for module in net.modules() if hasattr(module, "dropout")} == {0.1}
     assert {module.heads for module in net.modules() if hasattr(module, "heads")} == {6, 9, 12}

@@ -51,16 +51,16 @@ def magnitudes(net: nn.Module) -> torch.Tensor:
 def test_imagenet64_s_has_edm2s_names_and_shapes():
     with torch.device("meta"):
         net = EDM2UNet((3, 64, 64), num_classes=1000)
-    found = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    assert {key: found.get(key) for key in KEYS} == KEYS and len(found) == 200
-    assert [key for key in ABSENT if key in found] == []
+    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    assert {key: shapes.get(key) for key in KEYS} == KEYS and len(shapes) == 200
+    assert [key for key in ABSENT if key in shapes] == []
     assert {module.heads for module in net.modules() if hasattr(module, "heads")} == {9, 12}
 
 
 # magnitudes ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_part_keeps_the_magnitude_of_unit_normal_input():
+def test_every_operation_keeps_the_magnitude_of_unit_normal_input():
     torch.manual_seed(0)
     x, y = torch.randn(64, 24, 16, 16), torch.randn(64, 8, 16, 16)
     rms = lambda a: a.square().mean().sqrt().item()
@@ -164,10 +164,10 @@ def test_functional_call_leaves_foreign_weights_alone():
     net, x = tiny().train(), inputs()
     state = {key: 2 * value.detach() for key, value in net.named_parameters()}
     before = {key: value.clone() for key, value in state.items()}
-    mine = magnitudes(net)
+    own_magnitudes = magnitudes(net)
     with torch.no_grad():
         torch.func.functional_call(net, state, x)
-    assert all(torch.equal(state[key], before[key]) for key in state) and torch.equal(magnitudes(net), mine)
+    assert all(torch.equal(state[key], before[key]) for key in state) and torch.equal(magnitudes(net), own_magnitudes)
 
 
 @pytest.mark.parametrize("scheme", ["upwind", "autodiff"])
@@ -219,11 +219,11 @@ def test_embedding_widths_are_options():
 
 def test_activations_may_be_left_unclipped():
     net, free, x = tiny(clip_act=0.5), tiny(clip_act=None), inputs()
-    seen = []
-    for each in (net, free):
-        each.dec["8x8_block1"].register_forward_hook(lambda module, args, out: seen.append(out.abs().max().item()))
-        each(*x)
-    assert seen[0] == 0.5 and seen[1] > 0.5
+    largest = []
+    for model in (net, free):
+        model.dec["8x8_block1"].register_forward_hook(lambda module, args, out: largest.append(out.abs().max().item()))
+        model(*x)
+    assert largest[0] == 0.5 and largest[1] > 0.5
 
 
 def test_dropout_works_in_training_only():

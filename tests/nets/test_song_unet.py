@@ -38,28 +38,28 @@ NCSN_KEYS = {
 }
 
 
-def shapes(**options) -> tuple[dict[str, tuple[int, ...]], int]:
+def shapes_and_size(**options) -> tuple[dict[str, tuple[int, ...]], int]:
     with torch.device("meta"):
         net = SongUNet((3, 32, 32), **CIFAR, **options)
     return {key: tuple(value.shape) for key, value in net.state_dict().items()}, sum(p.numel() for p in net.parameters())
 
 
 def test_cifar10_ddpmpp_has_edms_names_shapes_and_size():
-    found, parameters = shapes(**DDPMPP)
+    shapes, parameters = shapes_and_size(**DDPMPP)
     assert parameters == 55_733_891
-    assert {key: found.get(key) for key in DDPM_KEYS} == DDPM_KEYS
-    assert [key for key in DDPM_ABSENT if key in found] == []
-    assert found == shapes()[0]  # DDPM++ is the default
+    assert {key: shapes.get(key) for key in DDPM_KEYS} == DDPM_KEYS
+    assert [key for key in DDPM_ABSENT if key in shapes] == []
+    assert shapes == shapes_and_size()[0]  # DDPM++ is the default
 
 
 def test_cifar10_ncsnpp_has_edms_names_and_shapes():
-    found, _ = shapes(**NCSNPP)
-    assert {key: found.get(key) for key in NCSN_KEYS} == NCSN_KEYS
-    assert len(found) > 300
+    shapes, _ = shapes_and_size(**NCSNPP)
+    assert {key: shapes.get(key) for key in NCSN_KEYS} == NCSN_KEYS
+    assert len(shapes) > 300
 
 
 def test_class_conditional_net_has_a_label_layer():
-    assert shapes(num_classes=10)[0]["map_label.weight"] == (128, 10)
+    assert shapes_and_size(num_classes=10)[0]["map_label.weight"] == (128, 10)
 
 
 def test_dropout_works_in_training_only():

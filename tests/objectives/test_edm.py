@@ -26,15 +26,15 @@ def test_weighted_loss_has_its_closed_form():
 
 def test_draws_pair_images_with_their_labels_and_follow_the_noise_distribution():
     objective = EDM(tiny_teacher(), DATA, p_mean=-0.4, p_std=0.7)
-    rows = [objective.draw(stream(0, 0, k)) for k in range(500)]
-    for row in rows:
-        n = next(n for n in range(5) if np.array_equal(row["y"], DATA.images[n].numpy()))
-        assert row["labels"] == DATA.labels[n]
-    ln_t = np.array([row["ln_t"] for row in rows])
+    samples = [objective.draw(stream(0, 0, k)) for k in range(500)]
+    for sample in samples:
+        k = next(k for k in range(5) if np.array_equal(sample["y"], DATA.images[k].numpy()))
+        assert sample["labels"] == DATA.labels[k]
+    ln_t = np.array([sample["ln_t"] for sample in samples])
     assert ln_t.mean() == pytest.approx(-0.4, abs=0.1) and ln_t.std() == pytest.approx(0.7, abs=0.07)
-    assert np.stack([row["n"] for row in rows]).std() == pytest.approx(1, abs=0.02)
+    assert np.stack([sample["n"] for sample in samples]).std() == pytest.approx(1, abs=0.02)
 
 
 def test_unconditional_denoiser_gets_no_labels():
-    row = EDM(tiny_teacher(classes=0), DATA).draw(stream(0))
-    assert set(row) == {"y", "ln_t", "n"}
+    sample = EDM(tiny_teacher(classes=0), DATA).draw(stream(0))
+    assert set(sample) == {"y", "ln_t", "n"}

@@ -92,8 +92,8 @@ def test_any_number_of_grid_points(points, classes):
     teacher = tiny_teacher(classes=classes).double()
     student = shake(make_student(teacher)).double()
     objective = PID(student, teacher, grid_of(teacher, points))
-    rows = [objective.draw(stream(1, 0, k)) for k in range(20)]
-    assert all(0 <= row["i"] < points and ("labels" in row) == bool(classes) for row in rows)
+    samples = [objective.draw(stream(1, 0, k)) for k in range(20)]
+    assert all(0 <= sample["i"] < points and ("labels" in sample) == bool(classes) for sample in samples)
     batch = {"z": start(SHAPE, 3), "i": torch.tensor([0, points // 2, points - 1]),
              **({"labels": torch.tensor([0, 1, 2])} if classes else {})}
     plain = algorithm_1(student, teacher, {"labels": None, **batch}, grid_of(teacher, points))
@@ -166,8 +166,8 @@ def test_teacher_precision_holds_under_the_students():
     x, t, y, grid = batch["z"] / 80, torch.ones(6), batch["labels"], grid_of(teacher, POINTS)
     plain = teacher(x, t, y)
     with autocast("bf16", x.device):
-        assert torch.equal(PID(student, teacher, grid, teacher_precision="fp32").ask(x, t, y), plain)
-        assert not torch.equal(PID(student, teacher, grid).ask(x, t, y), plain)
+        assert torch.equal(PID(student, teacher, grid, teacher_precision="fp32").call_teacher(x, t, y), plain)
+        assert not torch.equal(PID(student, teacher, grid).call_teacher(x, t, y), plain)
 
 
 def test_labels_reach_student_and_teacher():
@@ -181,11 +181,11 @@ def test_labels_reach_student_and_teacher():
 def test_draws_cover_the_grid_and_have_the_noise_of_t_max():
     teacher, student, _ = setting(torch.float32)
     objective = PID(student, teacher, grid_of(teacher, 5))
-    rows = [objective.draw(stream(0, 0, k)) for k in range(400)]
-    counts = np.bincount([row["i"] for row in rows], minlength=5)
+    samples = [objective.draw(stream(0, 0, k)) for k in range(400)]
+    counts = np.bincount([sample["i"] for sample in samples], minlength=5)
     assert len(counts) == 5 and counts.min() > 50  # 80 expected: the last point is drawn too
-    assert np.bincount([row["labels"] for row in rows], minlength=3).min() > 100
-    z = np.stack([row["z"] for row in rows])
+    assert np.bincount([sample["labels"] for sample in samples], minlength=3).min() > 100
+    z = np.stack([sample["z"] for sample in samples])
     assert z.dtype == np.float32 and z.shape == (400, *SHAPE)
     assert z.std() == pytest.approx(teacher.t_max, rel=0.02) and abs(z.mean()) < 2
 
@@ -200,6 +200,21 @@ def test_balance_divides_each_loss_by_its_own_magnitude():
     # The divisor is a constant: with a large floor the gradient is only scaled.
     _, h = loss_and_gradient(student, lambda: PID(student, teacher, grid, balance=1.0, floor=1e9)(batch))
     torch.testing.assert_close(h * 1e9, g, rtol=1e-6, atol=1e-9)
+
+
+def test_student_teacher_and_distance_run_compiled_and_nothing_else_changes():
+    teacher, student, batch = setting()
+    objective, names_of_compiled = PID(student, teacher, grid_of(teacher, POINTS), distance="l1"), []
+    plain = objective(batch)
+
+    def compiler(target, what):
+        names_of_compiled.append(what)
+        return target
+
+    objective.compile_networks(compiler)
+    assert names_of_compiled == ["the student's network", "the teacher", "the distance"]
+    assert torch.equal(objective(batch), plain) and objective.frozen == [teacher]
+    assert objective.state_dict().keys() == {f"student.{key}" for key in student.state_dict()}
 
 
 def test_distance_and_scheme_are_options():

@@ -37,7 +37,7 @@ def digits_step(compile_: str = "never", device: str = "cpu", **overrides) -> tu
         place(module, torch.device(device))
     step = Step(objective, config, torch.device(device))
     if compile_ != "never":
-        objective.compile_parts(functools.partial(try_compile, dynamic=False, mode=compile_))
+        objective.compile_networks(functools.partial(try_compile, dynamic=False, mode=compile_))
     return step, [draws(objective, 0, s, range(8), torch.device(device)) for s in range(config.train.steps)]
 
 

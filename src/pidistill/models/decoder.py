@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.files.weights import Allowance, count_allowed_elements, load_weights, read_tensors
-from pidistill.nets.diffusers_net import make
+from pidistill.nets.diffusers_net import build_from_diffusers
 
 
 class Decoder(nn.Module):
@@ -23,7 +23,7 @@ class Decoder(nn.Module):
     def __init__(self, spec: dict[str, Any], vae: nn.Module | None = None):
         super().__init__()
         self.spec, config = spec, spec["config"]
-        self.vae: Any = vae or make("AutoencoderKL", config)
+        self.vae: Any = vae or build_from_diffusers("AutoencoderKL", config)
         for part in ("encoder", "quant_conv"):  # never used here
             if getattr(self.vae, part, None) is not None:
                 setattr(self.vae, part, None)

@@ -1,1 +1,1 @@
-"""Raw networks F(x, c_noise, labels). One file = one network, its name on the command line."""
+"""Raw networks F(x, c_noise, labels): one file is one network, and its name is that on the command line."""

@@ -1,4 +1,4 @@
-"""A raw network from its description."""
+"""Raw networks F(x, c_noise, labels) are built here from their descriptions, as configurations and folders hold them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from pidistill.files.weights import ANY, Allowance
 
 def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int, elements: int = ANY,
               where: Any = "") -> nn.Module:
-    """A network for images of the shape (C, H, W) from {"name": ..., options}, of so many elements at most."""
+    """Build a network from its description. Raises PidistillError in one line.
+
+    spec: {"name": a file of this folder, options of its class}.
+    shape: of an image, (C, H, W).
+    num_classes: of labels; 0 for an unconditional network.
+    elements: numbers that its weights may have at most.
+    where: the file with the description, for messages.
+    """
     options = dict(spec)
     name = options.pop("name")
     if "num_classes" in options:

@@ -1,7 +1,7 @@
 """U-Net of Dhariwal & Nichol (2021), known as ADM, as configured by Karras et al. (2022) for ImageNet-64.
 
 Parameter and buffer names and shapes are those of NVIDIA's EDM checkpoints, so that their weights load by name.
-The code is our own; its parts, which `song_unet` shares, are in `pidistill.nets.parts.unet`.
+The code is our own; its layers, which `song_unet` shares, are in `pidistill.nets.parts`.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from torch.nn import functional as F
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import one_hot, run_outside_autocast
 from pidistill.nets.parts import native
-from pidistill.nets.parts.unet import (
-    ADM,
-    Conv2d,
-    Linear,
-    PositionalEmbedding,
-    UNetBlock,
-    group_norm,
-    image_size,
-    normal,
-    zeros,
-)
+from pidistill.nets.parts.embeddings import PositionalEmbedding
+from pidistill.nets.parts.initialisation import normal, zeros
+from pidistill.nets.parts.unet import ADM, Conv2d, Linear, UNetBlock, check_image_size, make_group_norm
 
 
 class DhariwalUNet(nn.Module):
-    """F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
+    """ADM's network computes F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
 
-    Under autocast the embedding and the last layers stay in float32, for the reason that `song_unet` gives.
-    shape is (C, H, W); H and W must be multiples of 2^(levels - 1), and H names the blocks and places attention.
     The defaults are the ImageNet-64 network (Karras et al., 2022, Table 7), whose dropout is 0.1; a student has none.
+    Under autocast the embedding and the last layers stay in float32, for the reason that `song_unet` gives.
+
+    shape: of an image, (C, H, W); H and W must be multiples of 2^(levels - 1), and H names the blocks and places attention.
+    out_channels: C_out, by default C.
+    model_channels, channel_mult: width, even, and its factor at each level, the finest first.
+    channel_mult_emb: width of the embedding, in model_channels.
+    num_blocks, attn_resolutions: residual blocks at each level, and the heights at which they have attention.
+    augment_dim: numbers of EDM's augmentation label, whose layer is in the checkpoints and unused here.
+    head_channels: channels of each attention head.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0, out_channels: int | None = None,
@@ -46,7 +45,7 @@ class DhariwalUNet(nn.Module):
             raise PidistillError(f"dhariwal_unet: model_channels must be even and positive, got {model_channels}")
         if head_channels < 1:
             raise PidistillError(f"dhariwal_unet: head_channels must be 1 or more, got {head_channels}; ADM's is 64")
-        channels, height = image_size("dhariwal_unet", shape, 1 << (len(channel_mult) - 1))
+        channels, height = check_image_size("dhariwal_unet", shape, 1 << (len(channel_mult) - 1))
         self.num_classes, emb = num_classes, model_channels * channel_mult_emb
         style = replace(ADM, head_channels=head_channels)
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False, cos_first=True)
@@ -81,18 +80,18 @@ class DhariwalUNet(nn.Module):
             for i in range(num_blocks + 1):
                 cin, c = c + skips.pop(), model_channels * mult
                 self.dec[f"{res}_block{i}"] = block(cin, c, attention=(height >> level) in attn_resolutions)
-        self.out_norm = group_norm(c, style.eps)
+        self.out_norm = make_group_norm(c, style.eps)
         self.out_conv = Conv2d(c, out_channels or channels, 3, init=zeros)
 
     def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Embedding (B, E) of noise level and class; the class enters after the second layer."""
+        """Embed noise level and class, (B, E); the class enters after the second layer."""
         emb = self.map_layer1(F.silu(self.map_layer0(self.map_noise(c_noise))))
         if self.map_label is not None:
             emb = emb + self.map_label(one_hot(labels, self.num_classes, emb))
         return F.silu(emb)
 
-    def head(self, x: Tensor) -> Tensor:
-        """Last features -> image."""
+    def make_image(self, x: Tensor) -> Tensor:
+        """Turn the last features into the output, (B, c, H, W) -> (B, C_out, H, W)."""
         return self.out_conv(native.norm_silu(x, self.out_norm))
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -105,4 +104,4 @@ class DhariwalUNet(nn.Module):
             if "block" in name:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = module(x, emb)
-        return run_outside_autocast(self.head, x)
+        return run_outside_autocast(self.make_image, x)

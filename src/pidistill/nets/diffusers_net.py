@@ -1,4 +1,4 @@
-"""Networks of Hugging Face diffusers as F(x, c_noise, labels): UNet2DModel and DiTTransformer2DModel."""
+"""Networks of Hugging Face diffusers, UNet2DModel and DiTTransformer2DModel, as raw networks F(x, c_noise, labels)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from pidistill.core.errors import PidistillError
 
 
 class DiffusersNet(nn.Module):
-    """F(x, c_noise, labels): (B, C, H, W), (B,) timesteps, (B,) int64 or None -> (B, C or 2C, H, W).
+    """A network of diffusers computes F(x, c_noise, labels), whose c_noise are its timesteps.
 
-    kind: the class. config: what diffusers wrote into its config.json. unit_range: the network knows images in [0, 1], so
-    that it is given (x + 1)/2. The weights keep diffusers' names, after `net.`. frozen: those that diffusers does not train,
-    such as the frequencies of Fourier features.
+    (B, C, H, W), (B,), (B,) int64 or None -> (B, C or 2C, H, W). The weights keep diffusers' names, after `net.`;
+    `frozen` names those that diffusers does not train, such as the frequencies of Fourier features.
+
+    num_classes: of labels; 0 for an unconditional network.
+    kind: name of diffusers' class.
+    config: what diffusers wrote into its config.json.
+    unit_range: whether the network knows images in [0, 1], so that it is given (x + 1)/2.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0,
                  kind: Literal["UNet2DModel", "DiTTransformer2DModel"] = "UNet2DModel",
                  config: dict[str, Any] | None = None, unit_range: bool = False):
         super().__init__()
-        self.net = make(kind, {key: value for key, value in (config or {}).items() if not key.startswith("_")})
+        options = {key: value for key, value in (config or {}).items() if not key.startswith("_")}
+        self.net = build_from_diffusers(kind, options)
         self.conditional, self.unit_range = num_classes > 0, unit_range
         self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
@@ -34,12 +39,15 @@ class DiffusersNet(nn.Module):
         return self.net(x, c_noise.expand(len(x)), class_labels=labels if self.conditional else None, return_dict=False)[0]
 
 
-def make(kind: str, config: dict[str, Any]) -> nn.Module:
-    """diffusers' class of that name from its config.json, without what the class does not know."""
-    model = getattr(import_diffusers(), kind)
-    known = inspect.signature(model.__init__).parameters
+def build_from_diffusers(kind: str, config: dict[str, Any]) -> nn.Module:
+    """Build the class `kind` of diffusers from its config.json, without the options that the class does not know.
+
+    Raises PidistillError in one line.
+    """
+    model_class = getattr(import_diffusers(), kind)
+    parameters = inspect.signature(model_class.__init__).parameters
     try:
-        return model(**{key: value for key, value in config.items() if key in known})
+        return model_class(**{key: value for key, value in config.items() if key in parameters})
     except PidistillError:
         raise
     except Exception as error:  # values that it does not expect end in almost any of them
@@ -47,7 +55,7 @@ def make(kind: str, config: dict[str, Any]) -> nn.Module:
 
 
 def import_diffusers() -> Any:
-    """The library, or one line that says how to get it."""
+    """Import the library diffusers, or raise PidistillError with one line that says how to get it."""
     try:
         import diffusers
     except ImportError:

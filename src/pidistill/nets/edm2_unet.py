@@ -21,43 +21,44 @@ from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import one_hot, run_outside_autocast
-from pidistill.nets.parts.unet import convolve, filter_kernel, image_size, resample
+from pidistill.nets.parts.resampling import make_filter_kernel, resample
+from pidistill.nets.parts.unet import check_image_size, convolve
 
 EPS = 1e-4  # added to every magnitude that is divided by
 
 
 def magnitude(x: Tensor, dim: Sequence[int]) -> Tensor:
-    """Root mean square over `dim`, kept as size 1, plus EPS; at least float32, since squares overflow in fp16."""
+    """Add EPS to the root mean square over `dim`, kept as size 1; at least float32, since squares overflow in fp16."""
     n = math.prod(x.shape[d] for d in dim)
     dtype = torch.promote_types(x.dtype, torch.float32)
     return torch.linalg.vector_norm(x, dim=list(dim), keepdim=True, dtype=dtype) / math.sqrt(n) + EPS
 
 
 def normalize(x: Tensor, dim: Sequence[int]) -> Tensor:
-    """x / its magnitude over `dim`, in the dtype of x (pixel normalisation, with dim = channels)."""
+    """Divide x by its magnitude over `dim`, in the dtype of x (pixel normalisation, with dim = channels)."""
     return x / magnitude(x, dim).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:
-    """SiLU over the r.m.s. of its output for unit normal input (Eq. 81)."""
+    """Divide SiLU by the r.m.s. of its output for unit normal input (Eq. 81)."""
     return F.silu(x) / 0.596
 
 
 def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2) (Eq. 88)."""
+    """Add a and b with weights that keep the magnitude: ((1 - t) a + t b) / sqrt((1 - t)^2 + t^2) (Eq. 88)."""
     scale = math.hypot(1 - t, t)
     return a * ((1 - t) / scale) + b * (t / scale)
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Channels of a, then of b, with the weights 1 - t and t in the sum of squares of what follows (Eq. 103)."""
+    """Concatenate channels of a and b, with the weights 1 - t and t in the sum of squares of what follows (Eq. 103)."""
     n_a, n_b = a.shape[1], b.shape[1]
     scale = math.sqrt(n_a + n_b) / math.hypot(1 - t, t)
     return torch.cat([a * (scale * (1 - t) / math.sqrt(n_a)), b * (scale * t / math.sqrt(n_b))], dim=1)
 
 
 class MPFourier(nn.Module):
-    """Random features sqrt(2) cos(f x + phase), (B,) -> (B, channels), at least float32 inside (Eq. 75)."""
+    """The layer gives random features sqrt(2) cos(f x + phase), (B,) -> (B, channels), in float32 at least (Eq. 75)."""
 
     freqs: Tensor
     phases: Tensor
@@ -74,7 +75,7 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """Convolution, or with kernel 0 linear map, without bias, whose rows have unit norm in every use (Eq. 47).
+    """The layer convolves, or with kernel 0 maps linearly, without bias and with rows of unit norm in every use (Eq. 47).
 
     (B, cin, H, W) -> (B, cout, H, W), or (B, cin) -> (B, cout), times `gain`.
     """
@@ -108,10 +109,14 @@ class MPConv(nn.Module):
 
 
 class EDM2Block(nn.Module):
-    """Residual block with noise conditioning and optional self-attention (Figure 21).
+    """The residual block of Figure 21 may attend over positions: (B, cin, H, W), (B, emb) -> (B, cout, H', W').
 
-    (B, cin, H, W), (B, emb) -> (B, cout, H', W'). Those of the encoder change the width and normalise each pixel before
-    the residual branch; those of the decoder (`decoder=True`) change the width beside it.
+    decoder: changes the width beside the residual branch; blocks of the encoder change it, and normalise each pixel, before.
+    up, down: doubles, or halves, height and width, with `resample_filter`.
+    attention: self-attention over positions follows, in heads of about `head_channels`.
+    dropout: share of the numbers before the last convolution that are set to zero in training.
+    res_balance, attn_balance: weight of the residual, and of the attention's, branch in its sum (Eq. 88).
+    clip_act: limit of the absolute values of the output, or None.
     """
 
     resample_filter: Tensor | None
@@ -124,7 +129,7 @@ class EDM2Block(nn.Module):
         self.decoder, self.up, self.down, self.attention, self.dropout = decoder, up, down, attention, dropout
         self.res_balance, self.attn_balance, self.clip_act = res_balance, attn_balance, clip_act
         box = tuple(resample_filter) == (1, 1)
-        self.register_buffer("resample_filter", None if box else filter_kernel(resample_filter), persistent=False)
+        self.register_buffer("resample_filter", None if box else make_filter_kernel(resample_filter), persistent=False)
         self.emb_gain = nn.Parameter(torch.zeros([]))
         self.conv_res0 = MPConv(cin if decoder else cout, cout, 3)
         self.emb_linear = MPConv(emb, cout)
@@ -138,7 +143,7 @@ class EDM2Block(nn.Module):
             self.attn_qkv, self.attn_proj = MPConv(cout, cout * 3, 1), MPConv(cout, cout, 1)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Attention over positions with queries, keys and values of unit magnitude, (B, C, H, W) -> the same."""
+        """Attend over positions with queries, keys and values of unit magnitude, (B, C, H, W) -> the same."""
         b, c, height, width = x.shape
         # Channels are laid out as (head, channel, which of q k v), as in EDM.
         qkv = self.attn_qkv(x).reshape(b, self.heads, c // self.heads, 3, height * width)
@@ -165,19 +170,26 @@ class EDM2Block(nn.Module):
 
 
 class EDM2UNet(nn.Module):
-    """F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C, H, W).
+    """EDM2's network computes F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C, H, W).
 
-    Under autocast the embedding and the last layer stay in float32, for the reason that `song_unet` gives.
-    shape is (C, H, W); H and W must be multiples of 2^(levels - 1), and H names the blocks and places attention. The
-    defaults are the size S; the published sizes differ in model_channels and dropout alone. Without labels a
+    The defaults are the size S; the published sizes differ in model_channels and dropout alone. Without labels a
     conditional network gets a row of zeros, as in the original; its unconditional networks have no classes at all.
     A width below head_channels has one attention head; the original leaves its attention out without a word.
+    Under autocast the embedding and the last layer stay in float32, for the reason that `song_unet` gives.
 
     In training mode a forward pass first replaces the weights by their normalised selves (Eq. 66): once after every
     change of them, such as an optimiser's step. So microbatches, several calls in one graph, recomputation and
     derivatives (torch.func.jvp) all see the same weights; every process of a data-parallel run does the same; averages
     and copies, in evaluation mode, are left alone. The normalisation at use makes the function the same either way, up
     to EPS; what changes is the size of an optimiser's step relative to the weights.
+
+    shape: of an image, (C, H, W); H and W must be multiples of 2^(levels - 1), and H names the blocks and places attention.
+    model_channels, channel_mult: width, and its factor at each level, the finest first.
+    channel_mult_noise, channel_mult_emb: widths, in model_channels, of the Fourier features and of the embedding; by default
+        those of the finest and of the widest level.
+    num_blocks, attn_resolutions: residual blocks at each level, and the heights at which they have attention.
+    label_balance, concat_balance: weight of the class in the embedding (Eq. 88), and of a skip connection (Eq. 103).
+    dropout, head_channels, resample_filter, res_balance, attn_balance, clip_act: of every `EDM2Block`.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0, model_channels: int = 192,
@@ -192,7 +204,7 @@ class EDM2UNet(nn.Module):
                                  f"{model_channels} and {head_channels}")
         if len(resample_filter) % 2:
             raise PidistillError(f"edm2_unet: resample_filter needs an even number of taps, got {list(resample_filter)}")
-        channels, height = image_size("edm2_unet", shape, 1 << (len(channel_mult) - 1))
+        channels, height = check_image_size("edm2_unet", shape, 1 << (len(channel_mult) - 1))
         widths = [model_channels * mult for mult in channel_mult]
         noise = widths[0] if channel_mult_noise is None else model_channels * channel_mult_noise
         emb = max(widths) if channel_mult_emb is None else model_channels * channel_mult_emb
@@ -233,13 +245,13 @@ class EDM2UNet(nn.Module):
         self.out_conv = MPConv(c, channels, 3)
 
     def normalize_weights(self) -> None:
-        """Forced weight normalisation of every layer (Eq. 66). Changes weights that are not normalised yet in place."""
+        """Normalise every layer's weight (Eq. 66), in place, unless it is normalised already."""
         for module in self.modules():
             if isinstance(module, MPConv):
                 module.normalize_weight()
 
     def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Embedding (B, E) of noise level and class; labels enter as one-hot vectors times sqrt(classes)."""
+        """Embed noise level and class, (B, E); labels enter as one-hot vectors times sqrt(classes)."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
             y = one_hot(labels, self.num_classes, emb) * math.sqrt(self.num_classes)

@@ -1,4 +1,4 @@
-"""A small multilayer perceptron for low-dimensional toys."""
+"""A small multilayer perceptron for low-dimensional toys: h <- h + W silu(h + A e), e an embedding of c_noise and class."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from pidistill.core.tensors import one_hot
 
 
 class MLP(nn.Module):
-    """F(x, c_noise, labels): x of any shape (B, *shape), c_noise (B,) -> (B, *shape).
+    """The network computes F(x, c_noise, labels) for data of any shape: (B, *shape), (B,), (B,) or None -> (B, *shape).
 
-    Residual layers with SiLU; c_noise enters each through sines and cosines of a few octaves, so that the network is
-    smooth in t, which PID differentiates.
+    c_noise enters each residual layer through sines and cosines of a few octaves, so that the network is smooth in t, which
+    PID differentiates.
+
+    width, depth: of the hidden layers, and their number.
+    octaves: number of frequencies, from pi/4 upwards, each twice the one before.
     """
 
     freqs: Tensor

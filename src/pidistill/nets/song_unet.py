@@ -1,7 +1,7 @@
 """U-Net of Song et al. (2021) as configured by Karras et al. (2022): DDPM++ and NCSN++.
 
 Parameter and buffer names and shapes are those of NVIDIA's EDM checkpoints, so that their weights load by name.
-The code is our own; its parts, which `dhariwal_unet` shares, are in `pidistill.nets.parts.unet`.
+The code is our own; its layers, which `dhariwal_unet` shares, are in `pidistill.nets.parts`.
 """
 
 from __future__ import annotations
@@ -18,31 +18,33 @@ from torch.nn import functional as F
 from pidistill.core.registry import suggest_choices
 from pidistill.core.tensors import one_hot, run_outside_autocast
 from pidistill.nets.parts import native
-from pidistill.nets.parts.unet import (
-    SONG,
-    Conv2d,
-    FourierEmbedding,
-    Linear,
-    PositionalEmbedding,
-    UNetBlock,
-    group_norm,
-    image_size,
-    xavier,
-)
+from pidistill.nets.parts.embeddings import FourierEmbedding, PositionalEmbedding
+from pidistill.nets.parts.initialisation import xavier
+from pidistill.nets.parts.unet import SONG, Conv2d, Linear, UNetBlock, check_image_size, make_group_norm
 
 DDPMPP = dict(embedding="positional", encoder="standard", resample_filter=(1, 1), channel_mult_noise=1)
 NCSNPP = dict(embedding="fourier", encoder="residual", resample_filter=(1, 3, 3, 1), channel_mult_noise=2)
 
 
 class SongUNet(nn.Module):
-    """F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
+    """Song's network computes F(x, c_noise, labels): (B, C, H, W), (B,), (B,) int64 or None -> (B, C_out, H, W).
 
-    Under autocast the embedding and the last layers stay in float32: PID multiplies the rounding of a difference of F
-    between neighbouring times by 30 to 120.
-    DDPM++ by default; `**NCSNPP` gives NCSN++ (Karras et al., 2022, Appendix C.2 and Table 7).
-    shape is (C, H, W); H and W must be multiples of patch * 2^(levels - 1), and H names the blocks and places attention.
-    `patch` > 1 folds patch x patch pixels into channels at the input and unfolds them at the output: for the same
-    width and parameters a network with patch 2 costs about a quarter (not in EDM, whose networks have patch 1).
+    The defaults are DDPM++; `**NCSNPP` gives NCSN++ (Karras et al., 2022, Appendix C.2 and Table 7). Under autocast the
+    embedding and the last layers stay in float32: PID multiplies the rounding of a difference of F between neighbouring
+    times by 30 to 120.
+
+    shape: of an image, (C, H, W); H and W must be multiples of patch * 2^(levels - 1), and H names the blocks and places
+        attention.
+    out_channels: C_out, by default C.
+    model_channels, channel_mult: width, and its factor at each level, the finest first.
+    channel_mult_emb, channel_mult_noise: widths, in model_channels, of the embedding and of what it is made from.
+    num_blocks, attn_resolutions: residual blocks at each level, and the heights at which they have attention.
+    embedding: of the noise level, `positional` or `fourier`.
+    encoder, decoder: how the image goes beside the blocks: `standard` not at all, `skip`, or `residual` (encoder alone).
+    resample_filter: taps of the filter between two levels.
+    augment_dim: numbers of EDM's augmentation label, whose layer is in the checkpoints and unused here.
+    patch: patch x patch pixels are folded into channels at the input and unfolded at the output: for the same width and
+        parameters a network with patch 2 costs about a quarter (not in EDM, whose networks have patch 1).
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0, out_channels: int | None = None,
@@ -57,7 +59,7 @@ class SongUNet(nn.Module):
                                   ("decoder", decoder, ["standard", "skip"])):
             if name not in known:
                 raise suggest_choices(f"song_unet {what}", name, known)
-        channels, height = image_size("song_unet", shape, patch << (len(channel_mult) - 1))
+        channels, height = check_image_size("song_unet", shape, patch << (len(channel_mult) - 1))
         self.num_classes, self.patch = num_classes, patch
         resolution, in_channels = height // patch, channels * patch**2
         out_channels = (out_channels or channels) * patch**2
@@ -105,11 +107,11 @@ class SongUNet(nn.Module):
                 if decoder == "skip" and level < len(channel_mult) - 1:
                     self.dec[f"{res}_aux_up"] = Conv2d(out_channels, out_channels, 0, up=True,
                                                        resample_filter=resample_filter)
-                self.dec[f"{res}_aux_norm"] = group_norm(c, SONG.eps)
+                self.dec[f"{res}_aux_norm"] = make_group_norm(c, SONG.eps)
                 self.dec[f"{res}_aux_conv"] = Conv2d(c, out_channels, 3, init=xavier(1e-5))
 
     def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Embedding (B, E) of noise level and class; labels enter as one-hot vectors times sqrt(classes)."""
+        """Embed noise level and class, (B, E); labels enter as one-hot vectors times sqrt(classes)."""
         emb = self.map_noise(c_noise)
         if self.map_label is not None:  # its bias belongs to "no label" too
             emb = emb + self.map_label(one_hot(labels, self.num_classes, emb) * math.sqrt(self.num_classes))

@@ -1,1 +1,1 @@
-"""What a training run minimises. One file = one objective, its name on the command line."""
+"""What a training run minimises: one file is one objective, and its name is that on the command line."""

@@ -1,4 +1,4 @@
-"""Training objectives. One file = one objective."""
+"""Training objectives: the loss of every sample, of which the trainer minimises the mean over batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class Objective(nn.Module):
-    """What a run minimises. `forward(batch) -> (B,)`: the loss of every sample; only the trainer averages.
+    """An objective is what a run minimises. Calling it with a batch gives the loss of every sample, (B,).
+
+    Only the trainer averages.
 
     needs: what a draw takes: `noise` (nothing but the generator) or `images`.
     networks: what is trained, averaged and saved, by name.
@@ -22,17 +24,21 @@ class Objective(nn.Module):
     frozen: list[Any] = []  # noqa: RUF012 -- replaced, never changed
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """One sample's random draws as numpy values; the trainer stacks those of a batch."""
+        """Draw one sample's random numbers, as numpy values; the trainer stacks those of a batch."""
         raise NotImplementedError
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         raise NotImplementedError
 
     def times(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B,): the noise levels t of a batch's samples, to say where a loss is not finite."""
+        """Give the noise levels t of a batch's samples, (B,), which a message about a loss that is not finite names."""
         raise NotImplementedError
 
-    def compile_parts(self, compiled: Callable[..., Any]) -> None:
-        """Let what a step spends its time on run compiled: compiled(module or function, what="its name in messages")."""
+    def compile_networks(self, compiler: Callable[..., Any]) -> None:
+        """Let the networks, which a step spends its time on, run compiled.
+
+        compiler: is called as compiler(module or function, what="its name in messages"), and gives what runs compiled: for a
+            module the same object.
+        """
         for name, network in self.networks.items():
-            compiled(getattr(network, "net", network), what=f"the {name}'s network")
+            compiler(getattr(network, "net", network), what=f"the {name}'s network")

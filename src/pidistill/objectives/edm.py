@@ -1,4 +1,7 @@
-"""EDM's denoising loss (Karras et al., 2022, Eq. 2 and Table 1), for training a teacher."""
+"""EDM's denoising loss (Karras et al., 2022, Eq. 2 and Table 1), for training a teacher.
+
+L = E_{t,y,n} lambda(t) |D(y + t n, t) - y|^2, ln t ~ N(p_mean, p_std^2), n ~ N(0, I), lambda = (t^2 + sd^2) / (t sd)^2.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,12 @@ from pidistill.objectives.base import Objective
 
 
 class EDM(Objective):
-    """lambda(t) |D(y + t n, t) - y|^2, ln t ~ N(p_mean, p_std^2), lambda = (t^2 + sd^2) / (t sd)^2."""
+    """The loss of an image y is lambda(t) |D(y + t n, t) - y|^2, averaged over its elements.
+
+    denoiser: D, which is trained.
+    data: images y, and their labels where the denoiser has classes.
+    p_mean, p_std: mean and standard deviation of ln t.
+    """
 
     needs = "images"
 
@@ -25,11 +33,11 @@ class EDM(Objective):
         self.data = data
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        n = int(rng.integers(len(self.data.images)))
-        sample = {"y": self.data.images[n].numpy(), "ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
+        k = int(rng.integers(len(self.data.images)))
+        sample = {"y": self.data.images[k].numpy(), "ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
                   "n": rng.standard_normal(self.denoiser.shape, dtype=np.float32)}
         if self.denoiser.num_classes and self.data.labels is not None:
-            sample["labels"] = np.int64(self.data.labels[n])
+            sample["labels"] = np.int64(self.data.labels[k])
         return sample
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,7 @@
-"""Physics Informed Distillation: Algorithm 1 and Eq. (11)."""
+"""Physics Informed Distillation: Algorithm 1 and Eq. (11).
+
+L = E_{i,z} d(x_i - t_i dx/dt, sg[D(x_i, t_i)]), i uniform on the grid, z ~ N(0, T^2 I), x_i the student's state (Eq. 7).
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,22 @@ from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
 from pidistill.objectives.base import Objective
+from pidistill.objectives.distances.base import Distance
 from pidistill.objectives.schemes.base import Scheme
-
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def pid_residual(student: Student, teacher: Callable[..., Tensor], z: Tensor, i: Tensor, grid: Grid, scheme: Scheme,
                  labels: Tensor | None = None, stop_gradient: bool = True) -> tuple[Tensor, Tensor]:
-    """Both sides of Eq. (11). z: (B, C, H, W) at t = T; i: (B,) grid indices. Returns two (B, C, H, W)."""
+    """Compute both sides of Eq. (11), the student's prediction and the teacher's target, each (B, C, H, W).
+
+    z: (B, C, H, W), the noise at t = T.
+    i: (B,), indices of `grid`.
+    scheme: differentiates the student in t.
+    labels: (B,) int64, or None.
+    stop_gradient: keeps the gradient out of the target.
+    """
     def F(*times: Tensor) -> tuple[Tensor, ...]:
-        # One call_module on n B samples instead of n calls on B: the same numbers, better use of the machine.
+        # One call on n B samples instead of n calls on B: the same numbers, better use of the machine.
         n = len(times)
         y = None if labels is None else labels.repeat(n)
         return student.F(z.repeat(n, *[1] * (z.ndim - 1)), torch.cat(times), y).chunk(n)
@@ -38,12 +47,12 @@ def pid_residual(student: Student, teacher: Callable[..., Tensor], z: Tensor, i:
 
 
 class PID(Objective):
-    """E_{i,z} d(x_i - t_i dx/dt, sg[D(x_i, t_i)]) with i uniform on the grid and z ~ N(0, T^2 I).
+    """PID's loss of a noise z at a time t_i is d(x_i - t_i dx/dt, sg[D(x_i, t_i)]).
 
     scheme, distance: members of those families, by name or {"name": ..., options}.
     stop_gradient: False lets the gradient through the teacher, which must be differentiable (Section 6.4).
     balance, floor: divide each sample's loss e by (sg(e) + floor)^balance. 0 is the paper's loss. Towards 1 all times
-    and noises pull equally hard, however large their residual is (Geng et al., 2024, Eq. 24, use such weights).
+        and noises pull equally hard, however large their residual is (Geng et al., 2024, Eq. 24, use such weights).
     teacher_precision: `bf16` or `fp16` calls the teacher under autocast, `fp32` without; by default as the student.
     """
 
@@ -61,15 +70,15 @@ class PID(Objective):
         if grid.points < self.scheme.points:
             raise PidistillError(f"the scheme {type(self.scheme).__name__.lower()} needs at least {self.scheme.points} grid "
                                  f"points, got grid.points={grid.points}")
-        chosen = build_from_config("distances", distance)
+        member = build_from_config("distances", distance)
         self.distance: Distance
         self.teacher: Callable[..., Tensor]
-        object.__setattr__(self, "distance", chosen)  # not as a submodule: nothing of it is trained, saved or synchronised
-        if hasattr(chosen, "check"):
-            chosen.check(student.shape)
-        object.__setattr__(self, "teacher", teacher)  # likewise; `compile_parts` replaces both, and nobody else's
+        object.__setattr__(self, "distance", member)  # not as a submodule: nothing of it is trained, saved or synchronised
+        if hasattr(member, "check"):
+            member.check(student.shape)
+        object.__setattr__(self, "teacher", teacher)  # likewise; `compile_networks` replaces both, and nobody else's
         self.networks = {"student": student}
-        self.frozen = [teacher, *([chosen] if isinstance(chosen, nn.Module) else [])]
+        self.frozen = [teacher, *([member] if isinstance(member, nn.Module) else [])]
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
         sample: dict[str, Any] = {"i": np.int64(rng.integers(self.grid.points))}
@@ -77,21 +86,21 @@ class PID(Objective):
             sample["labels"] = np.int64(rng.integers(self.student.num_classes))
         return sample | {"z": rng.standard_normal(self.student.shape, dtype=np.float32) * np.float32(self.student.t_max)}
 
-    def ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """D(x, t), (B, C, H, W), in the teacher's precision."""
+    def call_teacher(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute the teacher's D(x, t), (B, C, H, W), in the teacher's precision."""
         if self.teacher_precision is None:
             return self.teacher(x, t, labels)
         with autocast(self.teacher_precision, x.device):
             return self.teacher(x, t, labels)
 
-    def compile_parts(self, compiled: Callable[..., Any]) -> None:
-        super().compile_parts(compiled)
+    def compile_networks(self, compiler: Callable[..., Any]) -> None:
+        super().compile_networks(compiler)
         for name in ("teacher", "distance"):
             module = getattr(self, name)
-            object.__setattr__(self, name, compiled(functools.partial(call_module, module), what=f"the {name}"))
+            object.__setattr__(self, name, compiler(functools.partial(call_module, module), what=f"the {name}"))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        prediction, target = pid_residual(self.student, self.ask, batch["z"], batch["i"], self.grid, self.scheme,
+        prediction, target = pid_residual(self.student, self.call_teacher, batch["z"], batch["i"], self.grid, self.scheme,
                                           batch.get("labels"), self.stop_gradient)
         if not self.stop_gradient and torch.is_grad_enabled() and not target.requires_grad:
             raise PidistillError("objective.stop_gradient=false needs a teacher that can be differentiated; this one gives "
@@ -104,5 +113,5 @@ class PID(Objective):
 
 
 def call_module(module: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """A function of its own to compile, so that previews and evaluations, with other shapes, call_module the module as it is."""
+    """Call a module, as a function of its own to compile: previews and evaluations, with other shapes, call it as it is."""
     return module(*arguments)

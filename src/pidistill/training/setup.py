@@ -112,7 +112,7 @@ def compile_objective(objective: Objective, config: RunConfig, device: torch.dev
     """Let the objective's parts run compiled, as `compile` says; `auto`: on GPUs."""
     if config.compile != "never" and (config.compile != "auto" or device.type == "cuda"):
         mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
-        objective.compile_parts(functools.partial(try_compile, dynamic=False, **mode))  # shapes are those of every step
+        objective.compile_networks(functools.partial(try_compile, dynamic=False, **mode))  # shapes are those of every step
 
 
 def restore_newest(accelerator: Accelerator, folder: Path, objective: Objective, step: Step) -> dict[str, Any]:

@@ -17,8 +17,8 @@ def test_bundled_classifier_knows_digits_and_its_reference_is_theirs():
         features = net.features(data.images[part])
         accuracy = (net.out(features).argmax(1) == data.labels[part]).float().mean().item()
     assert accuracy >= 0.98
-    found = load_reference(None, "digits", net)
-    reference = (found.mean, found.covariance)
+    bundled = load_reference(None, "digits", net)
+    reference = (bundled.mean, bundled.covariance)
     assert reference[0].dtype == torch.float64 and reference[1].shape == (32, 32)
     assert relative_frechet(statistics(features), reference) < 4  # 500 of the very images
     noise = net.features(torch.randn(500, 1, 16, 16).clip(-1, 1))

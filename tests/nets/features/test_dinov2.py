@@ -29,9 +29,9 @@ def test_names_are_those_of_the_published_file():
     block = ["norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight", "attn.proj.bias",
              "ls1.gamma", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias",
              "ls2.gamma"]
-    own = set(Dinov2(width=64, depth=1, grid=2).state_dict())
-    assert own == {"cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight",
-                   "norm.bias", *(f"blocks.0.{name}" for name in block)}
+    names = set(Dinov2(width=64, depth=1, grid=2).state_dict())
+    assert names == {"cls_token", "pos_embed", "mask_token", "patch_embed.proj.weight", "patch_embed.proj.bias",
+                     "norm.weight", "norm.bias", *(f"blocks.0.{name}" for name in block)}
 
 
 @torch.no_grad()
@@ -57,13 +57,13 @@ def test_a_block_written_out(net):
 
 
 def test_positions_are_stretched_as_the_original_does(net):
-    assert torch.equal(net.positions(4), net.pos_embed)
+    assert torch.equal(net.stretch_positions(4), net.pos_embed)
     maps = net.pos_embed[:, 1:].reshape(1, 4, 4, 128).permute(0, 3, 1, 2)
     for side in (3, 16):
         scale = (side + 0.1) / 4
         expected = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic", antialias=False)
         expected = torch.cat([net.pos_embed[:, :1], expected.permute(0, 2, 3, 1).reshape(1, side * side, 128)], 1)
-        assert torch.equal(net.positions(side), expected)
+        assert torch.equal(net.stretch_positions(side), expected)
 
 
 @torch.no_grad()
@@ -93,10 +93,10 @@ def test_features_of_any_image(net):
 def test_loading(net, tmp_path):
     path = tmp_path / "vit.pth"
     torch.save(net.state_dict(), path)
-    found = load_features(f"dinov2:{path}")
-    assert found.distance == "fd_dinov2" and found.grid == 4 and len(found.blocks) == 2
+    loaded = load_features(f"dinov2:{path}")
+    assert loaded.distance == "fd_dinov2" and loaded.grid == 4 and len(loaded.blocks) == 2
     assert not load_dinov2(path).training
-    assert all(torch.equal(a, b) for a, b in zip(found.state_dict().values(), net.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), net.state_dict().values()))
 
 
 @pytest.mark.parametrize("change, words", [

@@ -1,4 +1,4 @@
-"""The parts of the U-Nets: cheap equivalents against what EDM computes, blocks recomputed plainly, precision."""
+"""The layers of the U-Nets: cheap equivalents against what EDM computes, blocks recomputed plainly, precision."""
 
 from __future__ import annotations
 
@@ -16,20 +16,7 @@ from pidistill.models.grid import Grid, karras_times
 from pidistill.models.student import Student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.base import build_net
-from pidistill.nets.parts.unet import (
-    ADM,
-    SONG,
-    Conv2d,
-    Linear,
-    PositionalEmbedding,
-    UNetBlock,
-    filter_kernel,
-    kaiming,
-    normal,
-    resample,
-    xavier,
-    zeros,
-)
+from pidistill.nets.parts.unet import ADM, SONG, Conv2d, UNetBlock, check_image_size, convolve, make_group_norm
 from tests.helpers import CLASSES, shake, start
 
 NETS = {"song_unet": {"model_channels": 32, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]},
@@ -133,48 +120,37 @@ def test_attention_needs_heads_of_equal_width():
         UNetBlock(224, 224, 8, attention=True, style=ADM)
 
 
-def test_first_weights_have_the_stated_spread():
-    """Standard deviation over fan-in 300, fan-out 200; uniform on +-limit, normal for Dhariwal's classes."""
-    for init, weight, bias in ((xavier(), math.sqrt(2 / 500), 0), (xavier(0.1), 0.1 * math.sqrt(2 / 500), 0),
-                               (kaiming(math.sqrt(1 / 3)), math.sqrt(1 / 900), math.sqrt(1 / 900)),
-                               (zeros, 0, 0), (normal, 1, 0)):
-        layer = Linear(300, 200, init=init)
-        assert layer.weight.std().item() == pytest.approx(weight, rel=0.02, abs=0)
-        assert layer.bias.std().item() == pytest.approx(bias, rel=0.2, abs=0)
-        assert init is normal or layer.weight.abs().max() <= weight * math.sqrt(3)
+@pytest.mark.parametrize("channels, groups", [(3, 1), (8, 2), (64, 16), (128, 32), (192, 32)])
+def test_groups_are_at_most_32_of_at_least_4_channels(channels, groups):
+    norm = make_group_norm(channels, 1e-3)
+    assert norm.num_groups == groups and norm.num_channels == channels and norm.eps == 1e-3
 
 
-def test_positional_embedding_orders_and_frequencies():
-    t = torch.tensor([0.7, -1.2], dtype=torch.float64)
-    for options, last, first in ((dict(), 1e-4, torch.sin), (dict(endpoint=False, cos_first=True), 1e-3, torch.cos)):
-        out = PositionalEmbedding(8, **options).double()(t)
-        second = torch.cos if first is torch.sin else torch.sin
-        torch.testing.assert_close(out[:, 0], first(t))
-        torch.testing.assert_close(out[:, 4], second(t))
-        torch.testing.assert_close(out[:, 7], second(t * last), rtol=1e-5, atol=1e-9)
+def test_channels_that_do_not_divide_into_groups_are_refused():
+    with pytest.raises(PidistillError, match="136 channels do not divide into 32 groups"):
+        make_group_norm(136, 1e-5)
 
 
-@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 1), (1, 2, 1), (1, 2, 3, 3, 2, 1)])
-@pytest.mark.parametrize("up", [False, True])
-def test_resampling_is_the_convolution_of_every_channel(taps, up):
-    """As EDM states it: grouped, with stride 2, transposed and times 4 upwards. Values and gradients, any padding."""
-    kernel = filter_kernel(taps).double()
-    for pad in range(len(taps) // 2 + 1):
-        x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
-        f = kernel.expand(3, 1, -1, -1)
-        exact = F.conv_transpose2d(x, 4 * f, groups=3, stride=2, padding=pad) if up else \
-            F.conv2d(x, f, groups=3, stride=2, padding=pad)
-        ours = resample(x, kernel, pad, up=up)
-        direction = torch.randn(exact.shape, dtype=torch.float64)
-        slopes = [torch.autograd.grad(y, x, direction)[0] for y in (ours, exact)]
-        for a, b in ((ours, exact), slopes):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)  # the filter is of float32: not quite a product
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("channels", [3, 16])  # of which 16 has kernels in C
+def test_convolution_keeps_the_size(kernel, channels):
+    x, weight, bias = torch.randn(2, channels, 5, 7), torch.randn(16, channels, kernel, kernel), torch.randn(16)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=kernel // 2)
+    torch.testing.assert_close(convolve(x, weight, bias).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_image_sizes_are_multiples_of_the_step():
+    assert check_image_size("net", (3, 8, 16), 8) == (3, 8)
+    for shape, words in (((3, 8, 12), "net: height and width must be multiples of 8, got 8x12"),
+                         ((64,), r"net needs images of shape \(C, H, W\), got \(64,\); use mlp")):
+        with pytest.raises(PidistillError, match=words):
+            check_image_size("net", shape, 8)
 
 
 # precision -----------------------------------------------------------------------------------------------------------
 
 
-def make(name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+def make_net(name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     """A shaken network, and z at T, times and labels for it."""
     net = shake(build_net({"name": name, **NETS[name]}, (1, 8, 8), CLASSES)).eval()
     return net, start((1, 8, 8), 12, dtype=torch.float32), torch.linspace(-1.5, 1.1, 12), torch.arange(12) % CLASSES
@@ -183,7 +159,7 @@ def make(name: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("name", NETS)
 @torch.no_grad()
 def test_autocast_leaves_embedding_and_last_layers_alone(name):
-    net, x, t, y = make(name)
+    net, x, t, y = make_net(name)
     seen = []
     last = net.out_conv if name == "dhariwal_unet" else net.dec["8x8_aux_conv"]
     last.register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
@@ -203,7 +179,7 @@ def test_autocast_leaves_embedding_and_last_layers_alone(name):
 @pytest.mark.parametrize("name", NETS)
 @torch.no_grad()
 def test_autocast_keeps_float64(name):
-    net, x, t, y = make(name)
+    net, x, t, y = make_net(name)
     net, x, t = net.double(), x.double() / 80, t.double()
     plain = net(x, t, y)
     with torch.autocast("cpu", dtype=torch.bfloat16):

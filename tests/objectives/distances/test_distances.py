@@ -1,4 +1,4 @@
-"""Values of the distances, by hand."""
+"""The distances: their protocol, and values by hand."""
 
 from __future__ import annotations
 
@@ -8,12 +8,43 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
+from pidistill.objectives.distances._perceptual import Perceptual
+from pidistill.objectives.distances.base import Distance
+from pidistill.objectives.distances.features import Features
 from pidistill.objectives.distances.l1 import L1
 from pidistill.objectives.distances.l2 import L2
 from pidistill.objectives.distances.pseudo_huber import PseudoHuber
 
 A = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]])[:, None]
 B = torch.tensor([[[1.0, 0.0], [3.0, 8.0]], [[1.0, 1.0], [1.0, -1.0]]])[:, None]
+
+
+class Pixels(Perceptual):
+    """The shared code of perceptual distances over the pixels themselves."""
+
+    def __init__(self):
+        super().__init__(size=None, precision="fp32", channels_last=False, microbatch=2)
+        self.normalize = False
+
+    def layers(self, x):
+        return [x]
+
+
+@pytest.mark.parametrize("make", [L1, L2, PseudoHuber, Pixels, lambda: Features(net="digits_perceptual")])
+def test_protocol(make):
+    """One value a sample, zero where the sides are equal and positive elsewhere, and no value of another sample's."""
+    distance = make()
+    assert isinstance(distance, Distance)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(5, 1, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
+    b[1], b[3] = a[1], a[3]
+    d = distance(prediction=a, target=b)
+    assert d.shape == (5,) and d.dtype == torch.float32
+    assert (d == 0).tolist() == [False, True, False, True, False] and bool((d >= 0).all())
+    torch.testing.assert_close(torch.cat([distance(x, y) for x, y in zip(a.split(1), b.split(1))]), d)
+    slopes = torch.autograd.grad(distance(a.requires_grad_(), b.requires_grad_())[0], (a, b))
+    for slope in slopes:
+        assert bool(slope[0].abs().sum() > 0) and not bool(slope[1:].any())
 
 
 def test_means_over_a_sample():

@@ -52,13 +52,6 @@ def test_bundled_network(normalize):
     assert len(net.layers(a)) == 4 and d.requires_grad
 
 
-def test_the_perceptual_network_is_not_the_metric_s():
-    """Training in the features that measure would flatter the measure."""
-    x = pair()[0]
-    one, other = (load_features(name).features(x) for name in ("digits", "digits_perceptual"))
-    assert one.shape == other.shape and not torch.allclose(one, other, atol=0.1)
-
-
 @pytest.fixture
 def specs(tmp_path, monkeypatch) -> dict[str, str]:
     """The same network as TorchScript, as an exported program, and as a factory."""
@@ -93,28 +86,6 @@ def test_network_of_the_user(specs, kind):
     with pytest.raises(PidistillError, match=r"cannot take images of shape \(3, 8, 8\)") as error:
         distance.check((3, 8, 8))
     assert "\n" not in str(error.value)
-
-
-def test_size_precision_and_memory_format():
-    a, b = pair((1, 8, 8))
-    resized = [nn.functional.interpolate(x, (16, 16), mode="bilinear", align_corners=False) for x in (a, b)]
-    full = Features(net="digits_perceptual")(*resized)
-    distance = Features(net="digits_perceptual", size=16)
-    distance.check((1, 8, 8))
-    torch.testing.assert_close(distance(a, b), full)
-    half = Features(net="digits_perceptual", precision="bf16")(*resized)
-    assert half.dtype == torch.float32 and (half - full).abs().max() > 0
-    torch.testing.assert_close(half, full, rtol=0.05, atol=0)
-    last = Features(net="digits_perceptual", channels_last=True)
-    torch.testing.assert_close(last(*resized), full, rtol=1e-5, atol=1e-6)
-    assert last.maps(resized[0])[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_batch_statistics_are_never_used():
-    """An objective in training mode must not change the feature network."""
-    a, b = pair()
-    distance = Features(net="digits_perceptual").train()
-    torch.testing.assert_close(distance(a[:1], b[:1]), distance(a, b)[:1])
 
 
 def test_a_network_that_does_not_fit_is_refused_when_the_run_is_built():

@@ -79,15 +79,15 @@ def test_prediction_is_x_minus_t_times_its_derivative(name, points, kind):
     student = small_student(kind).double()
     t, i, z = grid_of(student, points).t, torch.arange(points), start(student.shape, points)
     with torch.no_grad():
-        compared = build("schemes", name)(network(student, z), z, i, t, student.t_max)
+        side = build("schemes", name)(network(student, z), z, i, t, student.t_max)
         expected = DIRECT[name](student, z, i, t)
-    torch.testing.assert_close(compared.prediction, expected, rtol=1e-9, atol=1e-9)
-    assert (compared.prediction - compared.x).abs().amax() > 1  # z, of magnitude 80, is gone
+    torch.testing.assert_close(side.prediction, expected, rtol=1e-9, atol=1e-9)
+    assert (side.prediction - side.x).abs().amax() > 1  # z, of magnitude 80, is gone
 
 
 @pytest.mark.parametrize("name", list_members("schemes"))
 def test_only_midpoint_predicts_what_upwind_does(name):
-    """The secant meets t = 0 where it does; only the point at which the teacher is asked differs."""
+    """The secant meets t = 0 where it does; only the point at which the teacher is called differs."""
     student = small_student("mlp").double()
     t, i, z = grid_of(student, 9).t, torch.arange(9), start(student.shape, 9)
     with torch.no_grad():
@@ -97,24 +97,24 @@ def test_only_midpoint_predicts_what_upwind_does(name):
     assert torch.equal(a.x, b.x) == (name != "midpoint")
 
 
-def test_midpoint_and_upwind_ask_the_teacher_at_different_times():
+def test_midpoint_and_upwind_call_the_teacher_at_different_times():
     t, z = grid_of(gaussian64(), 6).t, start((2,), 6)
     student = exact_student(gaussian64())
-    asked = build("schemes", "midpoint")(network(student, z), z, torch.arange(6), t, 80.0).t
-    torch.testing.assert_close(asked[:-1], (t[:-1] + t[1:]) / 2)
-    assert asked[-1] == asked[-2]  # one interval fewer than points: the last is taken twice
+    times_of_calls = build("schemes", "midpoint")(network(student, z), z, torch.arange(6), t, 80.0).t
+    torch.testing.assert_close(times_of_calls[:-1], (t[:-1] + t[1:]) / 2)
+    assert times_of_calls[-1] == times_of_calls[-2]  # one interval fewer than points: the last is taken twice
 
 
 def test_central_neighbours():
     """t_1, t_2 at T; t_{N-2}, t_{N-3} at eps; both sides between."""
-    t, asked = torch.tensor([80.0, 30.0, 9.0, 2.0, 0.5], dtype=torch.float64), []
+    t, times_of_calls = torch.tensor([80.0, 30.0, 9.0, 2.0, 0.5], dtype=torch.float64), []
 
     def F(*times):
-        asked.extend(u.tolist() for u in times)
+        times_of_calls.extend(u.tolist() for u in times)
         return tuple(torch.zeros(5, 2) for _ in times)
 
     build("schemes", "central")(F, torch.zeros(5, 2), torch.arange(5), t, 80.0)
-    assert asked == [[80, 30, 9, 2, 0.5], [9, 80, 30, 9, 2], [30, 9, 2, 0.5, 9]]
+    assert times_of_calls == [[80, 30, 9, 2, 0.5], [9, 80, 30, 9, 2], [30, 9, 2, 0.5, 9]]
 
 
 def test_central_is_exact_for_parabolas_at_every_point():

@@ -41,11 +41,11 @@ def pairs(i, t):
 
 def test_z_free_form_equals_the_direct_form(case):
     F, z, i, t, t_max = case
-    compared, times = Upwind()(F, z, i, t, t_max), pairs(i, t)
+    side, times = Upwind()(F, z, i, t, t_max), pairs(i, t)
     x_i, x_u = states(F(*times), z, times, t_max)
-    torch.testing.assert_close(compared.x, x_i, rtol=1e-14, atol=1e-13)
+    torch.testing.assert_close(side.x, x_i, rtol=1e-14, atol=1e-13)
     # float64 subtraction of states of magnitude 80 leaves about 1e-13 * N
-    torch.testing.assert_close(compared.prediction, direct(x_i, x_u, *times), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(side.prediction, direct(x_i, x_u, *times), rtol=1e-10, atol=1e-10)
 
 
 def test_z_free_form_is_far_more_accurate_in_float32(case):
@@ -61,14 +61,14 @@ def test_z_free_form_is_far_more_accurate_in_float32(case):
 
 
 def test_pairs_are_neighbours_and_the_last_point_looks_back():
-    t, asked = torch.tensor([80.0, 9.0, 2.0, 0.5], dtype=torch.float64), []
+    t, times_of_calls = torch.tensor([80.0, 9.0, 2.0, 0.5], dtype=torch.float64), []
 
     def F(*times):
-        asked.extend(u.tolist() for u in times)
+        times_of_calls.extend(u.tolist() for u in times)
         return tuple(torch.zeros(5, 2) for _ in times)
 
-    compared = Upwind()(F, torch.zeros(5, 2), torch.tensor([0, 1, 2, 3, 3]), t, 80.0)
-    assert asked == [[80, 9, 2, 0.5, 0.5], [9, 2, 0.5, 2, 2]] and compared.t.tolist() == asked[0]
+    side = Upwind()(F, torch.zeros(5, 2), torch.tensor([0, 1, 2, 3, 3]), t, 80.0)
+    assert times_of_calls == [[80, 9, 2, 0.5, 0.5], [9, 2, 0.5, 2, 2]] and side.t.tolist() == times_of_calls[0]
 
 
 def test_residual_on_the_exact_trajectory_halves_when_n_doubles():
@@ -98,8 +98,8 @@ def test_zero_residual_is_the_euler_solution():
             F = lambda *times, i=i: tuple(
                 torch.zeros_like(z) if float(t[0]) == teacher.t_max else invert(xs[k], z, t, teacher.t_max)
                 for k, t in zip((i, i + 1), times, strict=True))
-            compared = Upwind()(F, z, index, grid.t, teacher.t_max)
-            residual = compared.prediction - teacher(compared.x, compared.t, torch.tensor([0, 2]))
+            side = Upwind()(F, z, index, grid.t, teacher.t_max)
+            residual = side.prediction - teacher(side.x, side.t, torch.tensor([0, 2]))
             assert residual.abs().max() < 1e-9, i
 
 

@@ -1,1 +1,1 @@
-"""Networks that images are compared in. One file = one kind of network, its name on the command line."""
+"""Networks that images are compared in: one file is one kind, and its name is that on the command line."""

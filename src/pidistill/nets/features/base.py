@@ -1,4 +1,4 @@
-"""Feature networks, which images are compared in: what they have in common, and how one is loaded.
+"""Feature networks, in which images are compared: what they have in common, and how one is loaded.
 
 FID is the Frechet distance in Inception's features, FD-DINOv2 that in DINOv2's; `lpips` compares maps of VGG16, and
 `features` those of any network of this folder.
@@ -23,25 +23,25 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 
 
 class FeatureNetwork(Protocol):
-    """A network that images (B, C, H, W) in [-1, 1] are compared in.
+    """A feature network is one in which images (B, C, H, W) in [-1, 1] are compared.
 
-    It may also have `shape`, the only images (C, H, W) that it takes; `classify`, features -> logits (B, classes), with which
-    it has an Inception Score; and `distance`, what the Frechet distance in its features is called.
+    It may also have `shape`, the only images (C, H, W) that it takes; `classify`, features -> logits (B, classes), with
+    which it has an Inception Score; and `distance`, the name of the Frechet distance in its features.
     """
 
     def features(self, x: Tensor) -> Tensor:
-        """One vector an image, (B, d), for metrics."""
+        """Give one vector an image, (B, d), for metrics."""
         ...
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, c, ...) of several layers, for distances."""
+        """Give the maps (B, c, ...) of several layers, for distances."""
         ...
 
 
 class FeatureFunction(nn.Module):
-    """A function of images that gives maps (B, c, ...), one or several, as a feature network.
+    """The class makes a feature network of a function of images that gives maps (B, c, ...), one or several.
 
-    `features` is the mean of the last map over its positions.
+    Its `features` are the means of the last map over its positions.
     """
 
     def __init__(self, function: Callable[[Tensor], Any]):
@@ -74,9 +74,10 @@ def load_features(spec: str) -> Any:
     elif kind in list_members("features"):
         net = build("features", kind, rest).eval()
     elif kind == "python":
-        made = build_from_python(rest, "feature network")
-        made = made.eval() if isinstance(made, nn.Module) else made
-        net = made if isinstance(made, nn.Module) and hasattr(made, "features") else FeatureFunction(made)
+        function = build_from_python(rest, "feature network")
+        function = function.eval() if isinstance(function, nn.Module) else function
+        complete = isinstance(function, nn.Module) and hasattr(function, "features")
+        net = function if complete else FeatureFunction(function)
     elif Path(spec).suffix in (".ts", ".pt", ".pth", ".pt2"):
         net = FeatureFunction(read_program(Path(spec)))
     else:
@@ -86,7 +87,10 @@ def load_features(spec: str) -> Any:
 
 
 def read_program(path: Path) -> Callable[[Tensor], Any]:
-    """A file that is code by nature, and runs with the user's rights: only ever one that the user names as such."""
+    """Load a function of images from a TorchScript or torch.export file, which is code and runs with the user's rights.
+
+    It is only ever called for a file that the user names as such. Raises PidistillError in one line.
+    """
     if not path.is_file():
         raise PidistillError(f"{path} does not exist, or is no file")
     try:
@@ -98,28 +102,32 @@ def read_program(path: Path) -> Callable[[Tensor], Any]:
 
 
 def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
-    """Count the features of an image; images of a shape (C, H, W) that the network cannot take are refused."""
-    wanted = getattr(net, "shape", None)
-    if wanted is not None and tuple(shape) != tuple(wanted):
-        raise PidistillError(f"the features {name!r} are of images of shape {tuple(wanted)}, these have {tuple(shape)}")
+    """Count the features of an image, and refuse images that the feature network cannot take.
+
+    shape: of an image, (C, H, W).
+    name: of the network, for messages.
+    """
+    only_shape = getattr(net, "shape", None)
+    if only_shape is not None and tuple(shape) != tuple(only_shape):
+        raise PidistillError(f"the features {name!r} are of images of shape {tuple(only_shape)}, these have {tuple(shape)}")
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
             images = torch.zeros(2, *shape, device=device)
             maps = net.layers(images) if hasattr(net, "layers") else [net.features(images)]
-            sound = all(isinstance(f, Tensor) and f.ndim >= 2 and len(f) == 2 and f.is_floating_point() for f in maps)
-            width = int(net.features(images).shape[1]) if sound else 0
+            valid = all(isinstance(f, Tensor) and f.ndim >= 2 and len(f) == 2 and f.is_floating_point() for f in maps)
+            width = int(net.features(images).shape[1]) if valid else 0
     except Exception as error:  # whatever the user's network raises
         raise PidistillError(f"the feature network {name!r} cannot take images of shape {tuple(shape)}: "
                              f"{first_line(error)}") from None
-    if not sound:
+    if not valid:
         raise PidistillError(f"the feature network {name!r} must give tensors (B, c, ...), one or a list of them, got "
                              f"{[tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in maps]}")
     return width
 
 
 def fingerprint(net: nn.Module) -> str | None:
-    """SHA-256 over the names, shapes and values of a network's weights; None for one that has none."""
+    """Hash the names, shapes and values of a network's weights by SHA-256; gives None for a network without any."""
     state, digest = net.state_dict(), hashlib.sha256()
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()

@@ -12,17 +12,25 @@ from pidistill.files.reading import read_json
 from pidistill.files.weights import load_weights, read_tensors
 
 
-def digit_classifier(rest: str) -> DigitClassifier:
-    """The classifier in a folder with config.json, {"net": {"name": "digit_classifier", options}}, and model.safetensors."""
-    config = dict(read_json(Path(rest) / "config.json")["net"])
+def digit_classifier(folder: str) -> DigitClassifier:
+    """Load the classifier of a folder that holds its config.json and model.safetensors.
+
+    The configuration is {"net": {"name": "digit_classifier", options}}.
+    """
+    config = dict(read_json(Path(folder) / "config.json")["net"])
     config.pop("name")
     net = DigitClassifier(**config)
-    load_weights(net, read_tensors(Path(rest) / "model.safetensors"), Path(rest))
+    load_weights(net, read_tensors(Path(folder) / "model.safetensors"), Path(folder))
     return net
 
 
 class DigitClassifier(nn.Module):
-    """Digits (B, 1, 16, 16) in [-1, 1] -> logits (B, 10); `features` gives the (B, dim) before the last layer."""
+    """The network classifies digits (B, 1, 16, 16) in [-1, 1] -> logits (B, 10); `features` are the (B, dim) before those.
+
+    width: channels of the first two convolutions; the last two have twice as many.
+    dim: number of features.
+    pool: halves height and width after the second and the fourth convolution.
+    """
 
     shape = (1, 16, 16)
 
@@ -35,7 +43,7 @@ class DigitClassifier(nn.Module):
         self.fc, self.out = nn.Linear(2 * width * 16, dim), nn.Linear(dim, 10)
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """Maps after each of the four convolutions: two of 16x16, two of 8x8 positions."""
+        """Give the maps after each of the four convolutions: two of 16x16, two of 8x8 positions."""
         maps = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             x = self.pool(x) if i == 2 else x
@@ -47,6 +55,7 @@ class DigitClassifier(nn.Module):
         return F.relu(self.fc(self.pool(self.layers(x)[-1]).flatten(1)))
 
     def classify(self, features: Tensor) -> Tensor:
+        """Give the logits of features, (B, dim) -> (B, 10)."""
         return self.out(features)
 
     def forward(self, x: Tensor) -> Tensor:

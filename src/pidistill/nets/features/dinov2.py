@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al., 2023), the vision transformer whose features FD-DINOv2 is measured in (Stein et al., 2023)."""
+"""DINOv2 (Oquab et al., 2023), the vision transformer in whose features FD-DINOv2 is measured (Stein et al., 2023)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 PATCH, HEAD, INPUT_SIDE = 14, 64, 224  # pixels of a patch, channels of a head, pixels of the image that the network sees
-OFFSET = 0.1  # that the original adds when it stretches its positions; it changes the features
+OFFSET = 0.1  # what the original adds when it stretches its positions; it changes the features
 
 
 def dinov2(rest: str) -> Dinov2:
-    """The network with Meta's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
+    """Load the network with Meta's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
     return load_dinov2(Path(rest) if rest else fetch_published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel, before a residual is added."""
+    """The layer multiplies each channel by a learned factor, before a residual is added."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -37,7 +37,7 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over tokens (B, N, width)."""
+    """The layer lets tokens (B, N, width) attend to each other, in heads of 64 channels."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -50,6 +50,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """The perceptron has one hidden layer, four times as wide, and maps every token of (B, N, width) by itself."""
+
     def __init__(self, width: int):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -59,7 +61,7 @@ class Mlp(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + ls1 attention(norm1 x), then x + ls2 mlp(norm2 x)."""
+    """The block maps tokens (B, N, width) to x + ls1 attention(norm1 x), and these to x + ls2 mlp(norm2 x)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -72,13 +74,15 @@ class TransformerBlock(nn.Module):
 
 
 class Dinov2(nn.Module):
-    """Images (B, C, H, W) in [-1, 1], grey or RGB -> class tokens (B, width). Weights by the names of Meta's files.
+    """DINOv2 maps images (B, C, H, W) in [-1, 1], grey or RGB, to class tokens (B, width), by default of ViT-L/14.
 
-    grid: positions a side that the network was trained with; they are stretched to those of 224 x 224 pixels. By default
-    ViT-L/14. As in EDM2's evaluation: quantised images, resized with antialiasing.
+    Its weights have the names of Meta's files. As in EDM2's evaluation, images are quantised, and resized with antialiasing.
+
+    width, depth: channels of a token, and number of blocks.
+    grid: positions a side that the network was trained with; they are stretched to those of 224 x 224 pixels.
     """
 
-    distance = "fd_dinov2"  # what the Frechet distance in its features is called
+    distance = "fd_dinov2"  # name of the Frechet distance in its features
 
     def __init__(self, *, width: int = 1024, depth: int = 24, grid: int = 37):
         super().__init__()
@@ -90,20 +94,20 @@ class Dinov2(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.grid = grid
 
-    def positions(self, side: int) -> Tensor:
-        """(1, 1 + side^2, width): the trained ones stretched as the original does."""
+    def stretch_positions(self, side: int) -> Tensor:
+        """Stretch the trained position embeddings to side x side, (1, 1 + side^2, width), as the original does."""
         if side == self.grid:
             return self.pos_embed
-        first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        maps = rest.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        class_position, positions = self.pos_embed[:, :1], self.pos_embed[:, 1:]
+        maps = positions.reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
         scale = (side + OFFSET) / self.grid
         maps = F.interpolate(maps, scale_factor=(scale, scale), mode="bicubic")
-        return torch.cat([first, maps.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+        return torch.cat([class_position, maps.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 3, S, S), S a multiple of 14 -> class tokens (B, width)."""
+        """Turn normalised images (B, 3, S, S), S a multiple of 14, into class tokens (B, width)."""
         x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(math.isqrt(x.shape[1]))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.stretch_positions(math.isqrt(x.shape[1]))
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, 0]
@@ -118,18 +122,21 @@ class Dinov2(nn.Module):
 
 
 def load_dinov2(path: Path) -> Dinov2:
-    """A network of any size of Meta's that has plain MLPs (ViT-S, -B, -L), in evaluation mode; its weights say which."""
+    """Load a network of any of Meta's sizes with plain MLPs (ViT-S, -B, -L), in evaluation mode; its weights say which.
+
+    Raises PidistillError in one line.
+    """
     state = read_state_dict(path)
     try:
-        width, places = state["cls_token"].shape[2], state["pos_embed"].shape[1] - 1
+        width, positions = state["cls_token"].shape[2], state["pos_embed"].shape[1] - 1
         depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     except (KeyError, IndexError):
         raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it") from None
     if any(".w12." in name or name.startswith("register_tokens") for name in state):
         raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
-    if min(width, depth, places) < 1 or width % HEAD or math.isqrt(places) ** 2 != places:
-        raise PidistillError(f"{path}: {width} channels, {depth} blocks and {places} positions are no DINOv2's")
+    if min(width, depth, positions) < 1 or width % HEAD or math.isqrt(positions) ** 2 != positions:
+        raise PidistillError(f"{path}: {width} channels, {depth} blocks and {positions} positions are no DINOv2's")
     with Allowance(count_allowed_elements(path), path):
-        net = Dinov2(width=width, depth=depth, grid=math.isqrt(places))
+        net = Dinov2(width=width, depth=depth, grid=math.isqrt(positions))
     load_weights(net, state, path, "DINOv2")
     return net.eval()

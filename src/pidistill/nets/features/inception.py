@@ -1,4 +1,4 @@
-"""Inception v3, the network that FID is defined with (Heusel et al., 2017), as ported by torch-fidelity."""
+"""Inception v3, the network with which FID is defined (Heusel et al., 2017), as ported by torch-fidelity."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pidistill.files.weights import read_state_dict
 
 
 def inception(rest: str) -> Inception:
-    """The network with torch-fidelity's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
-    return Inception(Path(rest) if rest else fetch_published(torch_fidelity().URL_INCEPTION_V3, "Inception v3",
-                                                             "evaluate.features=inception:FILE"))
+    """Load the network with its weights. rest: their file; without one torch.hub's cache has them, or gets them."""
+    return Inception(Path(rest) if rest else fetch_published(copy_torch_fidelity().URL_INCEPTION_V3, "Inception v3",
+                                                       "evaluate.features=inception:FILE"))
 
 
 class Inception(nn.Module):
-    """The Inception v3 of 2015-12-05: images (B, C, H, W) in [-1, 1], quantised first -> features (B, 2048).
+    """The Inception v3 of 2015-12-05 maps images (B, C, H, W) in [-1, 1], quantised first, to features (B, 2048).
 
-    weights: the file of its weights.
+    weights: file of its weights, whose SHA-256 must begin with the hash in the file's name, if there is one.
     """
 
-    distance = "fid"  # what the Frechet distance in its features is called
+    distance = "fid"  # name of the Frechet distance in its features
 
     def __init__(self, weights: Path):
         super().__init__()
         check_hash(weights)
-        state, library = read_state_dict(weights), torch_fidelity()
+        state, library = read_state_dict(weights), copy_torch_fidelity()
         library.load_state_dict_from_url = lambda *_, **__: state  # of this copy of the module alone
         try:
             self.net = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
@@ -45,12 +45,12 @@ class Inception(nn.Module):
         return self.net(quantise(x).expand(-1, 3, -1, -1))[0]  # grey images: three equal channels
 
     def classify(self, features: Tensor) -> Tensor:
-        """(B, 2048) -> the 1008 logits that the Inception Score is defined with: without the bias."""
+        """Give the 1008 logits with which the Inception Score is defined, without the bias: (B, 2048) -> (B, 1008)."""
         return features @ self.net.fc.weight.T
 
 
-def torch_fidelity() -> Any:
-    """A copy of torch-fidelity's module of its own.
+def copy_torch_fidelity() -> Any:
+    """Load a second copy of torch-fidelity's module of Inception v3.
 
     The network's constructor there fetches the weights, or unpickles a file that it is given. In the copy it is handed
     weights that were read safely, and nobody else's module is changed.

@@ -1,1 +1,1 @@
-"""What networks are made of: residual blocks of U-Nets, and kernels in C for the CPU."""
+"""What networks are made of: first weights, resampling, embeddings, residual blocks, and kernels in C for the CPU."""

@@ -1,1 +1,1 @@
-"""Distances d(prediction, target) -> (B,). One file = one distance, its name on the command line."""
+"""Distances d(prediction, target) -> (B,): one file is one distance, and its name is that on the command line."""

@@ -1,48 +1,48 @@
-"""A function of many samples, some samples at a time, with the gradient of each part formed at once."""
+"""A distance of many samples, computed on a microbatch at a time, with each microbatch's gradient formed at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Compare = Callable[[Tensor, Tensor], Tensor]
+from pidistill.objectives.distances.base import Distance
 
 
-def in_parts(compare: Compare, prediction: Tensor, target: Tensor, k: int | None) -> Tensor:
-    """compare(prediction, target), (B, ...) twice -> (B,), on k samples at a time; None: on all at once.
+def compare_in_microbatches(compare: Distance, prediction: Tensor, target: Tensor, k: int | None) -> Tensor:
+    """Compute compare(prediction, target), (B, ...) and (B, ...) -> (B,), on k samples at a time; None: on all at once.
 
-    For a `compare` whose value of a sample depends on that sample alone. Its maps are in memory for k samples, and none is
-    computed twice: the gradient of a part is taken before the next part begins, and kept in place of the graph.
+    The maps of k samples are in memory at a time, and none is computed twice: the gradient of a microbatch is taken before
+    the next one begins, and kept in place of the graph.
     """
     if k is None or len(prediction) <= k:
         return compare(prediction, target)
-    wanted = [torch.is_grad_enabled() and x.requires_grad for x in (prediction, target)]
-    if not any(wanted):
+    needed = [torch.is_grad_enabled() and x.requires_grad for x in (prediction, target)]
+    if not any(needed):
         return torch.cat([compare(*pair) for pair in zip(prediction.split(k), target.split(k), strict=True)])
-    return _InParts.apply(compare, k, wanted, prediction, target)
+    return _MicrobatchedDistance.apply(compare, k, needed, prediction, target)
 
 
-class _InParts(torch.autograd.Function):
+class _MicrobatchedDistance(torch.autograd.Function):
+    """The function keeps each sample's slopes in place of the graph, so that the backward pass is a product."""
 
     @staticmethod
-    def forward(ctx: Any, compare: Compare, k: int, wanted: list[bool], *whole: Tensor) -> Tensor:
+    def forward(ctx: Any, compare: Distance, k: int, needed: list[bool], *sides: Tensor) -> Tensor:
         values = []
-        slopes = [torch.empty_like(x) if want else None for x, want in zip(whole, wanted, strict=True)]
-        for first in range(0, len(whole[0]), k):
-            part = slice(first, first + k)
-            pair = [x[part].detach().requires_grad_(want) for x, want in zip(whole, wanted, strict=True)]
+        slopes = [torch.empty_like(x) if need else None for x, need in zip(sides, needed, strict=True)]
+        for first in range(0, len(sides[0]), k):
+            micro = slice(first, first + k)
+            pair = [x[micro].detach().requires_grad_(need) for x, need in zip(sides, needed, strict=True)]
             with torch.enable_grad():
                 value = compare(*pair)
                 # of the sum: the slope of a sample's value is in that sample's place
-                found = iter(torch.autograd.grad(value.sum(), [x for x in pair if x.requires_grad]))
+                gradients = iter(torch.autograd.grad(value.sum(), [x for x in pair if x.requires_grad]))
             values.append(value.detach())
             for slope in slopes:
                 if slope is not None:
-                    slope[part] = next(found)
+                    slope[micro] = next(gradients)
         ctx.save_for_backward(*slopes)
         return torch.cat(values)
 

@@ -1,6 +1,8 @@
-"""Distances d(prediction, target) -> (B,). One file = one distance.
+"""LPIPS's distance over the maps f_l of a feature network (Zhang et al., 2018, Eq. 1):
 
-A distance is called with two (B, ...) tensors, is zero exactly where they are equal, and gives one value a sample.
+    d(a, b) = sum over layers l of the mean over positions p of sum over channels c of w_lc (u_lpc(a) - u_lpc(b))^2,
+
+where u_lp = f_lp / |f_lp| is the feature vector of a position, scaled to unit length, and w_l >= 0 are the layer's weights.
 """
 
 from __future__ import annotations
@@ -15,20 +17,21 @@ from torch.nn.functional import interpolate
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast, autocast
-from pidistill.objectives.distances._microbatched import in_parts
+from pidistill.objectives.distances._microbatched import compare_in_microbatches
 
 TINY = 1e-10  # LPIPS's: what is added to the norm of a position's features
 
 
 class Perceptual(nn.Module):
-    """LPIPS's distance over the maps of a feature network (Zhang et al., 2018, Eq. 1), (B, C, H, W) twice -> (B,).
+    """The distance compares the maps of a feature network, (B, C, H, W) twice -> (B,).
 
-    Subclasses define `layers(x)`: images in [-1, 1] -> maps (B, c, ...). At every position the channels are scaled to
-    unit length; the squared difference is weighted over channels, averaged over positions and summed over layers, in
-    float32. Nothing here is trained, and no graph is kept for a target that needs no gradient.
+    Subclasses define `layers(x)`: images in [-1, 1] -> maps (B, c, ...). The maps are compared in float32. Nothing here is
+    trained, and no graph is kept for a target that needs no gradient.
 
-    size: images are resized to size x size, bilinearly. precision: of the network, whatever the run's is.
-    microbatch: samples that go through at a time, however many are asked for; less memory, the same gradient.
+    size: images are resized to size x size, bilinearly; None leaves them.
+    precision: of the network, whatever the run's is.
+    channels_last: memory format of the network.
+    microbatch: samples that go through at a time, however many a batch has; less memory, the same gradient.
     """
 
     normalize: bool = True
@@ -40,57 +43,60 @@ class Perceptual(nn.Module):
         self.size, self.precision, self.channels_last, self.microbatch = size, precision, channels_last, microbatch
 
     def layers(self, x: Tensor) -> list[Tensor]:
+        """Give the network's maps (B, c, ...) of images."""
         raise NotImplementedError
 
+    @property
     def heads(self) -> Sequence[Tensor] | None:
-        """Weights (c,) of every layer's channels; None for 1."""
+        """Give the weights w_l, (c,), of every layer's channels; None stands for 1."""
         return None
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Refuse samples of shape (C, H, W) that the network cannot take, before a run begins."""
 
     def freeze(self) -> None:
-        """To be called once the networks are there."""
+        """Fix the networks, as a subclass must do once they are there: evaluation mode, no gradients of weights."""
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         self.train().requires_grad_(False)
 
     def train(self, mode: bool = True) -> Perceptual:
-        """Stays in evaluation mode, as its networks are: batch statistics would make samples depend on each other."""
+        """Stay in evaluation mode, as the networks do: batch statistics would make samples depend on each other."""
         self.training = False
         return self
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return in_parts(self.compare, prediction, target, self.microbatch)
+        return compare_in_microbatches(self.compare, prediction, target, self.microbatch)
 
     def compare(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Compute the distance of all samples at once, (B, C, H, W) twice -> (B,)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
-            targets = self.maps(target)
-        heads: Sequence[Tensor | None] = self.heads() or [None] * len(targets)
-        parts = [_Gap.apply(f, g, head, self.normalize)
-                 for f, g, head in zip(self.maps(prediction), targets, heads, strict=True)]
-        return torch.stack(parts).sum(dim=0).to(prediction.dtype)
+            targets = self.compute_maps(target)
+        heads: Sequence[Tensor | None] = self.heads or [None] * len(targets)
+        terms = [_MapDistance.apply(f, g, head, self.normalize)
+                 for f, g, head in zip(self.compute_maps(prediction), targets, heads, strict=True)]
+        return torch.stack(terms).sum(dim=0).to(prediction.dtype)
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """The network's maps of images, resized, in the chosen precision, lifted to float32."""
+    def compute_maps(self, x: Tensor) -> list[Tensor]:
+        """Compute the network's maps of images, resized, in the chosen precision; those of fp16 are lifted to float32."""
         if self.size is not None:
             x = interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False)
         if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         shared: dict[str, Tensor] = {}
         with autocast(self.precision, x.device):
-            maps = self.layers(_Restore.apply(x, shared) if self.precision == "fp16" else x)
-        return list(_Enlarge.apply(shared, *maps)) if self.precision == "fp16" else maps
+            maps = self.layers(_RestoreGradient.apply(x, shared) if self.precision == "fp16" else x)
+        return list(_EnlargeGradient.apply(shared, *maps)) if self.precision == "fp16" else maps
 
 
 BLOCK = 2**20  # numbers of a map that are compared at a time on the CPU: with their differences they stay in its cache
 
 
-class _Gap(torch.autograd.Function):
-    """mean over positions of sum_c head_c (f_c/|f| - g_c/|g|)^2, in float32; (B, c, ...) twice -> (B,).
+class _MapDistance(torch.autograd.Function):
+    """A layer's term is the mean over positions of sum_c head_c (f_c/|f| - g_c/|g|)^2; (B, c, ...) twice -> (B,).
 
-    As one function, since its chain of operations on VGG's large maps took as long as VGG: kept for the backward pass are
-    the maps alone, in their own type, and on the CPU they are read block by block.
+    It is computed in float32, and is one function, since its chain of operations on VGG's large maps took as long as VGG:
+    kept for the backward pass are the maps alone, in their own type, and on the CPU they are read block by block.
     """
 
     @staticmethod
@@ -98,8 +104,8 @@ class _Gap(torch.autograd.Function):
         ctx.save_for_backward(f, g, head)
         ctx.normalize = normalize
         total = torch.zeros(len(f), dtype=torch.promote_types(f.dtype, torch.float32), device=f.device)
-        for k, x, y in blocks(flatten_positions(f), flatten_positions(g)):
-            square = (unit(x, normalize)[0] - unit(y, normalize)[0]).square_()
+        for k, x, y in split_into_blocks(merge_positions(f), merge_positions(g)):
+            square = (normalise_channels(x, normalize)[0] - normalise_channels(y, normalize)[0]).square_()
             total[k] += (square if head is None else square.mul_(head.reshape(-1, 1))).sum(dim=(1, 2))
         return total / max(1, f[0, 0].numel())
 
@@ -108,30 +114,34 @@ class _Gap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         f, g, head = ctx.saved_tensors
         normalize, scale = ctx.normalize, 2 * gradient / max(1, f[0, 0].numel())
-        results = [torch.empty_like(flatten_positions(each)) if needed else None for each, needed in zip((f, g), ctx.needs_input_grad)]
-        outputs = [blocks(r, r) if r is not None else None for r in results]
-        for k, x, y in blocks(flatten_positions(f), flatten_positions(g)):
-            (a, norm_a), (b, norm_b) = unit(x, normalize), unit(y, normalize)
+        results = [torch.empty_like(merge_positions(maps)) if needed else None
+                   for maps, needed in zip((f, g), ctx.needs_input_grad)]
+        outputs = [split_into_blocks(r, r) if r is not None else None for r in results]
+        for k, x, y in split_into_blocks(merge_positions(f), merge_positions(g)):
+            (a, norm_a), (b, norm_b) = normalise_channels(x, normalize), normalise_channels(y, normalize)
             slope = (a - b) * scale[k].reshape(-1, 1, 1)
             slope = slope if head is None else slope.mul_(head.reshape(-1, 1))
-            for sign, unit_, norm, output in ((1, a, norm_a, outputs[0]), (-1, b, norm_b, outputs[1])):
+            for sign, unit, norm, output in ((1, a, norm_a, outputs[0]), (-1, b, norm_b, outputs[1])):
                 if output is None:
                     continue
-                own = slope * sign
+                side_slope = slope * sign
                 if norm is not None:  # |f| is a function of f too
-                    own -= unit_ * (unit_ * own).sum(dim=1, keepdim=True)
-                    own /= norm
-                next(output)[1].copy_(own)
+                    side_slope -= unit * (unit * side_slope).sum(dim=1, keepdim=True)
+                    side_slope /= norm
+                next(output)[1].copy_(side_slope)
         return *(None if r is None else r.view(f.shape) for r in results), None, None
 
 
-def flatten_positions(x: Tensor) -> Tensor:
-    """(B, c, ...) -> (B, c, positions), in any memory format."""
+def merge_positions(x: Tensor) -> Tensor:
+    """Merge all axes after the channels, (B, c, ...) -> (B, c, positions), in any memory format."""
     return x.flatten(2) if x.ndim > 2 else x[..., None]
 
 
-def blocks(f: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(samples, parts of both) of (B, c, positions) twice, small enough for the CPU's cache; one for other devices."""
+def split_into_blocks(f: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Split two maps (B, c, positions) into blocks that the CPU's cache holds; on other devices the whole is one block.
+
+    Yields the samples of a block, and the block of either map.
+    """
     if f.device.type != "cpu":
         yield slice(None), f, g
         return
@@ -142,8 +152,11 @@ def blocks(f: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
             yield slice(k, k + samples), f[k:k + samples, :, p:p + positions], g[k:k + samples, :, p:p + positions]
 
 
-def unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
-    """x (b, c, p) over its norm over channels, in float32 (or float64), and that norm."""
+def normalise_channels(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
+    """Divide x (b, c, p) by its norm over channels, in float32 (or float64); gives that norm too.
+
+    normalize: False leaves x as it is, and gives None for the norm.
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     if not normalize:
         return x, None
@@ -157,8 +170,8 @@ def unit(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
 # loss scale does not do this: it is there for fp16 runs alone, and follows the student's gradient.
 
 
-class _Enlarge(torch.autograd.Function):
-    """The maps in float32; multiplies their gradients by a common factor, which stays on the device."""
+class _EnlargeGradient(torch.autograd.Function):
+    """The maps are given in float32, and their gradients are multiplied by a common factor, which stays on the device."""
 
     @staticmethod
     def forward(ctx: Any, shared: dict[str, Tensor], *maps: Tensor) -> tuple[Tensor, ...]:
@@ -173,8 +186,8 @@ class _Enlarge(torch.autograd.Function):
         return None, *((g * factor).to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True))
 
 
-class _Restore(torch.autograd.Function):
-    """The images; divides their gradient by the factor of `_Enlarge`."""
+class _RestoreGradient(torch.autograd.Function):
+    """The images are given as they are, and their gradient is divided by the factor of `_EnlargeGradient`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shared: dict[str, Tensor]) -> Tensor:

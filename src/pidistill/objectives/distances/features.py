@@ -1,4 +1,7 @@
-"""LPIPS's distance over another feature network than VGG16."""
+"""LPIPS's distance over another feature network than VGG16, without weights: the sum over layers l of
+
+    mean over positions p of |f_lp(a)/|f_lp(a)| - f_lp(b)/|f_lp(b)||^2.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from pidistill.objectives.distances._perceptual import Perceptual
 
 
 class Features(Perceptual):
-    """sum over layers of mean over positions of |a - b|^2, a and b the unit-length feature vectors, (B, ...) twice -> (B,).
+    """The distance compares the maps of a feature network of the user's choice, (B, C, H, W) twice -> (B,).
 
     net: a bundled feature network, such as `digits_perceptual`; a TorchScript file (.ts, .pt) or torch.export file (.pt2),
-    or python:MODULE:FACTORY, each a function of images in [-1, 1] that gives (B, c, ...) or several of them. These run
-    what they hold: name only what you made.
-    normalize: False compares the features as they are. size, precision, channels_last, microbatch: as in `lpips`.
+        or python:MODULE:FACTORY, each a function of images in [-1, 1] that gives (B, c, ...) or several of them. These run
+        what they hold: name only what you made.
+    normalize: False compares the features as they are, and not their directions.
+    size, precision, channels_last, microbatch: as in `lpips`.
     """
 
     def __init__(self, *, net: str, normalize: bool = True, size: int | None = None, precision: Autocast = "fp32",

@@ -1,10 +1,10 @@
-"""L1 distance."""
+"""L1 distance: d(a, b) = sum_j |a_j - b_j| / n over the n elements of a sample."""
 
 from torch import Tensor
 
 
 class L1:
-    """Mean absolute difference over a sample's elements, (B, ...) and (B, ...) -> (B,)."""
+    """The distance is the mean absolute difference over a sample's elements, (B, ...) and (B, ...) -> (B,)."""
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
         return (prediction - target).abs().flatten(1).mean(dim=1)

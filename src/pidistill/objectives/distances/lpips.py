@@ -1,4 +1,7 @@
-"""LPIPS (Zhang et al., 2018): distance in the features of VGG16, with the published linear heads."""
+"""LPIPS (Zhang et al., 2018, Eq. 1): distance in the features of VGG16, with the published linear heads.
+
+The equation is in `_perceptual`; here are its network and its weights.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,15 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))        # channels and
 
 
 class LPIPS(Perceptual):
-    """Images (B, 1 or 3, H, W) in [-1, 1], twice -> (B,).
+    """The distance compares images (B, 1 or 3, H, W) in [-1, 1], twice -> (B,), in VGG16's maps.
 
     pool: `avg` as the reference implementation of PID, `max` as VGG16 was trained and LPIPS published.
     size: images are resized to size x size, bilinearly; None leaves them (at least 16 pixels). The paper's text has 244,
-    its code 224.
+        its code 224.
     weights: a file with VGG16's weights; by default torchvision's, from its cache or fetched there (528 MB).
-    precision: of the convolutions, whatever the run's is. channels_last: memory format of the convolutions.
-    microbatch: samples at a time.
+    precision: of the convolutions, whatever the run's is.
+    channels_last: memory format of the convolutions.
+    microbatch: samples that go through the network at a time.
     """
 
     def __init__(self, *, pool: Literal["avg", "max"] = "avg", size: int | None = 224, weights: str | None = None,
@@ -59,12 +63,13 @@ class LPIPS(Perceptual):
     std: Tensor
 
     def load(self, weights: str | None) -> None:
+        """Load VGG16's weights and the linear heads. Raises PidistillError in one line."""
         path = Path(weights) if weights else fetch_published(VGG16, "VGG16", "objective.distance.weights=FILE")
         check_hash(path)
         state = {name.removeprefix("features."): value for name, value in read_state_dict(path).items()
                  if not name.startswith("classifier.")}
         load_weights(self.convs, state, path, "VGG16's features")
-        heads = read_state_dict(heads_file())
+        heads = read_state_dict(find_heads())
         for k in range(len(STAGES)):
             getattr(self, f"head{k}").copy_(heads[f"lin{k}.model.1.weight"].flatten())
 
@@ -73,11 +78,12 @@ class LPIPS(Perceptual):
         if len(shape) != 3 or shape[0] not in (1, 3) or (self.size is None and min(shape[1:]) < 16):
             raise PidistillError(f"lpips compares grey or RGB images (of at least 16 pixels, or resized), got {shape}")
 
+    @property
     def heads(self) -> list[Tensor]:
         return [getattr(self, f"head{k}") for k in range(len(STAGES))]
 
     def layers(self, x: Tensor) -> list[Tensor]:
-        """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
+        """Give the maps relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
         x = ((x.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std  # grey images: three equal channels
         maps, convs = [], iter(self.convs.values())
         for stage, (_, depth) in enumerate(STAGES):
@@ -89,8 +95,8 @@ class LPIPS(Perceptual):
         return maps
 
 
-def heads_file() -> Path:
-    """The linear heads v0.1 for VGG, in the package lpips, which is not imported for it."""
+def find_heads() -> Path:
+    """Find the linear heads v0.1 for VGG in the package lpips, which is not imported for it."""
     spec = find_spec("lpips")
     if spec is None or not spec.submodule_search_locations:
         raise PidistillError("lpips: the package lpips, which carries the linear heads, is not installed: pip install lpips")

@@ -1,4 +1,7 @@
-"""Pseudo-Huber distance (Song and Dhariwal, 2024, "Improved techniques for training consistency models", Eq. 7)."""
+"""Pseudo-Huber distance: d(a, b) = sqrt(|a - b|^2 + k^2) - k.
+
+Song and Dhariwal (2024), "Improved techniques for training consistency models", Eq. 7.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from pidistill.core.errors import PidistillError
 
 
 class PseudoHuber:
-    """sqrt(|a - b|^2 + k^2) - k, (B, ...) and (B, ...) -> (B,), with k = c sqrt(elements of a sample).
+    """The distance is sqrt(|a - b|^2 + k^2) - k, (B, ...) and (B, ...) -> (B,), with k = c sqrt(elements of a sample).
 
-    Quadratic for r.m.s. differences below c, linear above. c: in units of the data, 0.00054 in that paper.
+    It is quadratic for r.m.s. differences below c and linear above. c: in units of the data, 0.00054 in that paper.
     """
 
     def __init__(self, *, c: float = 0.00054):

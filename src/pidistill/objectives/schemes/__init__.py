@@ -1,1 +1,1 @@
-"""Numerical differentiation of the student in t. One file = one scheme, its name on the command line."""
+"""Numerical differentiation of the student in t: one file is one scheme, and its name is that on the command line."""

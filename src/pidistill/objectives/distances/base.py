@@ -1,0 +1,22 @@
+"""Distances d(a, b) in which PID compares the student's prediction a with the teacher's target b.
+
+d(a, b) >= 0, and d(a, b) = 0 exactly where a = b. It need not be a metric: the square of one will do.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Distance(Protocol):
+    """A distance tells how far predictions are from targets, (B, ...) and (B, ...) -> (B,).
+
+    It gives one value a sample, which depends on that sample alone: only the trainer averages. It is differentiable in the
+    prediction, and in the target, whose gradient is asked for where stop_gradient is off. A distance that cannot take every
+    shape has a `check(shape)` too, which refuses samples of shape (C, H, W) with PidistillError before a run begins.
+    """
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
