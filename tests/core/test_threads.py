@@ -10,7 +10,7 @@ import torch
 from pidistill.core.seeds import labels_of, noise
 from pidistill.core.tensors import clip_images
 from pidistill.core.threads import ahead
-from pidistill.models.drawing import drawn, gather
+from pidistill.models.drawing import draw_batches, gather
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student_init import make_student
 from tests.helpers import SHAPE, tiny_teacher
@@ -87,12 +87,12 @@ def test_an_interrupted_drawing_ends_its_threads(error):
         return z
 
     with pytest.raises(error):
-        list(drawn(draw, range(100), None, SHAPE, CPU, batch_size=2))
+        list(draw_batches(draw, range(100), None, SHAPE, CPU, batch_size=2))
     assert own_threads() == 0
 
 
 def test_leaving_off_ends_the_threads():
-    batches = drawn(lambda z, y, part: z, range(100), None, SHAPE, CPU, batch_size=2)
+    batches = draw_batches(lambda z, y, part: z, range(100), None, SHAPE, CPU, batch_size=2)
     next(batches)
     batches.close()
     assert own_threads() == 0

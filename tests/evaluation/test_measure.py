@@ -17,7 +17,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation import side_by_side
 from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
-from pidistill.evaluation.measure import Measure, metric_names
+from pidistill.evaluation.measure import Measure, parse_metric_names
 from pidistill.evaluation.results import Evaluation, Measurement
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
@@ -47,10 +47,10 @@ def student(teacher):
 
 
 def test_metric_names():
-    assert metric_names("fid,is,kid,pr") == ["frechet", "inception_score", "kid", "precision_recall"]
-    assert metric_names("fid, fd,frechet") == ["frechet"]
+    assert parse_metric_names("fid,is,kid,pr") == ["frechet", "inception_score", "kid", "precision_recall"]
+    assert parse_metric_names("fid, fd,frechet") == ["frechet"]
     with pytest.raises(PidistillError, match="unknown metric 'fidd'; did you mean 'fid'"):
-        metric_names("fidd")
+        parse_metric_names("fidd")
 
 
 def test_batches_as_one(teacher, student):
@@ -106,16 +106,16 @@ def test_an_interrupted_measurement_goes_on(teacher, student, tmp_path, monkeypa
 def test_memory_that_does_not_suffice_halves_the_batch(teacher, student):
     sizes: list[int] = []
 
-    def draw(seeds, labels, at_once):
-        sizes.append(at_once)
-        if at_once > 3:
+    def draw(seeds, labels, batch_size):
+        sizes.append(batch_size)
+        if batch_size > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return student.sample(seeds, labels, batch_size=at_once, clip=False)
+        return student.sample(seeds, labels, batch_size=batch_size, clip=False)
 
     subject = Subject(student.net, draw, {}, student)
-    subject.at_once = 10
+    subject.batch_size = 10
     images = subject.run(range(10), None)
-    assert sizes == [10, 5, 3] and subject.at_once == 3 and subject.measurement({}, {}).nfe == 1
+    assert sizes == [10, 5, 3] and subject.batch_size == 3 and subject.measurement({}, {}).nfe == 1
     torch.testing.assert_close(images, student.sample(range(10), clip=False))
     subject.run(range(10, 14), None)
     assert sizes[3:] == [3]
@@ -124,22 +124,22 @@ def test_memory_that_does_not_suffice_halves_the_batch(teacher, student):
 
 
 def test_batch_that_fits_follows_the_free_memory(student, monkeypatch):
-    per_image = memory.bytes_per_image(student, SHAPE, torch.device("cpu"))
+    per_image = memory.count_bytes_per_image(student, SHAPE, torch.device("cpu"))
     assert per_image > 4 * 2 * 256  # the state that comes out, and the network's output
 
     class Free:
         available = 40 * per_image
 
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: Free)
-    assert memory.fitting_batch(student, torch.device("cpu")) == 20
+    assert memory.fit_batch_size(student, torch.device("cpu")) == 20
     Free.available = 10**15
-    assert memory.fitting_batch(student, torch.device("cpu")) == 250
+    assert memory.fit_batch_size(student, torch.device("cpu")) == 250
     monkeypatch.setattr(memory, "CPU_WORKING_SET", 30.5 * per_image)
-    assert memory.fitting_batch(student, torch.device("cpu")) == 30
+    assert memory.fit_batch_size(student, torch.device("cpu")) == 30
     monkeypatch.setattr(memory, "CPU_WORKING_SET", per_image)
-    assert memory.fitting_batch(student, torch.device("cpu")) == 8
+    assert memory.fit_batch_size(student, torch.device("cpu")) == 8
     Free.available = 0
-    assert memory.fitting_batch(student, torch.device("cpu")) == 1
+    assert memory.fit_batch_size(student, torch.device("cpu")) == 1
 
 
 def test_repeats_take_disjoint_seeds_and_show_minimum_and_mean(teacher):

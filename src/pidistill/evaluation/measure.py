@@ -13,19 +13,19 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import choices, member, names
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.base import Batch, Metric, Reference
-from pidistill.evaluation.references import few, load_reference
+from pidistill.evaluation.references import load_reference, warn_if_few
 from pidistill.nets.features.base import check_shape, fingerprint, load_features
 
-SHORT = {"fid": "frechet", "fd": "frechet", "fd_dinov2": "frechet", "is": "inception_score", "pr": "precision_recall",
+SHORT_NAMES = {"fid": "frechet", "fd": "frechet", "fd_dinov2": "frechet", "is": "inception_score", "pr": "precision_recall",
          "rms": "trajectory_rmse"}
 
 
-def metric_names(text: str) -> list[str]:
+def parse_metric_names(text: str) -> list[str]:
     """`fid,is,kid,pr` or files' names -> files' names, each once."""
-    found = [SHORT.get(part.strip(), part.strip()) for part in text.split(",")]
+    found = [SHORT_NAMES.get(part.strip(), part.strip()) for part in text.split(",")]
     for name in found:
         if name not in names("metrics"):
-            raise choices("metric", name, sorted([*names("metrics"), *SHORT]))
+            raise choices("metric", name, sorted([*names("metrics"), *SHORT_NAMES]))
     return list(dict.fromkeys(found))
 
 
@@ -93,7 +93,7 @@ class Tally:
         self.stored = torch.zeros(num, measure.widths["stored"]) if "stored" in needs else None
         self.network = bool(needs - {"solutions"})
         if "frechet" in self.metrics:
-            few(num, measure.widths["features"], "the model")
+            warn_if_few(num, measure.widths["features"], "the model")
 
     @torch.inference_mode()
     def add(self, images: Tensor, rows: Sequence[int], seeds: Sequence[int] | None = None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pidistill.core.errors import PidistillError
-from pidistill.evaluation.published import Published
+from pidistill.evaluation.published import PublishedResult
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def plot_curves(path: Path, curves: Sequence[Curve], metric: str, unit: str) -> 
     save_figure(figure, path)
 
 
-def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[Published], metric: str, unit: str) -> None:
+def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[PublishedResult], metric: str, unit: str) -> None:
     """PNG: quality against evaluations, a line a sampler and a star a student; published numbers as small crosses.
 
     metric: whose values the points have, and whose published numbers are shown. unit: its name at the axis.

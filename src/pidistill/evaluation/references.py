@@ -28,9 +28,9 @@ from pidistill.files.weights import read_tensors
 from pidistill.nets.features.base import check_shape
 
 FID_REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"  # EDM's: NPZ with `mu` and `sigma`
-KEPT = 10_000  # features that KID and precision and recall compare with
-MADE: dict[tuple[str, str, str | None], Reference] = {}  # of images, by this program: a run measures more than once
-PICKLED = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's files hold both
+STORED_FEATURES = 10_000  # features that KID and precision and recall compare with
+REFERENCE_CACHE: dict[tuple[str, str, str | None], Reference] = {}  # of images, by this program: a run measures more than once
+PICKLE_KEYS = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's files hold both
 
 
 def load_reference(name: str | None, features: str, net: Any, fingerprint: str | None = None) -> Reference:
@@ -42,17 +42,17 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     Raises PidistillError in one line.
     """
     if name is None:
-        return bundled_reference(features)
+        return read_bundled_reference(features)
     path = Path(name)
     if path.suffix == ".pkl":
         found = read_pickle(path, features)
     elif path.is_dir() or path.suffix == ".zip" or (path.suffix == ".npz" and path.is_file() and not has_statistics(path)):
         key = (str(path.resolve()), features, fingerprint)
-        if key not in MADE:
+        if key not in REFERENCE_CACHE:
             console.print(f"making statistics of {name}; `pidistill reference {name} --out ref.npz` keeps them",
                           soft_wrap=True)
-            MADE[key] = make_reference(name, net, features, fingerprint)
-        return MADE[key]
+            REFERENCE_CACHE[key] = make_reference(name, net, features, fingerprint)
+        return REFERENCE_CACHE[key]
     elif path.suffix == ".npz":
         found = read_npz(path)
     elif not re.fullmatch(r"[\w-]+", name, re.ASCII):
@@ -67,7 +67,7 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     return found
 
 
-def bundled_reference(features: str) -> Reference:
+def read_bundled_reference(features: str) -> Reference:
     path = ASSETS / features / "features" / "reference.safetensors"
     if not path.exists():
         raise PidistillError(f"there are no reference statistics for {features!r}; name them with evaluate.reference, such "
@@ -112,7 +112,7 @@ def check_statistics(path: Path, mean: Tensor, covariance: Tensor) -> None:
 
 def read_pickle(path: Path, features: str) -> Reference:
     """EDM2's {"fid": {"mu", "sigma"}, "fd_dinov2": {...}}, by the stack machine that imports and calls nothing."""
-    kinds = [key for key, kind in PICKLED.items() if features.partition(":")[0] == kind]
+    kinds = [key for key, kind in PICKLE_KEYS.items() if features.partition(":")[0] == kind]
     if not kinds:
         raise PidistillError(f"{path}: EDM2's references are of inception or dinov2, not of {features!r}")
     try:
@@ -121,7 +121,7 @@ def read_pickle(path: Path, features: str) -> Reference:
         part = root.get(kinds[0]) if isinstance(root, dict) else None
         if not isinstance(part, dict):
             raise Bad(f"it holds no statistics under `{kinds[0]}`")
-        mean, covariance = (array(part.get(key)) for key in ("mu", "sigma"))
+        mean, covariance = (rebuild_array(part.get(key)) for key in ("mu", "sigma"))
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except Bad as error:
@@ -132,7 +132,7 @@ def read_pickle(path: Path, features: str) -> Reference:
     return Reference(mean, covariance, source=str(path))
 
 
-def array(record: Any) -> Tensor:
+def rebuild_array(record: Any) -> Tensor:
     """A numpy array of float32 or float64 out of a pickle's description of it, as float64."""
     state = record.state.get("array") if isinstance(record, Record) and record.name == "numpy.ndarray" else None
     if not isinstance(state, tuple) or len(state) != 5:
@@ -147,14 +147,14 @@ def array(record: Any) -> Tensor:
     return torch.from_numpy(values.astype(np.float64))
 
 
-def make_reference(data: str, net: Any, features: str, fingerprint: str | None = None, *, keep: int = KEPT,
+def make_reference(data: str, net: Any, features: str, fingerprint: str | None = None, *, keep: int = STORED_FEATURES,
                    batch: int = 250) -> Reference:
     """From images: `digits`, a folder, a .zip (EDM's data sets) or an .npz. keep: how many images' features are kept."""
-    num, shape, batches = images_of(data, batch)
+    num, shape, batches = open_batches(data, batch)
     width = check_shape(net, shape, features)
     if num < 2:
         raise PidistillError(f"{data} holds one image; statistics need two or more")
-    few(num, width, data)
+    warn_if_few(num, width, data)
     device, sums = device_of(net), Frechet(num, width, None, device=device_of(net))
     rows = np.sort(stream(0, 1).choice(num, min(keep, num), replace=False))
     kept, start = [torch.empty(0, width)], 0
@@ -166,12 +166,12 @@ def make_reference(data: str, net: Any, features: str, fingerprint: str | None =
             inside = rows[(rows >= start) & (rows < start + len(f))] - start
             kept.append(f[torch.from_numpy(inside).to(device)].float().cpu())
             start += len(f)
-    mean, covariance = sums.statistics()
+    mean, covariance = sums.fit_gaussian()
     check_statistics(Path(data), mean, covariance)
     return Reference(mean, covariance, torch.cat(kept) if keep else None, fingerprint, num, data)
 
 
-def images_of(data: str, batch: int) -> tuple[int, tuple[int, ...], Iterator[Tensor]]:
+def open_batches(data: str, batch: int) -> tuple[int, tuple[int, ...], Iterator[Tensor]]:
     """Number, shape (C, H, W) and uint8 batches of a data set of images."""
     if data == "digits":
         images = quantise(load_images("digits").images)
@@ -193,7 +193,7 @@ def write_reference(path: Path, reference: Reference) -> None:
         raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def few(num: int, width: int, what: str) -> None:
+def warn_if_few(num: int, width: int, what: str) -> None:
     """Say it where a covariance cannot have full rank: its distances are far from those of more images."""
     if num <= width:
         console.print(f"warning: {num} images of {what} for {width} features: their covariance is singular, and distances "

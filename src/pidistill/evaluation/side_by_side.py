@@ -21,7 +21,7 @@ from pidistill.evaluation.subject import Subject
 from pidistill.files.folders import write_json, write_tensors
 from pidistill.files.reading import read_json
 from pidistill.files.weights import read_tensors
-from pidistill.models.batch_size import fitting_batch
+from pidistill.models.batch_size import fit_batch_size
 
 SAVE_EVERY = 60.0  # seconds between two records of what has been measured
 
@@ -38,8 +38,8 @@ def measure_models(subjects: dict[str, Subject], measure: Measure, seeds: range,
     what: the job's name beside the progress bar.
     """
     for subject in subjects.values():
-        subject.at_once = batch or min(fitting_batch(subject.model, device_of(subject.model)), len(seeds))
-    turn = batch or max(subject.at_once for subject in subjects.values())
+        subject.batch_size = batch or min(fit_batch_size(subject.model, device_of(subject.model)), len(seeds))
+    turn = batch or max(subject.batch_size for subject in subjects.values())
     accounts = {name: Account(name, subject, measure, seeds, turn, keep, solution if name != solution else None)
                 for name, subject in subjects.items()}
     turns = range(processes.rank() * turn, len(seeds), processes.size() * turn)
@@ -51,7 +51,7 @@ def measure_models(subjects: dict[str, Subject], measure: Measure, seeds: range,
             teacher = accounts[solution]
             # A teacher that was measured before the program was interrupted is drawn again, for the others' sake.
             solutions = teacher.add(part, labels, k) if teacher in waiting else \
-                teacher.subject.draw(part, labels, teacher.subject.at_once)
+                teacher.subject.draw(part, labels, teacher.subject.batch_size)
             waiting = [account for account in waiting if account is not teacher]
         for account in waiting:
             account.add(part, labels, k, solutions)

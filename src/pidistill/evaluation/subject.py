@@ -27,7 +27,7 @@ class Subject:
     def __init__(self, network: torch.nn.Module, draw: Callable[[Sequence[int], Tensor | None, int], Tensor],
                  settings: dict[str, Any], model: torch.nn.Module | None = None):
         self.network, self.draw, self.settings, self.model = network, draw, settings, model or network
-        self.seconds, self.calls, self.batches, self.images, self.at_once = 0.0, 0, 0, 0, 0
+        self.seconds, self.calls, self.batches, self.images, self.batch_size = 0.0, 0, 0, 0, 0
 
     @classmethod
     def of(cls, model: Student | Denoiser, sampler: Sampler | None = None) -> Subject:
@@ -43,23 +43,23 @@ class Subject:
     def run(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
         """Images of these seeds; in smaller parts from now on, if the memory does not hold them at once."""
         hook = self.network.register_forward_hook(self._count)
-        self.at_once = min(self.at_once or len(seeds), len(seeds))
+        self.batch_size = min(self.batch_size or len(seeds), len(seeds))
         began = time.perf_counter()
         try:
             while True:
                 calls = self.calls
                 try:
-                    images = self.draw(seeds, labels, self.at_once)  # ends on the CPU, so the device has finished
+                    images = self.draw(seeds, labels, self.batch_size)  # ends on the CPU, so the device has finished
                     break
                 except torch.OutOfMemoryError:
-                    if self.at_once == 1:
+                    if self.batch_size == 1:
                         raise PidistillError("the memory does not hold a single image") from None
-                    self.at_once, self.calls = -(-self.at_once // 2), calls
+                    self.batch_size, self.calls = -(-self.batch_size // 2), calls
                     torch.cuda.empty_cache()
         finally:
             hook.remove()
         self.seconds += time.perf_counter() - began
-        self.batches += -(-len(seeds) // self.at_once)
+        self.batches += -(-len(seeds) // self.batch_size)
         self.images += len(seeds)
         return images
 

@@ -8,31 +8,31 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-MOST = {"cpu": 250, "cuda": 1024}  # more is no faster
+FASTEST_BATCH = {"cpu": 250, "cuda": 1024}  # more is no faster
 # A CPU is slower once a batch's activations outgrow this: on one core of an EPYC, EDM's CIFAR-10 network (95 MB an image)
 # took 0.53 s an image in batches of 8 and 0.63 to 0.73 s from 16 on; the digits' (1 MB) was fastest at 250
 # (`benchmarks/sampling.py --batches` takes these times).
 CPU_WORKING_SET = 800e6  # bytes
 
 
-def fitting_batch(network: nn.Module, device: torch.device) -> int:
+def fit_batch_size(network: nn.Module, device: torch.device) -> int:
     """Images at a time for a network without gradients: as many as half the free memory holds, up to what is fastest.
 
     Reckoned as if nothing that one image makes in the network were freed, which is several times what is needed. What is
-    still too much for a GPU is halved when it fails (`Subject.run`). Networks that take other inputs than ours: `MOST`.
+    still too much for a GPU is halved when it fails (`Subject.run`). Networks that take other inputs than ours: `FASTEST_BATCH`.
     """
-    most = MOST.get(device.type, 250)
+    most = FASTEST_BATCH.get(device.type, 250)
     shape = getattr(network, "shape", None)
     if shape is None:
         return most
-    each = max(bytes_per_image(network, shape, device), 1)
+    each = max(count_bytes_per_image(network, shape, device), 1)
     if device.type == "cuda":
         return int(max(1, min(most, torch.cuda.mem_get_info(device)[0] / 2 // each)))
     return int(max(1, min(most, psutil.virtual_memory().available / 2 // each, max(CPU_WORKING_SET // each, 8))))
 
 
 @torch.inference_mode()
-def bytes_per_image(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+def count_bytes_per_image(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
     """Bytes of all that the modules put out for one image."""
     total = 0
 

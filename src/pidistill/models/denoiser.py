@@ -91,9 +91,9 @@ class Preconditioned(Denoiser):
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.preconditioning(t)
-        return like(c_skip, x) * x + like(c_out, x) * self.guided(like(c_in, x) * x, c_noise.to(x.dtype), labels).to(x.dtype)
+        return like(c_skip, x) * x + like(c_out, x) * self.evaluate_network(like(c_in, x) * x, c_noise.to(x.dtype), labels).to(x.dtype)
 
-    def guided(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+    def evaluate_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """The network's output, without what follows the image's channels: a variance that some networks learn too."""
         if self.guidance == 1 or labels is None:
             return self.model(u, c_noise, labels)[:, :self.shape[0]]
@@ -127,7 +127,7 @@ def as_denoiser(teacher: Any) -> Denoiser:
                             rho=getattr(teacher, "rho", RHO), **facts)
 
 
-def facts_of(config: dict[str, Any]) -> dict[str, Any]:
+def parse_facts(config: dict[str, Any]) -> dict[str, Any]:
     """FACTS out of a config.json, each of a possible size. Raises KeyError or ValueError."""
     facts = {name: config[name] for name in FACTS}
     for name, value in facts.items():

@@ -16,7 +16,7 @@ from pidistill.core.threads import ahead, cores
 
 
 @torch.inference_mode()
-def drawn(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds: Sequence[int], labels: Tensor | None,
+def draw_batches(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds: Sequence[int], labels: Tensor | None,
           shape: Sequence[int], device: torch.device, *, batch_size: int) -> Generator[Tensor, None, None]:
     """draw(noise (B, *shape), labels (B,), seeds) of each batch, (B, ...) on the CPU, in the order of the seeds.
 
@@ -42,12 +42,12 @@ def drawn(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds:
                 continue
             behind.append((x, torch.cuda.current_stream(device).record_event()))
             if len(behind) > 1:
-                yield arrived(*behind.popleft())
+                yield wait_for_copy(*behind.popleft())
         while behind:
-            yield arrived(*behind.popleft())
+            yield wait_for_copy(*behind.popleft())
 
 
-def arrived(x: Tensor, copied: torch.cuda.Event) -> Tensor:
+def wait_for_copy(x: Tensor, copied: torch.cuda.Event) -> Tensor:
     copied.synchronize()
     return x
 

@@ -12,7 +12,7 @@ from pidistill.models.student import Student, load_student
 from pidistill.models.teachers.base import load_teacher
 
 
-def student_folder(path: Path) -> Path | None:
+def find_student_folder(path: Path) -> Path | None:
     """The folder of the student that `path` is or holds."""
     for folder in (path, path / "student"):
         if (folder / "config.json").exists() and read_json(folder / "config.json").get("format") == "pidistill-student":
@@ -22,7 +22,7 @@ def student_folder(path: Path) -> Path | None:
 
 def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
     """A student (at the EMA rate `ema`) where there is one, else the teacher that `spec` names. Errors are one line."""
-    folder = student_folder(Path(spec))
+    folder = find_student_folder(Path(spec))
     if folder:
         return load_student(folder, ema)
     if ema is not None:
@@ -38,9 +38,9 @@ def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
     return load_teacher(spec)
 
 
-def teacher_spec_of(spec: str) -> str | None:
+def read_teacher_spec(spec: str) -> str | None:
     """The teacher that a student was made from, as its provenance says."""
-    folder = student_folder(Path(spec))
+    folder = find_student_folder(Path(spec))
     if folder is None or not (folder / "provenance.json").exists():
         return None
     teacher = read_json(folder / "provenance.json").get("teacher")
@@ -52,7 +52,7 @@ def load_pair(spec: str, teacher: str | None = None, ema: float | None = None) -
     student = load_model(spec, ema)
     if not isinstance(student, Student):
         raise PidistillError(f"{spec} is a teacher; a student was expected")
-    recorded = teacher_spec_of(spec)
+    recorded = read_teacher_spec(spec)
     if not teacher and recorded and recorded.startswith("python:"):  # a file never decides what runs
         raise PidistillError(f"{spec} had the teacher {recorded}, which is code; if you trust it, say --teacher {recorded}")
     teacher = teacher or recorded

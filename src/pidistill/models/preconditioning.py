@@ -79,24 +79,24 @@ def score(t: Tensor, *, scale: float = 2.0) -> Coefficients:
 
 def iddpm(t: Tensor, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Coefficients:
     """iDDPM (Nichol & Dhariwal, 2021) as in EDM: predicts the noise, at the nearest step of its schedule."""
-    steps = on_device(iddpm_times(C_1=C_1, C_2=C_2, M=M), t.device)  # u_0 > ... > u_M = 0
+    steps = copy_to_device(iddpm_times(C_1=C_1, C_2=C_2, M=M), t.device)  # u_0 > ... > u_M = 0
     nearest = (t[:, None] - steps).abs().argmin(dim=1)
     return Coefficients(torch.ones_like(t), -t, c_in(t, 1), (M - 1 - nearest).to(t.dtype))
 
 
 def epsilon(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
     """DDPM (Ho et al., 2020): D = x - t eps(x / sqrt(1 + t^2)). sigmas: of the training steps 0, 1, ..., ascending."""
-    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), step_of(t, sigmas))
+    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), interpolate_step(t, sigmas))
 
 
 def v_prediction(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
     """v = alpha eps - sigma x_0 (Salimans & Ho, 2022): D = x/(1 + t^2) - t/sqrt(1 + t^2) v."""
-    return Coefficients(1 / (1 + t**2), -t * c_in(t, 1), c_in(t, 1), step_of(t, sigmas))
+    return Coefficients(1 / (1 + t**2), -t * c_in(t, 1), c_in(t, 1), interpolate_step(t, sigmas))
 
 
 def sample(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
     """The network gives the clean image itself."""
-    return Coefficients(torch.zeros_like(t), torch.ones_like(t), c_in(t, 1), step_of(t, sigmas))
+    return Coefficients(torch.zeros_like(t), torch.ones_like(t), c_in(t, 1), interpolate_step(t, sigmas))
 
 
 def flow(t: Tensor, *, scale: float = 1000.0) -> Coefficients:
@@ -114,7 +114,7 @@ FORMULAS: dict[str, Callable[..., Coefficients]] = {
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept serves training too
-def on_device(table: Tensor, device: torch.device) -> Tensor:
+def copy_to_device(table: Tensor, device: torch.device) -> Tensor:
     """A table of constants, copied once: a copy at every call would make the host wait for the device."""
     return table.to(device)
 
@@ -132,9 +132,9 @@ def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Ten
     return u.double()
 
 
-def step_of(t: Tensor, sigmas: Sequence[float]) -> Tensor:
+def interpolate_step(t: Tensor, sigmas: Sequence[float]) -> Tensor:
     """The training step whose noise level is t, between steps by interpolation in log t; (B,)."""
-    levels = on_device(sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64), t.device).log()
+    levels = copy_to_device(sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64), t.device).log()
     x = t.log()
     k = torch.searchsorted(levels, x.detach()).clamp(1, len(levels) - 1)
     step = k - 1 + (x - levels[k - 1]) / (levels[k] - levels[k - 1])

@@ -15,8 +15,8 @@ from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.files.weights import allowance, load_weights, read_tensors
 from pidistill.models.decoder import Decoder, read_decoder
-from pidistill.models.denoiser import FACTS, facts_of
-from pidistill.models.drawing import choose_labels, drawn, gather
+from pidistill.models.denoiser import FACTS, parse_facts
+from pidistill.models.drawing import choose_labels, draw_batches, gather
 from pidistill.models.preconditioning import Preconditioning, c_in
 from pidistill.nets.base import build_net
 
@@ -95,7 +95,7 @@ class Student(nn.Module):
             x = student(z * self.t_max, self.t_min, y)
             return finish(decoder(x) if decoder else x)
 
-        return drawn(draw, seeds, labels, self.shape, device, batch_size=batch_size)
+        return draw_batches(draw, seeds, labels, self.shape, device, batch_size=batch_size)
 
     @torch.inference_mode()
     def trajectory(self, z: Tensor, ts: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:
@@ -132,7 +132,7 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
     if config.get("format") != "pidistill-student":
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
-        facts, rates, path = facts_of(config), list(config.get("ema", [])), folder / "model.safetensors"
+        facts, rates, path = parse_facts(config), list(config.get("ema", [])), folder / "model.safetensors"
         net = build_net(config["net"], facts["shape"], facts["num_classes"], allowance(path), path)
         student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

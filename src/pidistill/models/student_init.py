@@ -42,7 +42,7 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
                              "set student.init=random and student.net, such as student.net=mlp")
     if net is None and own is None:
         raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
-    spec: dict[str, Any] = scaled(dict(net or own or {}), width)
+    spec: dict[str, Any] = scale_width(dict(net or own or {}), width)
     if init == "teacher":
         assert isinstance(teacher, Preconditioned)
         network = copy.deepcopy(teacher.model)
@@ -51,10 +51,10 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     preconditioning = teacher.preconditioning.spec if isinstance(teacher, Preconditioned) and net is None else "edm"
     if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
         preconditioning = preconditioning | {"name": "v_prediction"}
-    return trainable(network, spec, teacher, preconditioning)
+    return prepare_student(network, spec, teacher, preconditioning)
 
 
-def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preconditioning: str | dict[str, Any]) -> Student:
+def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preconditioning: str | dict[str, Any]) -> Student:
     """The network as a student of the teacher, without dropout; the parameters named in its `frozen`, if any, stay."""
     for module in network.modules():
         if isinstance(module, nn.Dropout):
@@ -91,10 +91,10 @@ def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
     if config["format"] == "pidistill-teacher":
         state = {key.removeprefix("model."): value for key, value in state.items()}
     load_weights(network, state, folder)
-    return trainable(network, spec, teacher, config.get("preconditioning", "edm"))
+    return prepare_student(network, spec, teacher, config.get("preconditioning", "edm"))
 
 
-def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
+def scale_width(spec: dict[str, Any], width: float) -> dict[str, Any]:
     """The network's description with `width` times its channels."""
     if width == 1:
         return spec

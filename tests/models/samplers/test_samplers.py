@@ -14,7 +14,7 @@ from pidistill.core.registry import member, names
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.grid import karras_times
 from pidistill.models.samplers.base import STEPS, Sampler, parse_sampler, sample_teacher
-from pidistill.models.samplers.deis import weights
+from pidistill.models.samplers.deis import integrate_lagrange
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import MLP, gaussian64, start, tiny_teacher
 
@@ -89,7 +89,7 @@ def test_deis_integrates_polynomials_in_its_variable(order, variable, level):
     """level: variable -> t; `vp` is the time of dx = -beta x/2 dt + sqrt(beta) dW, beta from 0.1 to 20 (Song et al.)."""
     c = {"vp": [0.1, 0.05, 0.02, 0.005], "log": [1.0, 0.4, 0.1, -0.5], "t": [9.0, 5.0, 2.0, 1.0]}[variable]
     (*nodes, end), fine = c[3 - order:], np.linspace(c[2], c[3], 20_001)
-    known = weights([float(level(node)) for node in reversed(nodes)], float(level(nodes[-1])), float(level(end)), variable)
+    known = integrate_lagrange([float(level(node)) for node in reversed(nodes)], float(level(nodes[-1])), float(level(end)), variable)
     for power in range(order):
         found = sum(w * node**power for w, node in zip(known, reversed(nodes)))
         exact = torch.trapezoid(torch.from_numpy(fine**power), torch.from_numpy(level(fine))).item()

@@ -24,7 +24,7 @@ class Frechet(Metric):
         self.state["sum"] += f.sum(dim=0)
         self.state["outer"] += f.T @ f
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def fit_gaussian(self) -> tuple[Tensor, Tensor]:
         """Mean (d,) and unbiased covariance (d, d), float64, CPU, as EDM's fid.py."""
         n, total, outer = (self.state[key].cpu() for key in ("n", "sum", "outer"))
         mean = total / n
@@ -34,10 +34,10 @@ class Frechet(Metric):
         assert self.reference is not None
         data = (self.reference.mean, self.reference.covariance)
         distance = relative_frechet if self.key == "fd" else frechet_distance
-        return {self.key: distance(self.statistics(), data)}
+        return {self.key: distance(self.fit_gaussian(), data)}
 
 
-def statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+def fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """features (N, d) -> mean (d,) and unbiased covariance (d, d), both float64."""
     features = features.double()
     return features.mean(dim=0), torch.cov(features.T)
@@ -50,11 +50,11 @@ def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> floa
     singular covariances) would each be wrong by the root of the rounding error.
     """
     (mu_a, cov_a), (mu_b, cov_b) = a, b
-    cross = torch.linalg.svdvals(root(cov_a).T @ root(cov_b)).sum()
+    cross = torch.linalg.svdvals(factorise(cov_a).T @ factorise(cov_b)).sum()
     return float((mu_a - mu_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
-def root(covariance: Tensor) -> Tensor:
+def factorise(covariance: Tensor) -> Tensor:
     """R (d, r) with R R^T = covariance (d, d), without the directions in which it is 0 up to rounding."""
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > len(values) * torch.finfo(values.dtype).eps * values.abs().max()

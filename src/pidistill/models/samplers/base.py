@@ -24,7 +24,7 @@ from pidistill.core.registry import build, choices, member, names
 from pidistill.core.seeds import noise
 from pidistill.core.tensors import device_of, send
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.drawing import drawn, gather
+from pidistill.models.drawing import draw_batches, gather
 from pidistill.models.grid import snap
 
 STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images
@@ -135,7 +135,7 @@ def is_sampler(text: str) -> bool:
     return expand_name(re.split("[,:]", text)[0])[0] in names("samplers") or (":" in text and not Path(text).exists())
 
 
-def one_sampler(text: str, steps: int) -> Sampler:
+def parse_single_sampler(text: str, steps: int) -> Sampler:
     """The sampler `heun`, which then takes `steps` steps, or `heun:18`."""
     found = parse_sampler(text if ":" in text else f"{text}:{steps}")
     if len(found) > 1:
@@ -179,4 +179,4 @@ def draw_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None,
         *_, (_, x) = sampler.integrate(denoise, z * teacher.t_max, ts, y, again)
         return finish(teacher.decoder(x) if teacher.decoder and decode else x)
 
-    return drawn(draw, seeds, labels, teacher.shape, device, batch_size=batch_size)
+    return draw_batches(draw, seeds, labels, teacher.shape, device, batch_size=batch_size)

@@ -28,23 +28,23 @@ def deis(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor |
     seen: list[tuple[float, Tensor]] = []  # (t, noise), newest first
     for t, u in pairwise(times):
         seen = [(t, (x - denoise(x, t, labels)) / t), *seen[:order - 1]]
-        for weight, (_, e) in zip(weights([t for t, _ in seen[:order if u > 0 else 1]], t, u, variable), seen):
+        for weight, (_, e) in zip(integrate_lagrange([t for t, _ in seen[:order if u > 0 else 1]], t, u, variable), seen):
             x = x + weight * e
         yield u, x
 
 
-def weights(nodes: list[float], t: float, u: float, variable: str) -> list[float]:
+def integrate_lagrange(nodes: list[float], t: float, u: float, variable: str) -> list[float]:
     """C_j = integral from t to u of the Lagrange polynomial of node j, over the noise level; float64."""
     if len(nodes) == 1:
         return [u - t]
     h = math.log(u / t)
     s = t * np.exp(h * (POINTS + 1) / 2)  # nodes in log t, where the integrand is smooth over any range
-    at, known = clock(s, variable), clock(np.array(nodes), variable)
+    at, known = change_variable(s, variable), change_variable(np.array(nodes), variable)
     return [float((QUADRATURE * (h / 2) * s * np.prod([(at - b) / (a - b) for b in np.delete(known, j)], axis=0)).sum())
             for j, a in enumerate(known)]
 
 
-def clock(t: np.ndarray, variable: str) -> np.ndarray:
+def change_variable(t: np.ndarray, variable: str) -> np.ndarray:
     """The polynomial's variable at noise levels t."""
     if variable == "vp":
         return (np.sqrt(BETA_MIN**2 + 2 * BETA_D * np.log1p(t**2)) - BETA_MIN) / BETA_D

@@ -21,7 +21,7 @@ def dpm_solver(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Te
     what remains with orders 2 and 1 ("DPM-Solver-fast", Section 3.4); then only the ends of its steps are yielded.
     """
     x, times = z, ts.tolist()
-    for t, u, k in plan(times, order, fast):
+    for t, u, k in plan_steps(times, order, fast):
         e = (x - denoise(x, t, labels)) / t  # the noise that the teacher sees
         if k == 1:
             x = x + (u - t) * e
@@ -40,7 +40,7 @@ def dpm_solver(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Te
         yield u, x
 
 
-def plan(times: list[float], order: int, fast: bool) -> list[tuple[float, float, int]]:
+def plan_steps(times: list[float], order: int, fast: bool) -> list[tuple[float, float, int]]:
     """(from, to, order) of every step. The step to 0, where lambda is infinite, is of the first order."""
     if fast and order != 3:
         raise PidistillError(f"dpm_solver: the fast schedule has orders of its own; leave order={order} out")

@@ -26,15 +26,15 @@ def unipc(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor 
     for k, (t, u) in enumerate(pairwise(times)):
         D = denoise(x, t, labels)
         if seen:
-            x = step(base, seen[:p], t, D)
+            x = advance(base, seen[:p], t, D)
         seen = [(t, D), *seen[:order - 1]]
         p = min(order, len(times) - 1 - k) if times[-1] == 0 else order
         base = x
-        x = step(base, seen[:p], u)
+        x = advance(base, seen[:p], u)
         yield u, x
 
 
-def step(x: Tensor, seen: list[tuple[float, Tensor]], u: float, corrector: Tensor | None = None) -> Tensor:
+def advance(x: Tensor, seen: list[tuple[float, Tensor]], u: float, corrector: Tensor | None = None) -> Tensor:
     """From x at the newest time seen to u: Eq. (3) of the paper; with the image at u, Eq. (5)."""
     (t, D), *older = seen
     x = (u / t) * x + (1 - u / t) * D
@@ -45,12 +45,12 @@ def step(x: Tensor, seen: list[tuple[float, Tensor]], u: float, corrector: Tenso
     slopes = [(image - D) / r for r, (_, image) in zip(ratios, older)]
     if corrector is not None:
         ratios, slopes = [*ratios, 1.0], [*slopes, corrector - D]
-    for rho, slope in zip(coefficients(ratios, h), slopes):
+    for rho, slope in zip(solve_coefficients(ratios, h), slopes):
         x = x + (1 - u / t) * rho * slope
     return x
 
 
-def coefficients(ratios: list[float], h: float) -> list[float]:
+def solve_coefficients(ratios: list[float], h: float) -> list[float]:
     """rho of sum_m rho_m r_m^(n-1) = n! phi_{n+1}(-h)/B(-h), n = 1 ... p, phi of the exponential integrators."""
     if len(ratios) == 1:
         return [0.5]  # first and second order do not depend on it: the paper's choice

@@ -16,7 +16,7 @@ from pidistill.core.registry import build, choices, member, names
 from pidistill.files.reading import read_json
 from pidistill.files.weights import ANY, allowance, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
-from pidistill.models.denoiser import Denoiser, Preconditioned, facts_of
+from pidistill.models.denoiser import Denoiser, Preconditioned, parse_facts
 from pidistill.nets.base import build_net
 
 
@@ -44,7 +44,7 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
     return teacher
 
 
-def network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
+def build_network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
                     file: Path | None = None, **facts: Any) -> Preconditioned:
     """A network {"name": ..., options} for images (C, H, W) in a preconditioning; weights=False: on the meta device.
 
@@ -61,9 +61,9 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
     try:
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
-        facts, path = facts_of(config), folder / "model.safetensors"
+        facts, path = parse_facts(config), folder / "model.safetensors"
         extra = {name: config[name] for name in ("preconditioning", "guidance", "null_label") if name in config}
-        teacher = network_teacher(config["net"], **facts, **extra, weights=weights, file=path if weights else None)
+        teacher = build_network_teacher(config["net"], **facts, **extra, weights=weights, file=path if weights else None)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if weights:
@@ -73,7 +73,7 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
     return teacher
 
 
-def teacher_config(teacher: Preconditioned) -> dict[str, Any]:
+def describe_teacher(teacher: Preconditioned) -> dict[str, Any]:
     """What read_teacher needs beside the weights."""
     guidance = {} if teacher.guidance == 1 else {"guidance": teacher.guidance, "null_label": teacher.null_label}
     decoder = {"decoder": teacher.decoder.spec} if teacher.decoder else {}
@@ -81,7 +81,7 @@ def teacher_config(teacher: Preconditioned) -> dict[str, Any]:
             **guidance, **decoder, **teacher.facts()}
 
 
-def teacher_tensors(teacher: Preconditioned) -> dict[str, dict[str, Tensor]]:
+def collect_tensors(teacher: Preconditioned) -> dict[str, dict[str, Tensor]]:
     """Its weights by file name: the network's, and the decoder's beside them."""
     files = {"model": {f"model.{key}": value for key, value in teacher.model.state_dict().items()}}
     return files | ({"decoder": teacher.decoder.state_dict()} if teacher.decoder else {})

@@ -19,7 +19,7 @@ from pidistill.models.decoder import Decoder
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import RHO, T_MAX, T_MIN
 from pidistill.models.preconditioning import MOST_TRAINING_STEPS
-from pidistill.models.teachers.base import network_teacher
+from pidistill.models.teachers.base import build_network_teacher
 from pidistill.nets.diffusers_net import import_diffusers
 
 DIFFUSERS_NETWORKS = {"UNet2DModel": "UNet2DModel", "DiTTransformer2DModel": "DiTTransformer2DModel",
@@ -37,24 +37,24 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     (safetensors, or .bin read weights-only) are read; code that comes with a model is not. guidance: classifier-free
     guidance, for a DiT. sigma_data: of the data that the network sees, by default 0.5 for pixels and 1 for latents.
     """
-    name, options = parse(rest)
+    name, options = parse_spec(rest)
     library = import_diffusers()
     folder = find_pipeline(name)
     index = read_json(folder / "model_index.json")
     part = next((part for part in ("unet", "transformer") if part in index), None)
-    kinds = {part: class_of(index, part) for part in ("unet", "transformer", "vae", "vqvae")}
+    kinds = {part: read_class_name(index, part) for part in ("unet", "transformer", "vae", "vqvae")}
     kind = kinds[part] if part else None
     if part is None or kind not in DIFFUSERS_NETWORKS:
         raise PidistillError(f"{name}: a {index.get('_class_name', 'pipeline')} with {kind or 'no network'} cannot teach; "
                              "UNet2DModel and DiT can (models that need text cannot)")
     if "scheduler" not in index:
         raise PidistillError(f"{name}: the pipeline has no scheduler, which says what the network predicts")
-    config_file = component(folder, part, "config.json")
+    config_file = find_component_file(folder, part, "config.json")
     config = read_json(config_file)
     latent = kinds["vae"] is not None or kinds["vqvae"] is not None
     try:
-        facts = schedule(library, read_json(component(folder, "scheduler", "scheduler_config.json")), name)
-        facts |= network_facts(config, name)
+        facts = read_schedule(library, read_json(find_component_file(folder, "scheduler", "scheduler_config.json")), name)
+        facts |= read_network_facts(config, name)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise PidistillError(f"{name}: its configurations cannot be meant ({type(error).__name__}: {str(error)[:160]})") \
             from None
@@ -69,22 +69,22 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     if "null_label" in facts and options.get("guidance", 1) == 1:
         del facts["null_label"]
     try:
-        teacher = network_teacher(net, weights=False, **facts)
+        teacher = build_network_teacher(net, weights=False, **facts)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise PidistillError(f"{config_file} cannot be meant ({type(error).__name__}: {str(error)[:160]})") from None
     if not weights:
         return teacher
-    teacher.model.net = load(library, DIFFUSERS_NETWORKS[kind], config_file.parent, name)
+    teacher.model.net = load_component(library, DIFFUSERS_NETWORKS[kind], config_file.parent, name)
     if latent:
         spec = {"config": read_json(folder / "vae" / "config.json")}
-        teacher.decoder = Decoder(spec, load(library, "AutoencoderKL", folder / "vae", name))
-    files = weight_files(config_file.parent)
+        teacher.decoder = Decoder(spec, load_component(library, "AutoencoderKL", folder / "vae", name))
+    files = list_weight_files(config_file.parent)
     teacher.origin = {"file": name, "sha256": {path.name: sha256(path) for path in files}, "left_out": [],
                       "licence": "as the model's page says"}
     return teacher
 
 
-def parse(rest: str) -> tuple[str, dict[str, float]]:
+def parse_spec(rest: str) -> tuple[str, dict[str, float]]:
     """`NAME,key=number,...` -> the name and the options."""
     name, *given = rest.split(",")
     options: dict[str, float] = {}
@@ -123,14 +123,14 @@ def find_pipeline(name: str) -> Path:
                              "their files beside model_index.json) and name it: diffusers:FOLDER") from None
 
 
-def component(folder: Path, part: str, file: str) -> Path:
+def find_component_file(folder: Path, part: str, file: str) -> Path:
     """A file of a pipeline's component: in its folder or, where there is none, beside model_index.json, as in diffusers."""
     return folder / file if not (folder / part).is_dir() and (folder / file).exists() else folder / part / file
 
 
-def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
+def load_component(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
     """diffusers' model with its weights, strictly, in float32."""
-    files = weight_files(folder)
+    files = list_weight_files(folder)
     if "quantization_config" in read_json(folder / "config.json"):
         raise PidistillError(f"{folder}: its weights are quantised, by a library of its choice; save them in full")
     try:
@@ -150,7 +150,7 @@ def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
     return model.eval()
 
 
-def weight_files(folder: Path) -> list[Path]:
+def list_weight_files(folder: Path) -> list[Path]:
     """What diffusers may read weights from, each looked at before it does; an index of parts must name files beside it."""
     for index in folder.glob("*.index.json"):
         names = read_json(index).get("weight_map")
@@ -166,7 +166,7 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def class_of(index: dict[str, Any], part: str) -> str | None:
+def read_class_name(index: dict[str, Any], part: str) -> str | None:
     """The class of a part in model_index.json, {"unet": ["diffusers", "UNet2DModel"]}; None for [null, null]."""
     entry = index.get(part, [None, None])
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(item, str | None) for item in entry):
@@ -174,7 +174,7 @@ def class_of(index: dict[str, Any], part: str) -> str | None:
     return entry[1]
 
 
-def network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
+def read_network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Shape and classes from the network's configuration."""
     size, channels = config.get("sample_size"), config.get("in_channels")
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
@@ -188,7 +188,7 @@ def network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
     return facts if null is None else facts | {"null_label": null}
 
 
-def schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
+def read_schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
     """Preconditioning and noise range, from the scheduler's configuration."""
     kind = str(config.get("_class_name", ""))
     steps = config.get("num_train_timesteps", 1000)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, first_line
 from pidistill.files.onnx_file import check_onnx
 from pidistill.files.reading import parse_json, sha256
 from pidistill.models.denoiser import ELEMENTS, Denoiser
@@ -47,7 +47,7 @@ class ONNXDenoiser(Denoiser):
             try:
                 D = self.session.run(self.outputs, feed)[0]
             except Exception as error:  # onnxruntime's own classes, several
-                raise PidistillError(f"onnxruntime cannot run the graph: {reason(error)}") from None
+                raise PidistillError(f"onnxruntime cannot run the graph: {first_line(error)}") from None
             if D.shape != (size if self.fixed else len(rows), *self.shape) or D.dtype.kind != "f":
                 raise PidistillError(f"the graph's first output must be {(len(rows), *self.shape)} numbers, got {D.dtype} "
                                      f"{D.shape}")
@@ -79,7 +79,7 @@ def onnx(rest: str) -> Denoiser:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         _ = [(node.name, node.type) for node in (*session.get_inputs(), session.get_outputs()[0])]  # names that are no text
     except Exception as error:  # onnxruntime's own classes, several
-        raise PidistillError(f"cannot read {path} as an ONNX file ({reason(error)})") from None
+        raise PidistillError(f"cannot read {path} as an ONNX file ({first_line(error)})") from None
     facts = read_facts(session, given, rest)
     classes = int(facts.pop("classes"))
     inputs = session.get_inputs()
@@ -95,10 +95,6 @@ def onnx(rest: str) -> Denoiser:
     teacher = ONNXDenoiser(session, tuple(shape), classes, facts, batch if isinstance(batch, int) else None)
     teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": "as the file's source says", "left_out": []}
     return teacher
-
-
-def reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_facts(session: Any, given: list[str], rest: str) -> dict[str, float]:
