@@ -62,7 +62,7 @@ class Student(nn.Module):
         return output if edm else like(skip, z) * u + like(out, z) * output
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """Compute the state at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
+        """Compute the trajectory's state at time t from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
         t = per_sample(t, z)
         return state(z, t, self.F(z, t, labels), self.t_max)
 

@@ -23,9 +23,9 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
 
     init: `teacher`, `random`, or the folder of a student or a teacher, whose network and weights are taken.
     net: another network, {"name": ..., options}, which starts at random.
-    width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3, which starts at random.
+    width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3, also at random.
 
-    Dropout is off (Table 6). A teacher without a network of its own (a black box) needs init="random" and `net`, or a folder.
+    Dropout is off (Table 6). A teacher that has no network (a black box) needs init="random" and `net`, or a folder.
     At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
     F (`Preconditioning.for_student`), which only a network that knows its noise can afford.
     """
