@@ -115,7 +115,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(teacher, student):
     subject = Subject(student.net, draw, {}, student)
     subject.batch_size = 10
     images = subject.run(range(10), None)
-    assert sizes == [10, 5, 3] and subject.batch_size == 3 and subject.measurement({}, {}).nfe == 1
+    assert sizes == [10, 5, 3] and subject.batch_size == 3 and subject.make_measurement({}, {}).nfe == 1
     torch.testing.assert_close(images, student.sample(range(10), clip=False))
     subject.run(range(10, 14), None)
     assert sizes[3:] == [3]

@@ -1,4 +1,4 @@
-"""Numbers of the paper's Tables 1 and 2, for tables beside one's own.
+"""The paper's Tables 1 and 2 are kept as numbers, for tables beside one's own.
 
 As the paper reports them, from the respective papers; an asterisk marks methods that need a synthetic data set.
 """
@@ -11,7 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """A row of the paper's tables. nfe: evaluations of the network. fid, inception_score: as reported."""
+    """A row of the paper's tables is the result of one method.
+
+    distance: that it was trained with; empty where there is none. nfe: evaluations of the network.
+    fid, inception_score: as reported.
+    """
 
     method: str
     distance: str
@@ -25,7 +29,7 @@ class PublishedResult:
         return {"fid": self.fid, **({} if self.inception_score is None else {"is": self.inception_score})}
 
     def record(self) -> dict[str, Any]:
-        """The row as JSON."""
+        """Write the row for JSON."""
         return {"method": self.method, "distance": self.distance, "nfe": self.nfe, "fid": self.fid,
                 "is": self.inception_score}
 

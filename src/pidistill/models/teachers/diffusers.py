@@ -140,8 +140,8 @@ def find_pipeline(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=IGNORED))
     except Exception as error:  # no network, no such repository, no permission
         raise PidistillError(f"cannot download {name} ({first_line(error)}); put the folder that save_pretrained wrote "
-                             "anywhere (with model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one; old "
-                             "ones have their files beside model_index.json) and name it: diffusers:FOLDER") from None
+                             "anywhere (with model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one; "
+                             "old ones have their files beside model_index.json) and name it: diffusers:FOLDER") from None
 
 
 def find_component_file(folder: Path, component: str, file: str) -> Path:
