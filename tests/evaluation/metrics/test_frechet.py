@@ -50,7 +50,8 @@ def test_relative_distance_is_free_of_the_scale():
     a, b = torch.randn(300, 4, dtype=torch.float64), torch.randn(200, 4, dtype=torch.float64) * 1.5 + 0.3
     value = relative_frechet(fit_gaussian(a), fit_gaussian(b))
     assert relative_frechet(fit_gaussian(a * 7), fit_gaussian(b * 7)) == pytest.approx(value, rel=1e-9)
-    assert value == pytest.approx(100 * frechet_distance(fit_gaussian(a), fit_gaussian(b)) / fit_gaussian(b)[1].trace().item())
+    distance = frechet_distance(fit_gaussian(a), fit_gaussian(b))
+    assert value == pytest.approx(100 * distance / fit_gaussian(b)[1].trace().item())
 
 
 def test_statistics_are_numpys_in_float64():

@@ -61,7 +61,7 @@ def advance(x: Tensor, history: list[tuple[float, Tensor]], u: float, corrector:
 
 
 def solve_coefficients(ratios: list[float], h: float) -> list[float]:
-    """Solve sum_m rho_m r_m^(n-1) = n! phi_{n+1}(-h)/B(-h), n = 1 ... p, for rho (p,).
+    """Solve sum_m rho_m r_m^(n-1) = -h n! phi_{n+1}(-h)/B(-h), n = 1 ... p, for rho (p,).
 
     phi are the functions of the exponential integrators, and B(h) = e^h - 1 (`bh2`).
     """
