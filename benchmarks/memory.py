@@ -30,7 +30,7 @@ from torch import nn
 
 from pidistill.jobs.distill import build_objective
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.teachers.base import load_teacher, network_teacher, teacher_config
+from pidistill.models.teachers.base import build_network_teacher, describe_teacher, load_teacher
 from pidistill.training.batches import draws
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
@@ -73,8 +73,8 @@ def make_teacher(name: str) -> Denoiser:
     if net == "bundled:digits":
         return load_teacher(net)
     torch.manual_seed(0)
-    spec = teacher_config(load_teacher(net, weights=False))["net"] if isinstance(net, str) else net  # type: ignore[arg-type]
-    return network_teacher(spec, (3, 32, 32), 0).eval().requires_grad_(False)
+    spec = describe_teacher(load_teacher(net, weights=False))["net"] if isinstance(net, str) else net  # type: ignore[arg-type]
+    return build_network_teacher(spec, (3, 32, 32), 0).eval().requires_grad_(False)
 
 
 def held() -> tuple[float, float]:

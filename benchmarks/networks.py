@@ -18,7 +18,7 @@ from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
-from pidistill.models.teachers.base import load_teacher, network_teacher
+from pidistill.models.teachers.base import build_network_teacher, load_teacher
 from pidistill.models.teachers.edm import CHECKPOINTS
 from pidistill.objectives.distances.lpips import LPIPS, STAGES
 
@@ -42,7 +42,7 @@ def teacher_of(name: str) -> Preconditioned:
         assert isinstance(digits, Preconditioned)
         return digits
     torch.manual_seed(0)
-    teacher = network_teacher(**CHECKPOINTS[NAMES[name]])
+    teacher = build_network_teacher(**CHECKPOINTS[NAMES[name]])
     lively(teacher.model)
     return teacher.eval().requires_grad_(False)
 

@@ -4,7 +4,7 @@ The plain loop is noise, network, copy to the CPU as float32, then all files, in
 image; its files are what PIL and numpy.savez_compressed write. Both draw in batches of the same size. Networks: the
 bundled digits' (a student that starts from its teacher), and one of EDM's CIFAR-10 size with random weights, which on a CPU
 draws few images a second. Then what the parts cost an image: noise by one and by several threads, PNGs, archives.
-`--batches` takes the times behind `memory.fitting_batch` on this device instead.
+`--batches` takes the times behind `memory.fit_batch_size` on this device instead.
 
     python -m benchmarks.sampling --write benchmarks/results/sampling.md
     python -m benchmarks.sampling --batches                     # about 5 minutes on two cores
@@ -36,7 +36,7 @@ from pidistill.core.tensors import find_device, quantise
 from pidistill.core.threads import count_cores
 from pidistill.evaluation.pictures import encode_png
 from pidistill.jobs import sample as verb
-from pidistill.models.batch_size import fitting_batch
+from pidistill.models.batch_size import fit_batch_size
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import Sampler
 from pidistill.models.student import Student
@@ -95,7 +95,7 @@ def emptied(out: Path, function: Callable[[Path], object]) -> Callable[[], None]
 
 def throughput(name: str, num: int, turns: int, args: argparse.Namespace, folder: Path) -> list[list[str]]:
     student, teacher = (model.to(args.device) for model in pair(name))
-    batch = args.batch or fitting_batch(student, args.device)
+    batch = args.batch or fit_batch_size(student, args.device)
     num = max(num, 4 * batch) if args.device.type == "cuda" else num
     batch = min(batch, num)
     call = verb.ready(student, args.precision, batch if args.compile else None)
@@ -176,7 +176,7 @@ def batches(args: argparse.Namespace) -> str:
                 began = time.perf_counter()
                 student.sample(range(num), batch_size=size)
                 best[size] = min(best[size], (time.perf_counter() - began) / num)
-        rows += [[name, str(size), f"{1000 * value:.3f}", "chosen" * (size == fitting_batch(student, args.device))]
+        rows += [[name, str(size), f"{1000 * value:.3f}", "chosen" * (size == fit_batch_size(student, args.device))]
                  for size, value in best.items()]
     return table(["network", "batch", "ms an image", ""], rows)
 
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1000, help="images of the digits; of CIFAR-10's size --num-large")
     parser.add_argument("--num-large", type=int, default=8)
     parser.add_argument("--turns", type=int, default=6)
-    parser.add_argument("--batch", type=int, help="default: what `fitting_batch` finds")
+    parser.add_argument("--batch", type=int, help="default: what `fit_batch_size` finds")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--compile", action="store_true", help="the network, which is the plain loop's too")
     parser.add_argument("--device", type=choose_device, default="auto")

@@ -22,7 +22,7 @@ from benchmarks.harness import alternate, table, write
 from benchmarks.ours import Ours
 
 from pidistill.models.denoiser import Preconditioned
-from pidistill.models.teachers.base import network_teacher
+from pidistill.models.teachers.base import build_network_teacher
 
 POINTS, RESOLUTIONS = (10, 50, 250, 1000), (16, 32, 64)
 
@@ -46,7 +46,7 @@ def unet(resolution: int, width: int) -> Preconditioned:
     torch.manual_seed(0)
     net: dict[str, Any] = {"name": "song_unet", "model_channels": width, "channel_mult": [1, 2, 2], "num_blocks": 1,
                            "attn_resolutions": [16]}
-    teacher = network_teacher(net, (3, resolution, resolution), 0)
+    teacher = build_network_teacher(net, (3, resolution, resolution), 0)
     networks.lively(teacher.model)
     return teacher.eval().requires_grad_(False)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.tensors import dequantise, quantise
-from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
+from pidistill.evaluation.metrics.frechet import fit_gaussian, relative_frechet
 from pidistill.files.datasets import load_digits
 from pidistill.files.folders import write_folder
 from pidistill.nets.features.digit_classifier import DigitClassifier
@@ -54,11 +54,11 @@ def main() -> None:
     with torch.inference_mode():
         accuracy = (net(data.images[held_out]).argmax(1) == data.labels[held_out]).double().mean().item()
         features = net.features(dequantise(quantise(data.images)))
-    mean, covariance = statistics(features)
+    mean, covariance = fit_gaussian(features)
     halves = []
     for _ in range(20):
         a, b = torch.randperm(len(features)).chunk(2)
-        halves.append(relative_frechet(statistics(features[a]), statistics(features[b])))
+        halves.append(relative_frechet(fit_gaussian(features[a]), fit_gaussian(features[b])))
     provenance = {"command": shlex.join(["python", *sys.argv]), "commit": find_commit(), "seed": args.seed, "steps": STEPS,
                   "batch": BATCH, "final_loss": loss.item(), "held_out_accuracy": accuracy,
                   "fd_of_two_halves": {"mean": sum(halves) / 20, "min": min(halves), "max": max(halves)},

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.seeds import labels_of, noise
+from pidistill.core.seeds import labels_of
 from pidistill.evaluation.evaluate import evaluate
 from pidistill.evaluation.measure import Measure
-from pidistill.evaluation.results import Evaluation, Measurement
-from pidistill.evaluation.tables import tabulate
 from pidistill.jobs.evaluate_run import pick_features
-from pidistill.models.samplers.base import STEPS, Sampler, sample_teacher
+from pidistill.models.samplers.base import STEPS, sample_teacher
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from tests.helpers import MLP, tiny_teacher
@@ -40,16 +38,6 @@ def test_a_teacher_or_a_student_alone():
     assert {"nfe", "images_per_s", "seconds", "weights", "seeds"} <= set(row) and not {"fd", "trajectory_rmse"} & set(row)
 
 
-def test_teacher_solution_is_that_of_the_ode():
-    """Heun on a Gaussian against the closed form, from the noise of the seeds."""
-    teacher = gaussian("1x4x4,mean=0.2,std=0.5")
-    z = noise(range(9), teacher.shape) * teacher.t_max
-    images = sample_teacher(teacher, range(9), steps=72, batch_size=4)
-    torch.testing.assert_close(images, teacher.exact(z, 0.0), rtol=0, atol=0.01)
-    ts = Sampler(steps=5).times(teacher)
-    assert len(ts) == 6 and ts[0] == teacher.t_max and ts[4] == teacher.t_min and ts[5] == 0
-
-
 def test_fd_needs_digits_and_finite_images():
     with pytest.raises(PidistillError, match=r"images of shape \(1, 16, 16\)"):
         evaluate(tiny_teacher(), None, num=4, features="digits")
@@ -71,11 +59,3 @@ def test_auto_means_digits_for_the_bundled_digits_alone():
     assert pick_features("auto", "bundled:digits", None) == "digits" and pick_features("auto", "gaussian:2", None) is None
     assert pick_features("auto", "runs/x", "bundled:digits") == "digits"
     assert pick_features("none", "bundled:digits") is None and pick_features("digits", "x") == "digits"
-
-
-def test_table_shows_what_there_is():
-    results = Evaluation({"teacher": Measurement(35, 10.0, metrics={"fd": 0.3}),
-                          "student": Measurement(1, 200.0, metrics={"trajectory_rmse": 0.12345})})
-    head, teacher, student, ratio = tabulate(results)
-    assert teacher == ["teacher", "35", "0.30", "-", "10"] and student == ["student", "1", "-", "0.123", "200"]
-    assert ratio[1] == "35x fewer" and ratio[4] == "20.0x" and len(head) == 5

@@ -12,7 +12,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
 from pidistill.evaluation.evaluate import evaluate
 from pidistill.evaluation.measure import Measure
-from pidistill.evaluation.metrics.frechet import frechet_distance, statistics
+from pidistill.evaluation.metrics.frechet import fit_gaussian, frechet_distance
 from pidistill.evaluation.references import load_reference
 from pidistill.evaluation.tables import tabulate
 from pidistill.jobs.distill import distill
@@ -35,7 +35,7 @@ def statistics_of(reference: str, spec: str):
 def test_fid_is_the_frechet_distance_to_the_reference(inception_extractor, inception_spec, reference):
     measure = Measure(inception_spec, reference, (3, 16, 16))
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    expected = frechet_distance(statistics(inception_extractor(quantise(images))[0]),
+    expected = frechet_distance(fit_gaussian(inception_extractor(quantise(images))[0]),
                                 statistics_of(reference, inception_spec))
     assert measure(images) == {"fid": pytest.approx(expected, rel=1e-6)} and math.isfinite(expected)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import dequantise
-from pidistill.evaluation.metrics.frechet import statistics
+from pidistill.evaluation.metrics.frechet import fit_gaussian
 from pidistill.evaluation.references import load_reference, make_reference, read_pickle, write_reference
 from pidistill.nets.features.base import fingerprint, load_features
 
@@ -57,7 +57,7 @@ def test_every_kind_of_data_gives_the_same(net, pixels, data):
     found = make_reference(data, net, "digits", batch=16)
     with torch.inference_mode():
         features = net.features(dequantise(torch.from_numpy(pixels))[:, None])
-    mean, covariance = statistics(features)
+    mean, covariance = fit_gaussian(features)
     torch.testing.assert_close(found.mean, mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.covariance, covariance, rtol=1e-5, atol=1e-5)
     assert found.num == NUM and found.features.shape == (NUM, 32)

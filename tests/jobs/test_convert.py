@@ -16,7 +16,7 @@ from pidistill.files.safetensors_header import read_header
 from pidistill.jobs.convert import convert
 from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.denoiser import Preconditioned
-from pidistill.models.teachers.base import load_teacher, teacher_config, teacher_tensors
+from pidistill.models.teachers.base import collect_tensors, describe_teacher, load_teacher
 from tests.edm_pickles import write
 from tests.helpers import NET, SHAPE, tiny_teacher
 from tests.models.test_preconditioning import SPECS
@@ -48,7 +48,7 @@ def test_teachers_of_every_preconditioning_come_back(tmp_path):
         teacher = Preconditioned(tiny_teacher().model, SHAPE, 3, preconditioning=spec, net_spec=NET, t_min=0.02, t_max=60,
                                  guidance=2.0, null_label=0)
         folder = tmp_path / teacher.preconditioning.name
-        write_folder(folder, teacher_tensors(teacher), {"config": teacher_config(teacher), "provenance": {}})
+        write_folder(folder, collect_tensors(teacher), {"config": describe_teacher(teacher), "provenance": {}})
         again = load_teacher(str(folder))
         x, y = torch.randn(2, *SHAPE), torch.tensor([1, 2])
         assert torch.equal(again(x, 1.0, y), teacher.eval()(x, 1.0, y)) and again.guidance == 2

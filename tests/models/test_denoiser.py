@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.seeds import labels_of
 from pidistill.core.tensors import find_device
 from pidistill.models.denoiser import Denoiser, FunctionDenoiser, Preconditioned, as_denoiser
-from pidistill.models.drawing import choose_labels
 from pidistill.nets.base import build_net
 from tests.helpers import MLP, SHAPE, tiny_teacher
 
@@ -77,23 +75,6 @@ def test_any_callable_that_states_its_facts_is_a_teacher():
 def test_what_a_teacher_lacks_is_named():
     with pytest.raises(PidistillError, match="missing: shape, num_classes"):
         as_denoiser(lambda x, t: x)
-
-
-def test_given_labels_are_checked_and_spread():
-    seeds = [5, 6, 7]
-    assert choose_labels(2, 3, seeds).tolist() == [2, 2, 2]
-    assert choose_labels([0, 1, 2], 3, seeds).tolist() == [0, 1, 2]
-    assert choose_labels([0, 1], 3, [*seeds, 8]).tolist() == [0, 1, 0, 1]
-    assert choose_labels(None, 0, seeds) is None
-    assert choose_labels(None, 3, seeds).tolist() == labels_of(seeds, 3).tolist()
-
-
-@pytest.mark.parametrize("labels, classes, words", [
-    ([3], 3, "label 3 is outside the classes 0-2"), ([0, -1, 2], 3, "label -1"), ([0, 1], 3, "2 labels for 3 images"),
-    ([0], 0, "unconditional")])
-def test_bad_labels_are_refused(labels, classes, words):
-    with pytest.raises(PidistillError, match=words):
-        choose_labels(labels, classes, [5, 6, 7])
 
 
 def test_build_net_and_device():

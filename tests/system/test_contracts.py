@@ -15,11 +15,11 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import HOMES, build, find_member, list_members
 from pidistill.core.seeds import stream
 from pidistill.evaluation.metrics.base import Batch, Reference
-from pidistill.evaluation.metrics.frechet import statistics
+from pidistill.evaluation.metrics.frechet import fit_gaussian
 from pidistill.files.datasets import Images
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student_init import make_student
-from pidistill.models.teachers.base import load_teacher, teacher_config
+from pidistill.models.teachers.base import describe_teacher, load_teacher
 from pidistill.nets.features.digit_classifier import DigitClassifier
 from pidistill.objectives.base import Objective
 from pidistill.objectives.pid import pid_residual
@@ -363,7 +363,7 @@ def test_teacher_keeps_the_protocol(kind, tmp_path, monkeypatch):
 
     tiny = tiny_teacher()
     monkeypatch.setitem(CHECKPOINTS, "tiny", {"shape": SHAPE, "num_classes": CLASSES, "net": tiny.net_spec})
-    write_folder(tmp_path / "teacher", {"model": tiny.state_dict()}, {"config": teacher_config(tiny)})
+    write_folder(tmp_path / "teacher", {"model": tiny.state_dict()}, {"config": describe_teacher(tiny)})
     (tmp_path / "pidistill_test_teacher.py").write_text(
         "from pidistill.models.teachers.gaussian import gaussian\n\ndef make():\n    return gaussian('2')\n")
     monkeypatch.chdir(tmp_path)
@@ -406,7 +406,7 @@ def measured(name: str, values: torch.Tensor, parts: list[list[int]], processes:
     """The metric's numbers of features, logits or images `values`, added in parts that several processes take in turn."""
     make = find_member("metrics", name)
     data = torch.randn(NUM, WIDTH, generator=torch.Generator().manual_seed(9))
-    reference = Reference(*statistics(data), features=data)
+    reference = Reference(*fit_gaussian(data), features=data)
     each = [make(NUM, WIDTH, reference, "fd") for _ in range(processes)]
     for k, rows in enumerate(parts):
         x = values[rows]

@@ -1,1 +1,1 @@
-"""Measuring images, and showing what was measured."""
+"""Evaluation measures the images that models draw, and shows what was measured."""

@@ -1,4 +1,4 @@
-"""What a student loses and gains against its teacher: both drawn from the same seeds, and measured."""
+"""A student is evaluated against its teacher: both draw from the same seeds, and are measured."""
 
 from __future__ import annotations
 
@@ -28,31 +28,41 @@ def evaluate(teacher: Denoiser | None, students: Student | dict[str, Student] | 
              batch: int | None = 250, first_seed: int = 0, features: str | None = None, reference: str | None = None,
              metrics: Sequence[str] = ("frechet", "trajectory_rmse"), steps: int = STEPS, sampler: Sampler | None = None,
              keep: Path | None = None) -> Evaluation:
-    """Evaluate on seeds first_seed ... first_seed + num - 1, labels from the seeds; teacher, students by name, or both.
+    """Evaluate a teacher, students or both on the same seeds: nfe, images per second and metrics of each.
 
-    Gives nfe and images_per_s of each and the metrics: those of a feature network where one is named (see `Measure`), and
-    each student's `trajectory_rmse` where the teacher is there too.
+    students: one, or several by name.
+    num, first_seed: images of the seeds first_seed ... first_seed + num - 1, with the labels that the seeds give.
+    batch: images at a time; None: what the memory holds.
+    features, reference, metrics: as in `Measure`; metrics of features are taken where features are named, each student's
+        `trajectory_rmse` where the teacher is there too.
+    sampler: of the teacher; by default Heun's with `steps` steps.
+    keep: a folder in which measurements stay, so that an interrupted evaluation goes on.
     """
-    named = {"student": students} if isinstance(students, Student) else students or {}
-    models: list[Any] = [model for model in (teacher, *named.values()) if model is not None]
+    students = {"student": students} if isinstance(students, Student) else students or {}
+    models: list[Any] = [model for model in (teacher, *students.values()) if model is not None]
     measure = Measure(features, reference, models[0].image_shape, find_device(models[0]), metrics)
     subjects = {"teacher": Subject.of(teacher, sampler or Sampler(steps=steps))} if teacher is not None else {}
-    subjects |= {name: Subject.of(student) for name, student in named.items()}
-    both = teacher is not None and named and "trajectory_rmse" in metrics
+    subjects |= {name: Subject.of(student) for name, student in students.items()}
+    from_teacher = teacher is not None and students and "trajectory_rmse" in metrics
     seeds = range(first_seed, first_seed + num)
     return Evaluation(measure_models(subjects, measure, seeds, num_classes=models[0].num_classes, batch=batch, keep=keep,
-                                     solution="teacher" if both else None))
+                                     solution="teacher" if from_teacher else None))
 
 
 def evaluate_repeats(repeats: int, num: int, first_seed: int = 0, **options: Any) -> Repeats:
-    """`evaluate` on `repeats` disjoint sets of `num` seeds, one after the other, as EDM does (0-49999, 50000-99999, ...)."""
+    """Evaluate on `repeats` disjoint sets of `num` seeds, one after the other, as EDM does (0-49999, 50000-99999, ...).
+
+    first_seed: of the first set. options: of `evaluate`.
+    """
     return Repeats([evaluate(num=num, first_seed=first_seed + k * num, **options) for k in range(repeats)], list(UNITS))
 
 
 class Evaluator:
-    """The same measurement of many students of one teacher: the teacher's images and their FD are computed once.
+    """An evaluator measures many students of one teacher; the teacher's images and their FD are computed once.
 
-    cache: a file that keeps the images between programs. Seeds 0 to num - 1, as `evaluate`.
+    num: images, of the seeds 0 to num - 1, as in `evaluate`. batch: images at a time.
+    features, reference: as in `Measure`.
+    cache: a file that keeps the teacher's images between programs.
     """
 
     def __init__(self, teacher: Denoiser, *, num: int = 5000, batch: int = 250, features: str | None = None,
@@ -74,12 +84,12 @@ class Evaluator:
         self.teacher = self.measure(self.solutions)
 
     def __call__(self, student: Student) -> dict[str, float]:
-        """`trajectory_rmse`, and `fd` or `fid` where a feature network is named."""
+        """Measure a student: `trajectory_rmse`, and `fd` or `fid` where a feature network is named."""
         images = student.sample(self.seeds, self.labels, batch_size=self.batch, clip=False)
         return self.measure(images, self.solutions)
 
     def compare(self, students: dict[float, Student]) -> dict[str, float]:
-        """Measure students by EMA rate: the first one's numbers, and those of the others as `KEY@RATE`, for a run's log."""
+        """Measure students by EMA rate, for a run's log: the first one's numbers, and those of the others as `KEY@RATE`."""
         first, *_ = students
         return {key if rate == first else f"{key}@{rate}": value for rate, student in students.items()
                 for key, value in self(student).items()}

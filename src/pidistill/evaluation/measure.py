@@ -1,4 +1,4 @@
-"""What images are measured by: metrics over one feature network, in constant memory, over several processes."""
+"""Images are measured by metrics over one feature network, in constant memory, by one process or several."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member, list_members, suggest_choices
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.base import Batch, Metric, Reference
-from pidistill.evaluation.references import few, load_reference
+from pidistill.evaluation.references import load_reference, warn_if_few
 from pidistill.nets.features.base import check_shape, fingerprint, load_features
 
-SHORT = {"fid": "frechet", "fd": "frechet", "fd_dinov2": "frechet", "is": "inception_score", "pr": "precision_recall",
+SHORT_NAMES = {"fid": "frechet", "fd": "frechet", "fd_dinov2": "frechet", "is": "inception_score", "pr": "precision_recall",
          "rms": "trajectory_rmse"}
 
 
-def metric_names(text: str) -> list[str]:
-    """`fid,is,kid,pr` or files' names -> files' names, each once."""
-    found = [SHORT.get(part.strip(), part.strip()) for part in text.split(",")]
-    for name in found:
+def parse_metric_names(text: str) -> list[str]:
+    """Parse `fid,is,kid,pr`, or names of files of `metrics/`, into names of files, each once.
+
+    Raises PidistillError for unknown names.
+    """
+    metrics = [SHORT_NAMES.get(part.strip(), part.strip()) for part in text.split(",")]
+    for name in metrics:
         if name not in list_members("metrics"):
-            raise suggest_choices("metric", name, sorted([*list_members("metrics"), *SHORT]))
-    return list(dict.fromkeys(found))
+            raise suggest_choices("metric", name, sorted([*list_members("metrics"), *SHORT_NAMES]))
+    return list(dict.fromkeys(metrics))
 
 
 class Measure:
-    """A feature network, a reference, and the metrics to take.
+    """A measure takes metrics of sets of images, with a feature network and a reference.
 
-    features: see `load_features`; without one there are no metrics but the distance to the teacher's solutions. reference:
-    see `load_reference`. shape: (C, H, W) of the images. metrics: files of `metrics/`.
+    features: as `load_features` takes it; None: no metric is taken but the distance to the teacher's solutions.
+    reference: as `load_reference` takes it.
+    shape: (C, H, W) of the images.
+    device: where the feature network runs.
+    metrics: names of files of `metrics/`.
     """
 
     def __init__(self, features: str | None, reference: str | None, shape: Sequence[int],
@@ -56,22 +62,26 @@ class Measure:
             with torch.inference_mode():
                 self.widths["logits"] = self.net.classify(torch.zeros(2, width, device=device)).shape[1]
         if needs.keys() & {"frechet", "kid", "precision_recall"}:
-            found = load_reference(reference, features, self.net, self.hash)
-            if len(found.mean) != width:
-                raise PidistillError(f"the reference is of {len(found.mean)} features, the network gives {width}: it is "
+            data = load_reference(reference, features, self.net, self.hash)
+            if len(data.mean) != width:
+                raise PidistillError(f"the reference is of {len(data.mean)} features, the network gives {width}: it is "
                                      "that of another network")
             stored = [name for name, kind in needs.items() if kind == "stored"]
-            if stored and (found.features is None or len(found.features) < 2):
-                raise PidistillError(f"{' and '.join(stored)} needs features of the data, which {found.source} does not "
+            if stored and (data.features is None or len(data.features) < 2):
+                raise PidistillError(f"{' and '.join(stored)} needs features of the data, which {data.source} does not "
                                      "hold; make a reference with them: pidistill reference DATA --out ref.npz")
-            self.reference = found
+            self.reference = data
 
     def start(self, num: int, solutions: bool = False) -> Tally:
-        """A tally of `num` images; solutions: whether each batch comes with the teacher's images."""
+        """Start a tally of `num` images. solutions: whether each batch comes with the teacher's images."""
         return Tally(self, num, solutions)
 
     def __call__(self, images: Tensor, solutions: Tensor | None = None, batch: int = 500) -> dict[str, float]:
-        """The numbers of images (N, C, H, W) that are there already."""
+        """Measure images (N, C, H, W) in [-1, 1] that are there already: numbers by key.
+
+        solutions: the teacher's images (N, C, H, W) for the same noise, for the distance to them.
+        batch: images at a time.
+        """
         tally = self.start(len(images), solutions is not None)
         for k in range(0, len(images), batch):
             rows = range(k, min(k + batch, len(images)))
@@ -80,27 +90,29 @@ class Measure:
 
 
 class Tally:
-    """The metrics of one set of images while it is drawn."""
+    """A tally adds up the metrics of one set of images while it is drawn. Made by `Measure.start`."""
 
     def __init__(self, measure: Measure, num: int, solutions: bool):
         self.measure, self.num = measure, num
         self.metrics: dict[str, Metric] = {}
         for name in measure.names:
-            make = find_member("metrics", name)
-            if make.needs != "solutions" or solutions:
-                self.metrics[name] = make(num, measure.widths[make.needs], measure.reference, measure.key, measure.device)
+            kind = find_member("metrics", name)
+            if kind.needs != "solutions" or solutions:
+                self.metrics[name] = kind(num, measure.widths[kind.needs], measure.reference, measure.key, measure.device)
         needs = {metric.needs for metric in self.metrics.values()}
         self.stored = torch.zeros(num, measure.widths["stored"]) if "stored" in needs else None
         self.network = bool(needs - {"solutions"})
         if "frechet" in self.metrics:
-            few(num, measure.widths["features"], "the model")
+            warn_if_few(num, measure.widths["features"], "the model")
 
     @torch.inference_mode()
     def add(self, images: Tensor, rows: Sequence[int], seeds: Sequence[int] | None = None,
             solutions: Tensor | None = None) -> None:
-        """images (B, C, H, W) in [-1, 1], quantised to uint8 first for the network, as files would be.
+        """Add images (B, C, H, W) in [-1, 1], which are quantised to uint8 for the network, as files would be.
 
-        rows: their places in the set; seeds: for errors, which name the image that is not finite.
+        rows: their places in the set.
+        seeds: for errors, which name the image that is not finite.
+        solutions: the teacher's images (B, C, H, W) for the same noise.
         """
         bad = ~images.flatten(1).isfinite().all(dim=1)
         if bad.any():
@@ -119,24 +131,25 @@ class Tally:
             metric.add(batch)
 
     def state(self) -> dict[str, Tensor]:
-        """All sums, by METRIC.NAME: what an interrupted program, or another process, has added."""
+        """Give all sums, by METRIC.NAME: what an interrupted program, or another process, has added."""
         sums = {f"{name}.{key}": value for name, metric in self.metrics.items() for key, value in metric.state.items()}
         return sums if self.stored is None else sums | {"stored": self.stored}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        own = self.state()
-        if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in state.items()}:
+        """Go on from the sums that `state` gave. Raises PidistillError for those of another measurement."""
+        sums = self.state()
+        if {key: value.shape for key, value in sums.items()} != {key: value.shape for key, value in state.items()}:
             raise PidistillError("kept sums are of another measurement; delete them, or choose another folder")
-        for key, value in own.items():
+        for key, value in sums.items():
             value.copy_(state[key])
 
     def result(self, join: bool = True) -> dict[str, float]:
-        """The numbers. join: add up what other processes have; all must call it."""
+        """Compute the numbers, by key. join: add up what other processes have; all must call it."""
         if join and processes.get_world_size() > 1:
-            own = self.state()
-            moved = [value.cpu() for value in own.values()]
-            processes.add_up(moved)
-            for value, total in zip(own.values(), moved):
+            sums = self.state()
+            totals = [value.cpu() for value in sums.values()]
+            processes.add_up(totals)
+            for value, total in zip(sums.values(), totals):
                 value.copy_(total)
         numbers: dict[str, float] = {}
         for metric in self.metrics.values():

@@ -1,4 +1,4 @@
-"""Plots of results."""
+"""Results are plotted: a metric over training, and quality against evaluations."""
 
 from __future__ import annotations
 
@@ -8,25 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from pidistill.core.errors import PidistillError
-from pidistill.evaluation.published import Published
+from pidistill.evaluation.published import PublishedResult
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What several training seeds, or sets of images, gave for one setting. runs: one line each; facts: for the record."""
+    """A curve is what several training seeds, or sets of images, gave for one setting.
+
+    runs: a line each, {metric: [(step, value), ...]}.
+    facts: of the setting, for the record.
+    """
 
     label: str
     runs: list[dict[str, Any]]
     facts: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The curve as JSON."""
+        """Write the curve for JSON."""
         return {"label": self.label, **self.facts, "runs": self.runs}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method's place in the plot of quality against evaluations. sampler: its name without steps; None for a student."""
+    """A point is a method's place in the plot of quality against evaluations.
+
+    nfe: evaluations of the network. value: of the metric.
+    sampler: its name without steps; None for a student.
+    """
 
     name: str
     nfe: int
@@ -35,7 +43,10 @@ class Point:
 
 
 def plot_curves(path: Path, curves: Sequence[Curve], metric: str, unit: str) -> None:
-    """PNG: the metric over training iterations, one colour a curve, one line a run (the paper's Figures 3 to 7)."""
+    """Write a PNG of the metric over training iterations, one colour a curve, one line a run (the paper's Figures 3 to 7).
+
+    metric: its key in the curves' runs. unit: its name at the axis.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,15 +67,17 @@ def plot_curves(path: Path, curves: Sequence[Curve], metric: str, unit: str) -> 
     axes.set_xlabel("training iterations")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title="line styles: training seeds" if max(len(curve.runs) for curve in curves) > 1 else None,
-                title_fontsize="small")
+    several = max(len(curve.runs) for curve in curves) > 1
+    axes.legend(fontsize="small", title="line styles: training seeds" if several else None, title_fontsize="small")
     save_figure(figure, path)
 
 
-def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[Published], metric: str, unit: str) -> None:
-    """PNG: quality against evaluations, a line a sampler and a star a student; published numbers as small crosses.
+def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[PublishedResult], metric: str,
+                    unit: str) -> None:
+    """Write a PNG of quality against evaluations: lines of samplers, stars of students, small crosses of published numbers.
 
-    metric: whose values the points have, and whose published numbers are shown. unit: its name at the axis.
+    metric: its key, whose values the points have, and whose published numbers are shown.
+    unit: its name at the axis.
     """
     import matplotlib
 
@@ -81,8 +94,8 @@ def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[Pub
             axes.plot(point.nfe, point.value, marker="*", markersize=14, linestyle="", label=point.name)
     for name, places in lines.items():
         axes.plot(*zip(*sorted(places)), marker="o", markersize=4, label=name)
-    known = [(row, row.metrics[metric]) for row in published if metric in row.metrics]
-    for k, (row, value) in enumerate(known):
+    crosses = [(row, row.metrics[metric]) for row in published if metric in row.metrics]
+    for k, (row, value) in enumerate(crosses):
         axes.plot(row.nfe, value, marker="x", color="grey", linestyle="", label=None if k else "published")
         axes.annotate(row.method.partition(" (")[0], (row.nfe, value), fontsize=6, color="grey",
                       xytext=(3, 2), textcoords="offset points")
@@ -99,7 +112,7 @@ def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[Pub
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as PNG and close it."""
+    """Write a matplotlib figure as PNG and close it. Raises PidistillError if the file cannot be written."""
     import matplotlib.pyplot as plt
 
     try:

@@ -1,4 +1,7 @@
-"""References: what the data looks like to a feature network. Read from statistics, or made from images."""
+"""A reference is what the data looks like to a feature network: mean and covariance of its features, and some of them.
+
+It is read from a file of statistics, or made from images.
+"""
 
 from __future__ import annotations
 
@@ -28,46 +31,49 @@ from pidistill.files.weights import read_tensors
 from pidistill.nets.features.base import check_shape
 
 FID_REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"  # EDM's: NPZ with `mu` and `sigma`
-KEPT = 10_000  # features that KID and precision and recall compare with
-MADE: dict[tuple[str, str, str | None], Reference] = {}  # of images, by this program: a run measures more than once
-PICKLED = {"fid": "inception", "fd_dinov2": "dinov2"}  # EDM2's files hold both
+STORED_FEATURES = 10_000  # features that KID and precision and recall compare with
+# Made of images by this program, since a run measures more than once; by path, features and the network's fingerprint.
+REFERENCE_CACHE: dict[tuple[str, str, str | None], Reference] = {}
+PICKLE_KEYS = {"fid": "inception", "fd_dinov2": "dinov2"}  # key -> feature network, of EDM2's files, which hold both
 
 
 def load_reference(name: str | None, features: str, net: Any, fingerprint: str | None = None) -> Reference:
-    """The reference called `name`, in the features of a network.
+    """Load the reference called `name`, in the features of a network. Raises PidistillError in one line.
 
     name: a file NAME.npz of statistics (`mu`, `sigma`: ours, EDM's, ADM's, clean-fid's), EDM2's .pkl (not unpickled), the
-    name of one that EDM published, such as `cifar10-32x32`, which is fetched; or images: a folder, a .zip, an .npz. None:
-    what is bundled with the features. fingerprint: of the network; a reference that another network made is refused.
-    Raises PidistillError in one line.
+        name of one that EDM published, such as `cifar10-32x32`, which is fetched; or images: a folder, a .zip, an .npz.
+        None: what is bundled with the features.
+    features: as `load_features` takes it. net: the network of them.
+    fingerprint: of the network; a reference that another network made is refused.
     """
     if name is None:
-        return bundled_reference(features)
+        return read_bundled_reference(features)
     path = Path(name)
     if path.suffix == ".pkl":
-        found = read_pickle(path, features)
+        reference = read_pickle(path, features)
     elif path.is_dir() or path.suffix == ".zip" or (path.suffix == ".npz" and path.is_file() and not has_statistics(path)):
         key = (str(path.resolve()), features, fingerprint)
-        if key not in MADE:
+        if key not in REFERENCE_CACHE:
             console.print(f"making statistics of {name}; `pidistill reference {name} --out ref.npz` keeps them",
                           soft_wrap=True)
-            MADE[key] = make_reference(name, net, features, fingerprint)
-        return MADE[key]
+            REFERENCE_CACHE[key] = make_reference(name, net, features, fingerprint)
+        return REFERENCE_CACHE[key]
     elif path.suffix == ".npz":
-        found = read_npz(path)
+        reference = read_npz(path)
     elif not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise PidistillError(f"{name} does not exist" if not path.exists() else
                              f"{name} is no reference: a folder or .zip of images, an .npz, or EDM2's .pkl was expected")
     else:
-        found = read_npz(fetch_published(f"{FID_REFERENCES}{name}.npz", f"the reference {name}",
-                                         "evaluate.reference=FILE.npz", find_cache_folder() / "fid-refs"))
-    if found.network and fingerprint and found.network != fingerprint:
-        raise PidistillError(f"{name} was made with another feature network ({found.network[:12]}, this one is "
+        reference = read_npz(fetch_published(f"{FID_REFERENCES}{name}.npz", f"the reference {name}", "evaluate.reference=FILE.npz",
+                                       find_cache_folder() / "fid-refs"))
+    if reference.network and fingerprint and reference.network != fingerprint:
+        raise PidistillError(f"{name} was made with another feature network ({reference.network[:12]}, this one is "
                              f"{fingerprint[:12]}); distances between the two mean nothing")
-    return found
+    return reference
 
 
-def bundled_reference(features: str) -> Reference:
+def read_bundled_reference(features: str) -> Reference:
+    """Read the reference that comes with the features. Raises PidistillError if there is none."""
     path = ASSETS / features / "features" / "reference.safetensors"
     if not path.exists():
         raise PidistillError(f"there are no reference statistics for {features!r}; name them with evaluate.reference, such "
@@ -77,22 +83,26 @@ def bundled_reference(features: str) -> Reference:
 
 
 def has_statistics(path: Path) -> bool:
+    """Tell whether an .npz holds `mu` or `sigma`, or cannot be read, which `read_npz` explains."""
     try:
         return bool({"mu.npy", "sigma.npy"} & open_archive(path)[1].keys())
     except PidistillError:
-        return True  # and read_npz says what is wrong
+        return True
 
 
 def read_npz(path: Path) -> Reference:
-    """Mean and covariance, and what `write_reference` adds to them, from an NPZ file, in which no pickle is read."""
+    """Read mean and covariance, and what `write_reference` adds to them, from an NPZ file, in which no pickle is read.
+
+    Raises PidistillError in one line.
+    """
     if not path.exists():
         raise PidistillError(f"{path} does not exist")
     try:
-        found = read_arrays(path, ("mu", "sigma", "features", "network", "num"))
-        mean, covariance = (torch.from_numpy(np.asarray(found[key], dtype=np.float64)) for key in ("mu", "sigma"))
-        features = torch.from_numpy(np.asarray(found["features"], dtype=np.float32)) if "features" in found else None
-        network = str(found["network"])[:64] if "network" in found else None
-        num = int(found["num"]) if "num" in found else None
+        arrays = read_arrays(path, ("mu", "sigma", "features", "network", "num"))
+        mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
+        features = torch.from_numpy(np.asarray(arrays["features"], dtype=np.float32)) if "features" in arrays else None
+        network = str(arrays["network"])[:64] if "network" in arrays else None
+        num = int(arrays["num"]) if "num" in arrays else None
     except PidistillError as error:
         raise PidistillError(f"cannot read mu and sigma from {error}") from None
     except Exception as error:  # arrays of another kind
@@ -104,6 +114,7 @@ def read_npz(path: Path) -> Reference:
 
 
 def check_statistics(path: Path, mean: Tensor, covariance: Tensor) -> None:
+    """Raise PidistillError, which names the path, unless mean (d,) and covariance (d, d) are finite and fit together."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all()
                                                                              and covariance.isfinite().all()):
         raise PidistillError(f"{path}: mu and sigma must be finite, (d,) and (d, d), got {tuple(mean.shape)} and "
@@ -111,17 +122,20 @@ def check_statistics(path: Path, mean: Tensor, covariance: Tensor) -> None:
 
 
 def read_pickle(path: Path, features: str) -> Reference:
-    """EDM2's {"fid": {"mu", "sigma"}, "fd_dinov2": {...}}, by the stack machine that imports and calls nothing."""
-    kinds = [key for key, kind in PICKLED.items() if features.partition(":")[0] == kind]
-    if not kinds:
+    """Read EDM2's {"fid": {"mu", "sigma"}, "fd_dinov2": {...}} by the stack machine that imports and calls nothing.
+
+    features: as `load_features` takes it; inception or dinov2. Raises PidistillError in one line.
+    """
+    keys = [key for key, network in PICKLE_KEYS.items() if features.partition(":")[0] == network]
+    if not keys:
         raise PidistillError(f"{path}: EDM2's references are of inception or dinov2, not of {features!r}")
     try:
         with open_file(path) as file:
             root = Machine(BoundedReader(file, path.stat().st_size)).run()
-        part = root.get(kinds[0]) if isinstance(root, dict) else None
-        if not isinstance(part, dict):
-            raise MalformedPickle(f"it holds no statistics under `{kinds[0]}`")
-        mean, covariance = (array(part.get(key)) for key in ("mu", "sigma"))
+        statistics = root.get(keys[0]) if isinstance(root, dict) else None
+        if not isinstance(statistics, dict):
+            raise MalformedPickle(f"it holds no statistics under `{keys[0]}`")
+        mean, covariance = (rebuild_array(statistics.get(key)) for key in ("mu", "sigma"))
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except MalformedPickle as error:
@@ -132,8 +146,8 @@ def read_pickle(path: Path, features: str) -> Reference:
     return Reference(mean, covariance, source=str(path))
 
 
-def array(record: Any) -> Tensor:
-    """A numpy array of float32 or float64 out of a pickle's description of it, as float64."""
+def rebuild_array(record: Any) -> Tensor:
+    """Rebuild a numpy array of float32 or float64 from a pickle's description of it, as float64. Raises Bad."""
     state = record.state.get("array") if isinstance(record, Record) and record.name == "numpy.ndarray" else None
     if not isinstance(state, tuple) or len(state) != 5:
         raise MalformedPickle("an array was expected in it")
@@ -147,54 +161,69 @@ def array(record: Any) -> Tensor:
     return torch.from_numpy(values.astype(np.float64))
 
 
-def make_reference(data: str, net: Any, features: str, fingerprint: str | None = None, *, keep: int = KEPT,
+def make_reference(data: str, net: Any, features: str, fingerprint: str | None = None, *, keep: int = STORED_FEATURES,
                    batch: int = 250) -> Reference:
-    """From images: `digits`, a folder, a .zip (EDM's data sets) or an .npz. keep: how many images' features are kept."""
-    num, shape, batches = images_of(data, batch)
+    """Make a reference of images. Raises PidistillError in one line.
+
+    data: `digits`, a folder, a .zip (EDM's data sets) or an .npz.
+    net: the feature network. features: its name, as `load_features` takes it. fingerprint: of the network, for the record.
+    keep: number of images, drawn at random, whose features are kept.
+    batch: images at a time.
+    """
+    num, shape, batches = open_batches(data, batch)
     width = check_shape(net, shape, features)
     if num < 2:
         raise PidistillError(f"{data} holds one image; statistics need two or more")
-    few(num, width, data)
+    warn_if_few(num, width, data)
     device, sums = find_device(net), Frechet(num, width, None, device=find_device(net))
     rows = np.sort(stream(0, 1).choice(num, min(keep, num), replace=False))
-    kept, start = [torch.empty(0, width)], 0
+    pieces, start = [torch.empty(0, width)], 0
     with torch.inference_mode():
         for _ in track(range(-(-num // batch)), f"features of {data}"):
             images = dequantise(next(batches).to(device))
             f = net.features(images)
             sums.add(Batch(images, range(start, start + len(f)), f))
             inside = rows[(rows >= start) & (rows < start + len(f))] - start
-            kept.append(f[torch.from_numpy(inside).to(device)].float().cpu())
+            pieces.append(f[torch.from_numpy(inside).to(device)].float().cpu())
             start += len(f)
-    mean, covariance = sums.statistics()
+    mean, covariance = sums.fit_gaussian()
     check_statistics(Path(data), mean, covariance)
-    return Reference(mean, covariance, torch.cat(kept) if keep else None, fingerprint, num, data)
+    return Reference(mean, covariance, torch.cat(pieces) if keep else None, fingerprint, num, data)
 
 
-def images_of(data: str, batch: int) -> tuple[int, tuple[int, ...], Iterator[Tensor]]:
-    """Number, shape (C, H, W) and uint8 batches of a data set of images."""
+def open_batches(data: str, batch: int) -> tuple[int, tuple[int, ...], Iterator[Tensor]]:
+    """Open a data set of images: give their number, their shape (C, H, W), and batches (B, C, H, W) uint8 of them.
+
+    data: as in `make_reference`. batch: B.
+    """
     if data == "digits":
-        images = quantise(load_images("digits").images)
-        return len(images), tuple(images.shape[1:]), iter(images.split(batch))
-    found = open_images(Path(data))
-    return len(found), found.shape, found.read_batches(batch)
+        digits = quantise(load_images("digits").images)
+        return len(digits), tuple(digits.shape[1:]), iter(digits.split(batch))
+    images = open_images(Path(data))
+    return len(images), images.shape, images.read_batches(batch)
 
 
 def write_reference(path: Path, reference: Reference) -> None:
-    """NPZ with mu, sigma (as EDM's), num, network (the feature network's SHA-256) and features."""
-    kept: dict[str, Any] = {} if reference.features is None else {"features": reference.features.numpy()}
+    """Write an NPZ with mu, sigma (as EDM's), num, network (the feature network's SHA-256) and features.
+
+    Raises PidistillError if the file cannot be written.
+    """
+    features: dict[str, Any] = {} if reference.features is None else {"features": reference.features.numpy()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp.npz")
         np.savez(temporary, mu=reference.mean.numpy(), sigma=reference.covariance.numpy(), num=reference.num or 0,
-                 network=np.array(reference.network or ""), **kept)
+                 network=np.array(reference.network or ""), **features)
         temporary.replace(path)
     except OSError as error:
         raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def few(num: int, width: int, what: str) -> None:
-    """Say it where a covariance cannot have full rank: its distances are far from those of more images."""
+def warn_if_few(num: int, width: int, what: str) -> None:
+    """Warn where a covariance cannot have full rank: its distances are far from those of more images.
+
+    num: of images. width: number of features. what: the owner of the images, for the warning.
+    """
     if num <= width:
         console.print(f"warning: {num} images of {what} for {width} features: their covariance is singular, and distances "
                       f"are biased; use more than {width}, better 10 times as many", soft_wrap=True)

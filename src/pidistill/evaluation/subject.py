@@ -1,4 +1,7 @@
-"""What is measured: a model that draws images, and how long and how often its network is asked."""
+"""A subject is a model that is measured: it draws images, and counts its network's calls and the time that they take.
+
+nfe = calls / batches, and images per second are images / seconds.
+"""
 
 from __future__ import annotations
 
@@ -19,47 +22,53 @@ from pidistill.nets.features.base import fingerprint
 
 
 class Subject:
-    """A model that draws images: how long it takes, and how often its network is called.
+    """A model draws images; its seconds and its network's calls are added up.
 
-    draw: (seeds, labels, images at a time) -> (B, C, H, W) on the CPU. settings: what makes its images what they are.
+    network: whose calls are counted.
+    draw: (seeds, labels, images at a time) -> (B, C, H, W) on the CPU.
+    settings: what makes the images what they are, for the record.
+    model: whose memory is reckoned (`fit_batch_size`); by default the network.
     """
 
     def __init__(self, network: torch.nn.Module, draw: Callable[[Sequence[int], Tensor | None, int], Tensor],
                  settings: dict[str, Any], model: torch.nn.Module | None = None):
         self.network, self.draw, self.settings, self.model = network, draw, settings, model or network
-        self.seconds, self.calls, self.batches, self.images, self.at_once = 0.0, 0, 0, 0, 0
+        self.seconds, self.calls, self.batches, self.images, self.batch_size = 0.0, 0, 0, 0, 0
 
     @classmethod
     def of(cls, model: Student | Denoiser, sampler: Sampler | None = None) -> Subject:
-        """A student, or a teacher with a sampler."""
+        """Make a subject of a student, or of a teacher with a sampler (by default Heun's)."""
         if isinstance(model, Student):
             student = model
             return cls(model.net, lambda seeds, y, n: student.sample(seeds, y, batch_size=n, clip=False),
                        {"weights": fingerprint(model.net)}, model)
-        teacher, chosen = model, sampler or Sampler()
-        return cls(model, lambda seeds, y, n: sample_teacher(teacher, seeds, y, sampler=chosen, batch_size=n),
-                   {"weights": fingerprint(model), "teacher": model.spec, "sampler": str(chosen)})
+        teacher, solver = model, sampler or Sampler()
+        return cls(model, lambda seeds, y, n: sample_teacher(teacher, seeds, y, sampler=solver, batch_size=n),
+                   {"weights": fingerprint(model), "teacher": model.spec, "sampler": str(solver)})
 
     def run(self, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        """Images of these seeds; in smaller parts from now on, if the memory does not hold them at once."""
+        """Draw the images (len(seeds), C, H, W) of these seeds, on the CPU.
+
+        The batch is halved, from now on, while the memory does not hold it; PidistillError if it does not hold one image.
+        """
         hook = self.network.register_forward_hook(self._count)
-        self.at_once = min(self.at_once or len(seeds), len(seeds))
-        began = time.perf_counter()
+        self.batch_size = min(self.batch_size or len(seeds), len(seeds))
+        start = time.perf_counter()
         try:
             while True:
                 calls = self.calls
                 try:
-                    images = self.draw(seeds, labels, self.at_once)  # ends on the CPU, so the device has finished
+                    images = self.draw(seeds, labels, self.batch_size)  # ends on the CPU, so the device has finished
                     break
                 except torch.OutOfMemoryError:
-                    if self.at_once == 1:
+                    if self.batch_size == 1:
                         raise PidistillError("the memory does not hold a single image") from None
-                    self.at_once, self.calls = -(-self.at_once // 2), calls
+                    self.batch_size, self.calls = -(-self.batch_size // 2), calls
                     torch.cuda.empty_cache()
         finally:
             hook.remove()
-        self.seconds += time.perf_counter() - began
-        self.batches += -(-len(seeds) // self.at_once)
+        self.seconds += time.perf_counter() - start
+        self.batches += -(-len(seeds) // self.batch_size)
         self.images += len(seeds)
         return images
 
@@ -67,13 +76,18 @@ class Subject:
         self.calls += 1
 
     def state(self) -> Tensor:
+        """Give the sums (4,) float64: seconds, calls, batches, images."""
         return torch.tensor([self.seconds, self.calls, self.batches, self.images], dtype=torch.float64)
 
     def load(self, state: Tensor) -> None:
+        """Go on from the sums that `state` gave."""
         self.seconds, self.calls, self.batches, self.images = state[0].item(), *(int(n) for n in state[1:].tolist())
 
-    def measurement(self, metrics: dict[str, float], settings: dict[str, Any]) -> Measurement:
-        """Join the metrics of this subject's images with its speed over all processes, which draw side by side."""
+    def make_measurement(self, metrics: dict[str, float], settings: dict[str, Any]) -> Measurement:
+        """Join the metrics of this subject's images with its speed over all processes, which draw side by side.
+
+        metrics: numbers by key. settings: what makes them what they are, for the record. All processes must call it.
+        """
         total = self.state()
         processes.add_up([total])
         seconds, calls, batches, images = total.tolist()

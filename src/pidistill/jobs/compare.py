@@ -16,10 +16,10 @@ from pidistill.core.provenance import collect_provenance
 from pidistill.core.registry import suggest_choices
 from pidistill.core.seeds import labels_of
 from pidistill.core.tensors import find_device
-from pidistill.evaluation.measure import Measure, metric_names
+from pidistill.evaluation.measure import Measure, parse_metric_names
 from pidistill.evaluation.pictures import drawable, write_captioned
 from pidistill.evaluation.plots import Point, plot_comparison
-from pidistill.evaluation.published import PUBLISHED, Published
+from pidistill.evaluation.published import PUBLISHED, PublishedResult
 from pidistill.evaluation.results import Measurement
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
@@ -27,7 +27,7 @@ from pidistill.evaluation.tables import UNITS, format_metric, order_metrics
 from pidistill.files.folders import write_json
 from pidistill.jobs.evaluate_run import pick_features
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.load import load_pair, student_folder
+from pidistill.models.load import find_student_folder, load_pair
 from pidistill.models.samplers.base import Sampler, is_sampler, parse_sampler, sample_teacher
 from pidistill.models.student import Student
 from pidistill.models.teachers.base import load_teacher
@@ -82,7 +82,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     network = pick_features(features or "none", spec)
     if metrics and not network:
         raise PidistillError(f"--metrics {metrics} needs a feature network: --features inception, dinov2, or a file")
-    names = metric_names(metrics or "frechet,inception_score")
+    names = parse_metric_names(metrics or "frechet,inception_score")
     if "trajectory_rmse" in names:
         raise PidistillError("rms is a metric of evaluate: compare has no one solution to measure from")
     if published and published not in PUBLISHED:
@@ -142,7 +142,7 @@ def name_student(folder: str, taken: dict[str, Student]) -> str:
 
 def distance_of(folder: str) -> str:
     """The distance that a student was trained with, where its run says so."""
-    found = student_folder(Path(folder))
+    found = find_student_folder(Path(folder))
     config = found.parent / "config.yaml" if found else Path(folder) / "config.yaml"
     distance = read_yaml(config).get("objective", {}).get("distance", "-") if config.exists() else "-"
     return distance.get("name", "-") if isinstance(distance, dict) else str(distance)
@@ -153,8 +153,8 @@ def format_metrics(metrics: dict[str, float], keys: Sequence[str]) -> list[str]:
     return [format_metric(key, metrics[key]) if key in metrics else "-" for key in keys]
 
 
-def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[Published], published: str | None,
-                    plot: bool, pictures: bool) -> str:
+def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[PublishedResult],
+                      published: str | None, plot: bool, pictures: bool) -> str:
     """The table in the form of Table 1, and the pictures. Parameters as in `write_report`."""
     keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])
     at = about["commit"][:12] + "-dirty" * about["commit"].endswith("-dirty")
@@ -176,7 +176,7 @@ def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: S
     return "\n".join(lines) + "\n"
 
 
-def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[Published]) -> None:
+def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[PublishedResult]) -> None:
     """The table as CSV, with the paper's rows marked as published."""
     keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])
     head = ["method", "distance", "nfe", *keys, "images_per_s", "seconds", "published"]

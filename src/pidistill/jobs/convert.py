@@ -11,7 +11,7 @@ from pidistill.core.provenance import find_commit, list_versions
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Preconditioned
-from pidistill.models.teachers.base import load_teacher, teacher_config, teacher_tensors
+from pidistill.models.teachers.base import collect_tensors, describe_teacher, load_teacher
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,11 +27,11 @@ def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> 
     if dtype not in DTYPES:
         raise PidistillError(f"--dtype must be fp32, fp16 or bf16, got {dtype}")
     files = {name: {key: value.to(DTYPES[dtype]) if value.is_floating_point() else value for key, value in tensors.items()}
-             for name, tensors in teacher_tensors(teacher).items()}
+             for name, tensors in collect_tensors(teacher).items()}
     made = {"spec": spec, "command": command, "dtype": dtype, "commit": find_commit(), "versions": list_versions()}
     if teacher.origin:
         made |= {"source": teacher.origin}
     elif teacher.source and (teacher.source / "provenance.json").exists():
         made |= {"source": read_json(teacher.source / "provenance.json")}
-    write_folder(out, files, {"config": teacher_config(teacher), "provenance": made})
+    write_folder(out, files, {"config": describe_teacher(teacher), "provenance": made})
     return out

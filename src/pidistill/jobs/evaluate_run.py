@@ -13,7 +13,7 @@ from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import collect_provenance
 from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
-from pidistill.evaluation.measure import Measure, metric_names
+from pidistill.evaluation.measure import Measure, parse_metric_names
 from pidistill.evaluation.plots import Curve, plot_curves
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
@@ -21,8 +21,8 @@ from pidistill.evaluation.tables import UNITS, format_metric, order_metrics, tab
 from pidistill.files.folders import check_free, write_json
 from pidistill.files.weights import load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.load import load_model, load_pair, teacher_spec_of
-from pidistill.models.samplers.base import one_sampler
+from pidistill.models.load import load_model, load_pair, read_teacher_spec
+from pidistill.models.samplers.base import parse_single_sampler
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
@@ -73,13 +73,13 @@ def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None,
     spec: of a student, a run or a teacher.
     teacher: of the student, if not the one that it was made from. It is drawn unless `metrics` are named without rms.
     rates: EMA rates of the student, a row each; None: the first of its run.
-    sampler, steps: of the teacher, as `one_sampler` takes them.
+    sampler, steps: of the teacher, as `parse_single_sampler` takes them.
     out: a JSON file.
     """
     if out:
         check_free(out, force)
-    names = metric_names(protocol.metrics or "frechet,trajectory_rmse")
-    chosen = one_sampler(sampler, steps)
+    names = parse_metric_names(protocol.metrics or "frechet,trajectory_rmse")
+    chosen = parse_single_sampler(sampler, steps)
     processes.join()
     device = processes.choose_device(protocol.device)
     features = pick_features(protocol.features, spec, teacher)
@@ -134,7 +134,7 @@ def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None =
     """
     if out:
         check_free(out, force)
-    names = metric_names(protocol.metrics or "frechet,trajectory_rmse")
+    names = parse_metric_names(protocol.metrics or "frechet,trajectory_rmse")
     processes.join()
     device = processes.choose_device(protocol.device)
     chosen = pick_features(protocol.features, str(run), teacher)
@@ -195,5 +195,5 @@ def checkpoints_of(run: Path, config: DistillConfig, teacher: Denoiser) -> Itera
 def pick_features(name: str, *specs: str | None) -> str | None:
     """The feature network for FD: `none`, a name, or `auto`, which is `digits` for the bundled digits and their students."""
     if name == "auto":
-        return "digits" if any(spec and "bundled:digits" in (spec, teacher_spec_of(spec)) for spec in specs) else None
+        return "digits" if any(spec and "bundled:digits" in (spec, read_teacher_spec(spec)) for spec in specs) else None
     return None if name == "none" else name

@@ -9,7 +9,7 @@ from typing import Any
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.weights import read_state_dict
 from pidistill.models.denoiser import Denoiser, Preconditioned
-from pidistill.models.load import load_model, student_folder
+from pidistill.models.load import find_student_folder, load_model
 from pidistill.models.student import Student
 from pidistill.training.checkpoint import latest
 from pidistill.training.log import read_metrics
@@ -33,7 +33,7 @@ def describe(spec: str) -> dict[str, Any]:
         if (path / "results.json").exists():
             results = read_json(path / "results.json")
             facts["results"] = {key: results[key] for key in ("teacher", "student", "seconds") if key in results}
-        if student_folder(path) is None and not (path / "teacher").is_dir():
+        if find_student_folder(path) is None and not (path / "teacher").is_dir():
             return facts | {"state": f"unfinished; continue with `pidistill resume {spec}`"}
     model = load_model(spec)
     spec_of_net = model.net_spec if isinstance(model, (Student, Preconditioned)) else None
@@ -45,7 +45,7 @@ def describe(spec: str) -> dict[str, Any]:
               "shape": "x".join(map(str, model.shape)), "classes": model.num_classes or "none (unconditional)",
               "noise range": f"{model.t_min:g} to {model.t_max:g}",
               "sigma_data": round(model.sigma_data, 4), "rho": model.rho}
-    folder = student_folder(path) if isinstance(model, Student) else model.source
+    folder = find_student_folder(path) if isinstance(model, Student) else model.source
     if folder and (folder / "provenance.json").exists():
         facts["provenance"] = read_json(folder / "provenance.json")
     if isinstance(model, Denoiser) and model.origin:

@@ -24,11 +24,11 @@ from pidistill.core.tensors import dequantise, find_device, quantise
 from pidistill.core.threads import count_cores, run_ahead
 from pidistill.evaluation.pictures import check_drawable, encode_png, write_grid
 from pidistill.files.folders import check_free
-from pidistill.models.batch_size import fitting_batch
+from pidistill.models.batch_size import fit_batch_size
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.drawing import choose_labels
 from pidistill.models.load import load_model
-from pidistill.models.samplers.base import STEPS, Sampler, draw_teacher, one_sampler
+from pidistill.models.samplers.base import STEPS, Sampler, draw_teacher, parse_single_sampler
 from pidistill.models.student import Student
 
 PNGS_AT_ONCE = 32  # PNGs that a thread writes before it takes the next
@@ -42,19 +42,19 @@ def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = 
     seeds, labels: numbers and ranges, `0-63,70`; without labels each seed has its own.
     ema: EMA rate of a student. columns: of a grid.
     batch: images at a time; None: what the memory holds.
-    sampler, steps: of a teacher, as `one_sampler` takes them.
+    sampler, steps: of a teacher, as `parse_single_sampler` takes them.
     precision: of the network's products. compile: the network first.
     force: what is there is replaced.
     """
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
-    chosen, rounding = one_sampler(sampler, steps), parse_precision(precision)
+    chosen, rounding = parse_single_sampler(sampler, steps), parse_precision(precision)
     check_free(out, force)
     where = choose_device(device)
     set_float32_products(rounding)
     model = load_model(spec, ema).to(where)
     check_target(out, model.image_shape)
-    at_once = min(batch or fitting_batch(model, where), len(numbers))
+    at_once = min(batch or fit_batch_size(model, where), len(numbers))
     call = prepare_call(model, rounding, at_once if compile else None)
     return sample(out, model, numbers, classes, columns=columns, batch_size=at_once, sampler=chosen, call=call)
 

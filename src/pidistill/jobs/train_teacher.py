@@ -16,7 +16,7 @@ from pidistill.files.datasets import load_images
 from pidistill.files.folders import write_folder
 from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.samplers.base import sample_teacher
-from pidistill.models.teachers.base import teacher_config, teacher_tensors
+from pidistill.models.teachers.base import collect_tensors, describe_teacher
 from pidistill.nets.base import build_net
 from pidistill.objectives.base import Objective
 from pidistill.training.config import TeacherConfig
@@ -75,8 +75,8 @@ class TeacherTraining:
                       "seconds": round(time.perf_counter() - self.began)}
         teacher = averages[config.ema[0]]["teacher"]
         assert isinstance(teacher, Preconditioned)
-        write_folder(folder / "teacher", teacher_tensors(teacher),
-                     {"config": teacher_config(teacher), "provenance": provenance})
+        write_folder(folder / "teacher", collect_tensors(teacher),
+                     {"config": describe_teacher(teacher), "provenance": provenance})
         return folder / "teacher"
 
     def preview(self, averages: Averages, step: int, folder: Path) -> None:

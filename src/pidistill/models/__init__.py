@@ -1,1 +1,1 @@
-"""What draws images: denoisers, students, their time grid; teachers and samplers below."""
+"""Models draw images: denoisers (teachers), students, the time grid of both, and the samplers of teachers."""

@@ -1,4 +1,4 @@
-"""How many images at a time the memory holds."""
+"""The number of images that a network may take at a time, from the memory that is free."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-MOST = {"cpu": 250, "cuda": 1024}  # more is no faster
+FASTEST_BATCH = {"cpu": 250, "cuda": 1024}  # more is no faster
 # A CPU is slower once a batch's activations outgrow this: on one core of an EPYC, EDM's CIFAR-10 network (95 MB an image)
 # took 0.53 s an image in batches of 8 and 0.63 to 0.73 s from 16 on; the digits' (1 MB) was fastest at 250
 # (`benchmarks/sampling.py --batches` takes these times).
 CPU_WORKING_SET = 800e6  # bytes
 
 
-def fitting_batch(network: nn.Module, device: torch.device) -> int:
-    """Images at a time for a network without gradients: as many as half the free memory holds, up to what is fastest.
+def fit_batch_size(network: nn.Module, device: torch.device) -> int:
+    """Choose how many images go through a network without gradients: as many as half the free memory holds, up to what is
+    fastest.
 
-    Reckoned as if nothing that one image makes in the network were freed, which is several times what is needed. What is
-    still too much for a GPU is halved when it fails (`Subject.run`). Networks that take other inputs than ours: `MOST`.
+    The reckoning frees nothing that one image makes in the network, so it asks for several times what is needed. A batch
+    that is still too large for a GPU is halved when it fails (`Subject.run`). A network that takes other inputs than ours
+    gets `FASTEST_BATCH`.
     """
-    most = MOST.get(device.type, 250)
+    fastest = FASTEST_BATCH.get(device.type, 250)
     shape = getattr(network, "shape", None)
     if shape is None:
-        return most
-    each = max(bytes_per_image(network, shape, device), 1)
+        return fastest
+    image_bytes = max(count_bytes_per_image(network, shape, device), 1)
     if device.type == "cuda":
-        return int(max(1, min(most, torch.cuda.mem_get_info(device)[0] / 2 // each)))
-    return int(max(1, min(most, psutil.virtual_memory().available / 2 // each, max(CPU_WORKING_SET // each, 8))))
+        return int(max(1, min(fastest, torch.cuda.mem_get_info(device)[0] / 2 // image_bytes)))
+    return int(max(1, min(fastest, psutil.virtual_memory().available / 2 // image_bytes,
+                          max(CPU_WORKING_SET // image_bytes, 8))))
 
 
 @torch.inference_mode()
-def bytes_per_image(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
-    """Bytes of all that the modules put out for one image."""
+def count_bytes_per_image(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+    """Add up the bytes of all that the network's modules put out for one image of shape (C, H, W)."""
     total = 0
 
     def count(module: Any, inputs: Any, output: Any) -> None:

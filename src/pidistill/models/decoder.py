@@ -1,4 +1,7 @@
-"""From latents to images: what a teacher in a latent space, and its student, end with."""
+"""The decoder D of a latent space turns latents into images: x = D(latent / scale + shift).
+
+A teacher in a latent space, and its student, end with it.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,27 @@ from pidistill.nets.diffusers_net import build_from_diffusers
 
 
 class Decoder(nn.Module):
-    """diffusers' AutoencoderKL: latents (B, c, h, w) of unit scale -> images (B, C, H, W), about [-1, 1].
+    """diffusers' AutoencoderKL maps latents (B, c, h, w) of unit scale to images (B, C, H, W), about in [-1, 1].
 
-    spec: {"config": ...} of the VAE, which says how latents are scaled; what it leaves out is diffusers' default. Never
-    trained; copies of a model share it.
+    It is never trained, and copies of a model share it.
+
+    spec: {"config": ...} of the VAE, which says how latents are scaled; what it leaves out is diffusers' default.
+    vae: the network; None makes one with random weights.
     """
 
     def __init__(self, spec: dict[str, Any], vae: nn.Module | None = None):
         super().__init__()
         self.spec, config = spec, spec["config"]
         self.vae: Any = vae or build_from_diffusers("AutoencoderKL", config)
-        for part in ("encoder", "quant_conv"):  # never used here
-            if getattr(self.vae, part, None) is not None:
-                setattr(self.vae, part, None)
-        told: Any = self.vae.config
-        self.scale, self.shift = told.get("scaling_factor") or 1.0, told.get("shift_factor") or 0.0
+        for name in ("encoder", "quant_conv"):  # never used here
+            if getattr(self.vae, name, None) is not None:
+                setattr(self.vae, name, None)
+        complete: Any = self.vae.config  # with diffusers' defaults
+        self.scale, self.shift = complete.get("scaling_factor") or 1.0, complete.get("shift_factor") or 0.0
         self.eval().requires_grad_(False)
 
     def image_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """(C, H, W) of the images that latents of a shape (c, h, w) become."""
+        """Give the shape (C, H, W) of the images that latents of a shape (c, h, w) become."""
         config = self.vae.config
         factor = 2 ** (len(config.block_out_channels) - 1)
         return (config.out_channels, *(factor * side for side in shape[1:]))
@@ -47,7 +52,7 @@ class Decoder(nn.Module):
 
 
 def read_decoder(config: dict[str, Any], folder: Path) -> Decoder | None:
-    """The decoder of a student's or a teacher's folder, if its config.json has one."""
+    """Read the decoder of a student's or a teacher's folder; None if its config.json has none."""
     if "decoder" not in config:
         return None
     path = folder / "decoder.safetensors"

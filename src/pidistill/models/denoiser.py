@@ -1,4 +1,7 @@
-"""The denoiser protocol, and denoisers made of a raw network or a function."""
+"""A denoiser is D(x, t, labels) = E[image | x = image + t * noise], the teacher's knowledge of the data.
+
+It is made of a raw network in a preconditioning (Karras et al., 2022, Eq. 7) or of any function.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,20 @@ FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
 
 
 class Denoiser(nn.Module):
-    """A teacher: D(x, t, labels), the mean of clean images given x = image + t * noise.
+    """A teacher D(x, t, labels) gives the mean of clean images given x = image + t * noise.
 
     Subclasses define `denoise(x, t, labels=None)`: x (B, C, H, W), t (B,) in units of the data's scale, labels (B,)
     int64 or None -> (B, C, H, W). No gradient is ever asked for. Everything that depends on the teacher's noise
-    range or data scale reads it here. `times`, if it is not None, are the only noise levels that the teacher knows,
-    ascending, (K,) float64: grids snap to them. `source` is the folder that it was read from, `origin` what is known of the
-    file (its name, SHA-256, licence, what was left out) and `spec` what `load_teacher` was asked for, if any. `decoder`
-    turns latents into images, for those who draw or measure: x and D are latents then.
-    """
+    range or data scale reads it here.
 
+    shape: (C, H, W) of x and D. num_classes: 0 for an unconditional teacher.
+    t_min, t_max: the noise range, eps and T. sigma_data: standard deviation of the data. rho: spacing of the Karras grid.
+    times: the only noise levels that the teacher knows, ascending, (K,) float64, to which grids snap; None if it takes any.
+    source: the folder that the teacher was read from.
+    origin: what is known of the file: its name, SHA-256, licence, and what was left out.
+    spec: what `load_teacher` was asked for.
+    decoder: turns latents into images, for those who draw or measure; x and D are latents then.
+    """
 
     times: Tensor | None = None
     origin: dict[str, Any] | None = None
@@ -54,24 +61,26 @@ class Denoiser(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of what is drawn and measured: `shape`, or that of the decoded images."""
+        """The shape of what is drawn and measured: `shape`, or that of the decoded images."""
         return self.decoder.image_shape(self.shape) if self.decoder else self.shape
 
     def grid_times(self, points: int) -> Tensor:
-        """The Karras grid of this teacher, (points,) float64 descending; fewer where several snap to one of `times`."""
+        """Compute this teacher's Karras grid, (points,) float64 descending; fewer where several snap to one of `times`."""
         return karras_times(points, self.t_min, self.t_max, self.rho, self.times)
 
     def facts(self) -> dict[str, Any]:
-        """What a student inherits: shape, classes, noise range, data scale, spacing of the grid."""
+        """Give what a student inherits: shape, classes, noise range, data scale and spacing of the grid, by FACTS."""
         return {name: getattr(self, name) for name in FACTS}
 
 
 class Preconditioned(Denoiser):
-    """D = c_skip x + c_out net(c_in x, c_noise) around a raw network (Karras et al., 2022, Eq. 7).
+    """A raw network becomes D = c_skip x + c_out net(c_in x, c_noise) (Karras et al., 2022, Eq. 7).
 
-    preconditioning: what the network was trained to predict, see `pidistill.models.preconditioning`. net_spec: how to build the
-    network again, for a student of the same form. guidance: with w != 1 the network's output is u + w (c - u), of its output
-    c with the label and u with `null_label` (Ho & Salimans, 2022): two calls in one.
+    preconditioning: what the network was trained to predict, see `pidistill.models.preconditioning`.
+    net_spec: how to build the network again, for a student of the same form.
+    guidance: w of classifier-free guidance (Ho & Salimans, 2022); with w != 1 the network's output is u + w (c - u), of its
+        output c with the label and u with `null_label`: two calls in one.
+    facts: t_min, t_max, sigma_data and rho of `Denoiser`.
     """
 
     def __init__(self, net: nn.Module, shape: Sequence[int], num_classes: int = 0, *,
@@ -91,20 +100,24 @@ class Preconditioned(Denoiser):
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         c_skip, c_out, c_in, c_noise = self.preconditioning(t)
-        return like(c_skip, x) * x + like(c_out, x) * self.guided(like(c_in, x) * x, c_noise.to(x.dtype), labels).to(x.dtype)
+        output = self.evaluate_network(like(c_in, x) * x, c_noise.to(x.dtype), labels).to(x.dtype)
+        return like(c_skip, x) * x + like(c_out, x) * output
 
-    def guided(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """The network's output, without what follows the image's channels: a variance that some networks learn too."""
+    def evaluate_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Call the network, guided, on c_in x (B, C, H, W) and c_noise (B,), and give its output (B, C, H, W).
+
+        A variance, which some networks put out after the image's channels, is cut off.
+        """
         if self.guidance == 1 or labels is None:
             return self.model(u, c_noise, labels)[:, :self.shape[0]]
         null = torch.full_like(labels, self.null_label or 0)
         both = self.model(u.repeat(2, *[1] * (u.ndim - 1)), c_noise.repeat(2), torch.cat([labels, null]))
-        with_label, without = both[:, :self.shape[0]].chunk(2)
-        return without + self.guidance * (with_label - without)
+        conditional, unconditional = both[:, :self.shape[0]].chunk(2)
+        return unconditional + self.guidance * (conditional - unconditional)
 
 
 class FunctionDenoiser(Denoiser):
-    """Any callable (x, t, labels) -> D with the noise range stated by its owner."""
+    """Any callable (x, t, labels) -> D is a denoiser, once its owner states the facts of `Denoiser`."""
 
     def __init__(self, function: Callable[..., Tensor], shape: Sequence[int], num_classes: int = 0, **facts: float):
         super().__init__(shape, num_classes, **facts)
@@ -115,7 +128,10 @@ class FunctionDenoiser(Denoiser):
 
 
 def as_denoiser(teacher: Any) -> Denoiser:
-    """The teacher itself, or a wrapper around a callable that states its facts as attributes."""
+    """Give the teacher itself if it is a denoiser, or wrap a callable that states its facts as attributes.
+
+    Raises PidistillError, which names the attributes that are missing.
+    """
     if isinstance(teacher, Denoiser):
         return teacher
     missing = [name for name in ("shape", "num_classes", "t_min", "t_max", "sigma_data") if not hasattr(teacher, name)]
@@ -127,8 +143,8 @@ def as_denoiser(teacher: Any) -> Denoiser:
                             rho=getattr(teacher, "rho", RHO), **facts)
 
 
-def facts_of(config: dict[str, Any]) -> dict[str, Any]:
-    """FACTS out of a config.json, each of a possible size. Raises KeyError or ValueError."""
+def parse_facts(config: dict[str, Any]) -> dict[str, Any]:
+    """Take FACTS out of a config.json, each of a possible size. Raises KeyError or ValueError."""
     facts = {name: config[name] for name in FACTS}
     for name, value in facts.items():
         if name == "shape":

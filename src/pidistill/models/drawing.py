@@ -1,4 +1,7 @@
-"""Images drawn batch by batch, while their noise and their way over the bus are other threads' work."""
+"""Images are drawn batch by batch, while other threads draw the next noise and the last images cross the bus.
+
+Image k is draw(noise(seeds[k]), labels[k], seeds[k]), whatever the batch.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,16 @@ from pidistill.core.threads import count_cores, run_ahead
 
 
 @torch.inference_mode()
-def drawn(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds: Sequence[int], labels: Tensor | None,
-          shape: Sequence[int], device: torch.device, *, batch_size: int) -> Generator[Tensor, None, None]:
-    """draw(noise (B, *shape), labels (B,), seeds) of each batch, (B, ...) on the CPU, in the order of the seeds.
+def draw_batches(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds: Sequence[int], labels: Tensor | None,
+                 shape: Sequence[int], device: torch.device, *, batch_size: int) -> Generator[Tensor, None, None]:
+    """Yield draw(noise, labels, seeds) of each batch, (B, ...) on the CPU, in the order of the seeds.
 
     Noise of the next batches is drawn meanwhile. A GPU is given the next batch before the last one is waited for, so it
     never waits for the host; the images of at most two batches are on it.
+
+    draw: noise (B, *shape), labels (B,) or None and seeds of a batch -> images (B, ...); the tensors are on the device.
+    labels: (len(seeds),) int64, or None for unconditional models.
+    shape: of one sample, (C, H, W).
     """
     fast = device.type == "cuda"  # a CPU needs far longer for an image than one thread for its noise (44 us for 32x32)
     threads = min(4, count_cores()) if fast else 1
@@ -31,38 +38,39 @@ def drawn(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds:
         z = noise(seeds[k:k + batch_size], shape)
         return z.pin_memory() if fast else z
 
-    behind: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-    with closing(run_ahead(prepare, starts, threads, threads)) as prepared:
-        for k, z in zip(starts, prepared):
+    copies: deque[tuple[Tensor, torch.cuda.Event]] = deque()  # on their way to the CPU
+    with closing(run_ahead(prepare, starts, threads, threads)) as noises:
+        for k, z in zip(starts, noises):
             y = None if labels is None else send(labels[k:k + batch_size], device)
             x = draw(z.to(device, non_blocking=True), y, seeds[k:k + batch_size])
             x = x.to("cpu", non_blocking=fast)
             if not fast:
                 yield x
                 continue
-            behind.append((x, torch.cuda.current_stream(device).record_event()))
-            if len(behind) > 1:
-                yield arrived(*behind.popleft())
-        while behind:
-            yield arrived(*behind.popleft())
+            copies.append((x, torch.cuda.current_stream(device).record_event()))
+            if len(copies) > 1:
+                yield wait_for_copy(*copies.popleft())
+        while copies:
+            yield wait_for_copy(*copies.popleft())
 
 
-def arrived(x: Tensor, copied: torch.cuda.Event) -> Tensor:
-    copied.synchronize()
+def wait_for_copy(x: Tensor, end: torch.cuda.Event) -> Tensor:
+    """Give x once the event, which its copy to the CPU ends with, has happened."""
+    end.synchronize()
     return x
 
 
-def gather(parts: Iterable[Tensor], num: int, shape: Sequence[int]) -> Tensor:
-    """The parts as one tensor (num, *shape), float32: never twice in memory."""
+def gather(batches: Iterable[Tensor], num: int, shape: Sequence[int]) -> Tensor:
+    """Join batches (B, *shape) into one tensor (num, *shape), float32, without ever holding them twice."""
     whole, k = torch.empty(num, *shape), 0
-    for part in parts:
-        whole[k:k + len(part)] = part
-        k += len(part)
+    for batch in batches:
+        whole[k:k + len(batch)] = batch
+        k += len(batch)
     return whole
 
 
 def choose_labels(labels: Tensor | Sequence[int] | int | None, num_classes: int, seeds: Sequence[int]) -> Tensor | None:
-    """Labels (B,) int64 for B seeds: those given, repeated, else the seeds' own; None for unconditional models.
+    """Give labels (B,) int64 to B seeds: those named, repeated, else the seeds' own; None for unconditional models.
 
     Raises PidistillError for labels outside the classes, a wrong number of them, or an unconditional model.
     """

@@ -1,4 +1,4 @@
-"""The time grid of Karras et al. (2022), Eq. (5)."""
+"""The time grid t_i = (T^(1/rho) + i/(N-1) (eps^(1/rho) - T^(1/rho)))^rho of Karras et al. (2022), Eq. (5)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pidistill.core.errors import PidistillError
 
 
 def karras_times(points: int, t_min: float, t_max: float, rho: float, times: Tensor | None = None) -> Tensor:
-    """t_i = (T^(1/rho) + i/(N-1) (eps^(1/rho) - T^(1/rho)))^rho: (N,) float64, descending from T to eps exactly.
+    """Compute t_i, i = 0 ... N - 1, of Eq. (5): (N,) float64, descending from T to eps exactly.
 
+    points: N, at least 2.
+    t_min, t_max: eps and T, in units of the data's scale.
     times: (K,) float64 ascending; each t_i is replaced by the nearest of them (in log t), and what repeats is dropped.
     """
     if points < 2:
@@ -26,7 +28,10 @@ def karras_times(points: int, t_min: float, t_max: float, rho: float, times: Ten
 
 
 def snap(t: Tensor, times: Tensor | None) -> Tensor:
-    """Each of t (N,), descending, replaced by the nearest of `times` (K,), ascending, in log t; what repeats is dropped."""
+    """Replace each of t (N,), descending, by the nearest of `times` (K,), ascending, in log t; drop what repeats.
+
+    Without `times` the teacher takes any noise level, and t stays as it is.
+    """
     if times is None:
         return t
     nearest = (t.log()[:, None] - times.log()).abs().argmin(dim=1)
@@ -35,7 +40,7 @@ def snap(t: Tensor, times: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Grid:
-    """Time points that PID compares at. t: (N,) float64, strictly descending from T to eps."""
+    """The times that PID compares student and teacher at. t: (N,) float64, strictly descending from T to eps."""
 
     t: Tensor
 
@@ -45,6 +50,7 @@ class Grid:
 
     @property
     def points(self) -> int:
+        """The number N of times."""
         return len(self.t)
 
 

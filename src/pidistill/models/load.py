@@ -1,4 +1,4 @@
-"""A model on the command line: a student's folder, a run, or a teacher spec."""
+"""A model is named on the command line by a student's folder, a run, or a teacher spec."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pidistill.models.student import Student, load_student
 from pidistill.models.teachers.base import load_teacher
 
 
-def student_folder(path: Path) -> Path | None:
-    """The folder of the student that `path` is or holds."""
+def find_student_folder(path: Path) -> Path | None:
+    """Find the folder of the student that `path` is or holds; None if there is none."""
     for folder in (path, path / "student"):
         if (folder / "config.json").exists() and read_json(folder / "config.json").get("format") == "pidistill-student":
             return folder
@@ -21,8 +21,8 @@ def student_folder(path: Path) -> Path | None:
 
 
 def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
-    """A student (at the EMA rate `ema`) where there is one, else the teacher that `spec` names. Errors are one line."""
-    folder = student_folder(Path(spec))
+    """Load the student (at the EMA rate `ema`) that `spec` names, or else the teacher. Raises PidistillError in one line."""
+    folder = find_student_folder(Path(spec))
     if folder:
         return load_student(folder, ema)
     if ema is not None:
@@ -38,9 +38,9 @@ def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
     return load_teacher(spec)
 
 
-def teacher_spec_of(spec: str) -> str | None:
-    """The teacher that a student was made from, as its provenance says."""
-    folder = student_folder(Path(spec))
+def read_teacher_spec(spec: str) -> str | None:
+    """Read which teacher a student was made from, as its provenance says; None if it does not."""
+    folder = find_student_folder(Path(spec))
     if folder is None or not (folder / "provenance.json").exists():
         return None
     teacher = read_json(folder / "provenance.json").get("teacher")
@@ -48,11 +48,16 @@ def teacher_spec_of(spec: str) -> str | None:
 
 
 def load_pair(spec: str, teacher: str | None = None, ema: float | None = None) -> tuple[Student, Denoiser]:
-    """A student and its teacher: the one given, or else the one that it was made from."""
+    """Load a student and its teacher, of the same shape and classes. Raises PidistillError in one line.
+
+    spec: of a student or a run.
+    teacher: its spec; by default the one that the student was made from.
+    ema: the EMA rate of the student; by default the first of its run.
+    """
     student = load_model(spec, ema)
     if not isinstance(student, Student):
         raise PidistillError(f"{spec} is a teacher; a student was expected")
-    recorded = teacher_spec_of(spec)
+    recorded = read_teacher_spec(spec)
     if not teacher and recorded and recorded.startswith("python:"):  # a file never decides what runs
         raise PidistillError(f"{spec} had the teacher {recorded}, which is code; if you trust it, say --teacher {recorded}")
     teacher = teacher or recorded

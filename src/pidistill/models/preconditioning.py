@@ -1,8 +1,8 @@
-"""Preconditionings: D(x, t) = c_skip x + c_out net(c_in x, c_noise) around a raw network.
+"""A preconditioning makes a denoiser of a raw network: D(x, t) = c_skip x + c_out net(c_in x, c_noise).
 
-One function a formula, t (B,) float64 -> Coefficients; what a network was trained to predict is nothing but a choice of
-these four. Karras et al. (2022), Eq. (7) and Table 1, where sigma is t here; diffusers' predictions with
-sigma = sqrt((1 - abar)/abar); flow matching with t = s/(1 - s).
+One function is one formula, t (B,) float64 -> Coefficients; what a network was trained to predict is nothing but a choice
+of these four. The formulas are those of Karras et al. (2022), Eq. (7) and Table 1, where sigma is t here; diffusers'
+predictions with sigma = sqrt((1 - abar)/abar); and flow matching with t = s/(1 - s).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_TRAINING_STEPS = 100_000  # of a discrete schedule, at most
 
 
 class Coefficients(NamedTuple):
-    """Each (B,), float64."""
+    """The four functions of t in the preconditioning, each (B,) float64."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -33,12 +33,12 @@ class Coefficients(NamedTuple):
 
 
 def c_in(t: Tensor, sigma_data: float) -> Tensor:
-    """EDM's input scaling (Table 1), and the student's in Eq. (7)."""
+    """EDM scales its input by (t^2 + sigma_data^2)^-1/2 (Table 1), and so does the student in Eq. (7). t: any shape."""
     return 1 / (t**2 + sigma_data**2).sqrt()
 
 
 def c_noise(t: Tensor) -> Tensor:
-    """EDM's noise conditioning (Table 1), and the student's in Eq. (7)."""
+    """EDM's network is told ln(t)/4 (Table 1), and so is the student's in Eq. (7). t: any shape."""
     return t.log() / 4
 
 
@@ -46,63 +46,66 @@ def c_noise(t: Tensor) -> Tensor:
 
 
 def edm(t: Tensor, *, sigma_data: float = SIGMA_DATA) -> Coefficients:
-    """EDM and EDM2 (Karras et al., 2022, Table 1, last column)."""
+    """EDM's and EDM2's networks predict a mixture of image and noise (Karras et al., 2022, Table 1, last column)."""
     total = t**2 + sigma_data**2
     return Coefficients(sigma_data**2 / total, t * sigma_data / total.sqrt(), c_in(t, sigma_data), c_noise(t))
 
 
 def edm_v(t: Tensor, *, sigma_data: float = SIGMA_DATA) -> Coefficients:
-    """EDM's with the sign of v, as diffusers' EDM schedulers with prediction_type v_prediction."""
+    """EDM's network with the sign of v, as diffusers' EDM schedulers with prediction_type v_prediction have it."""
     c_skip, c_out, c_in, c_noise = edm(t, sigma_data=sigma_data)
     return Coefficients(c_skip, -c_out, c_in, c_noise)
 
 
 def vp(t: Tensor, *, beta_d: float = 19.9, beta_min: float = 0.1, M: int = 1000) -> Coefficients:
-    """Variance preserving SDE of Song et al. (2021): predicts the noise; its clock is (M - 1) sigma^-1(t)."""
+    """The network of the variance preserving SDE (Song et al., 2021) predicts the noise, at (M - 1) sigma^-1(t)."""
     u = t.float()  # as the networks were trained: at 0.002, log(1 + t^2) is 2 % of its own away from the exact one
-    clock = ((beta_min**2 + 2 * beta_d * (1 + u**2).log()).sqrt() - beta_min) / beta_d
-    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), (M - 1) * clock)
+    time = ((beta_min**2 + 2 * beta_d * (1 + u**2).log()).sqrt() - beta_min) / beta_d  # sigma^-1(t)
+    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), (M - 1) * time)
 
 
 def ve(t: Tensor) -> Coefficients:
-    """Variance exploding SDE of Song et al. (2021), in EDM's form: the network predicts -noise, of unscaled input."""
+    """The network of the variance exploding SDE (Song et al., 2021), in EDM's form, predicts -noise of unscaled input."""
     return Coefficients(torch.ones_like(t), t, torch.ones_like(t), (t / 2).log())
 
 
 def score(t: Tensor, *, scale: float = 2.0) -> Coefficients:
-    """Score of a variance exploding model (Song et al., 2021) whose data is 1/scale of ours, as diffusers' in [0, 1].
+    """A network predicts the score of a variance exploding model (Song et al., 2021): D = x + sigma^2 score.
 
-    There D = x + sigma^2 score, t = scale sigma; the network centres its input, so that it sees ours as it is.
+    Its data is 1/scale of ours, as diffusers' in [0, 1], so t = scale sigma. It centres its input, and sees ours as it is.
     """
     return Coefficients(torch.ones_like(t), t**2 / scale, torch.ones_like(t), t / scale)
 
 
 def iddpm(t: Tensor, *, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Coefficients:
-    """iDDPM (Nichol & Dhariwal, 2021) as in EDM: predicts the noise, at the nearest step of its schedule."""
-    steps = on_device(iddpm_times(C_1=C_1, C_2=C_2, M=M), t.device)  # u_0 > ... > u_M = 0
+    """iDDPM's network (Nichol & Dhariwal, 2021), as in EDM, predicts the noise at the nearest step of its schedule."""
+    steps = copy_to_device(iddpm_times(C_1=C_1, C_2=C_2, M=M), t.device)  # u_0 > ... > u_M = 0
     nearest = (t[:, None] - steps).abs().argmin(dim=1)
     return Coefficients(torch.ones_like(t), -t, c_in(t, 1), (M - 1 - nearest).to(t.dtype))
 
 
 def epsilon(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
-    """DDPM (Ho et al., 2020): D = x - t eps(x / sqrt(1 + t^2)). sigmas: of the training steps 0, 1, ..., ascending."""
-    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), step_of(t, sigmas))
+    """DDPM's network (Ho et al., 2020) predicts the noise: D = x - t eps(x / sqrt(1 + t^2)).
+
+    sigmas: noise levels of the training steps 0, 1, ..., ascending.
+    """
+    return Coefficients(torch.ones_like(t), -t, c_in(t, 1), interpolate_step(t, sigmas))
 
 
 def v_prediction(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
-    """v = alpha eps - sigma x_0 (Salimans & Ho, 2022): D = x/(1 + t^2) - t/sqrt(1 + t^2) v."""
-    return Coefficients(1 / (1 + t**2), -t * c_in(t, 1), c_in(t, 1), step_of(t, sigmas))
+    """The network predicts v = alpha eps - sigma x_0 (Salimans & Ho, 2022): D = x/(1 + t^2) - t/sqrt(1 + t^2) v."""
+    return Coefficients(1 / (1 + t**2), -t * c_in(t, 1), c_in(t, 1), interpolate_step(t, sigmas))
 
 
 def sample(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
-    """The network gives the clean image itself."""
-    return Coefficients(torch.zeros_like(t), torch.ones_like(t), c_in(t, 1), step_of(t, sigmas))
+    """The network predicts the clean image itself: D = net(x / sqrt(1 + t^2))."""
+    return Coefficients(torch.zeros_like(t), torch.ones_like(t), c_in(t, 1), interpolate_step(t, sigmas))
 
 
 def flow(t: Tensor, *, scale: float = 1000.0) -> Coefficients:
-    """Flow matching (Lipman et al., 2023): x_s = (1 - s) x_0 + s eps, velocity eps - x_0, s = t/(1 + t).
+    """Flow matching (Lipman et al., 2023) predicts the velocity v = eps - x_0 of x_s = (1 - s) x_0 + s eps, s = t/(1 + t).
 
-    D = x_s - s v with x_s = x/(1 + t). scale: what the network's clock multiplies s by.
+    D = x_s - s v with x_s = x/(1 + t). scale: the network is told scale * s.
     """
     s = t / (1 + t)
     return Coefficients(1 - s, -s, 1 - s, scale * s)
@@ -114,15 +117,18 @@ FORMULAS: dict[str, Callable[..., Coefficients]] = {
 
 @functools.lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept serves training too
-def on_device(table: Tensor, device: torch.device) -> Tensor:
-    """A table of constants, copied once: a copy at every call would make the host wait for the device."""
+def copy_to_device(table: Tensor, device: torch.device) -> Tensor:
+    """Copy a table of constants to the device, once: a copy at every call would make the host wait for the device."""
     return table.to(device)
 
 
 @functools.cache
 @torch.inference_mode(False)
 def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Tensor:
-    """u_0 > ... > u_M = 0 (Karras et al., 2022, Table 1): u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1}/abar_j, C_1) - 1)."""
+    """The noise levels u_0 > ... > u_M = 0 that iDDPM was trained at (Karras et al., 2022, Table 1), (M + 1,) float64.
+
+    u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1}/abar_j, C_1) - 1).
+    """
     j = torch.arange(M + 1, dtype=torch.float32, device="cpu")  # float32 as in the published files: float64 ends 5e-4 away
     abar = (0.5 * math.pi * j / M / (C_2 + 1)).sin() ** 2
     ratio = (abar[:-1] / abar[1:]).clamp(min=C_1)
@@ -132,21 +138,24 @@ def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Ten
     return u.double()
 
 
-def step_of(t: Tensor, sigmas: Sequence[float]) -> Tensor:
-    """The training step whose noise level is t, between steps by interpolation in log t; (B,)."""
-    levels = on_device(sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64), t.device).log()
+def interpolate_step(t: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """Find the training step whose noise level is t, (B,); between steps interpolate in log t. Gives (B,) float64."""
+    table = sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64)
+    levels = copy_to_device(table, t.device).log()
     x = t.log()
     k = torch.searchsorted(levels, x.detach()).clamp(1, len(levels) - 1)
     step = k - 1 + (x - levels[k - 1]) / (levels[k] - levels[k - 1])
     step = step.clamp(0, len(levels) - 1)
     # A level that went through float32 is the step itself again. Its derivative in t stays, for the autodiff scheme.
-    rounded = step.round()
-    return step + torch.where((step - rounded).abs() < 1e-3, rounded - step, 0).detach()
+    nearest = step.round()
+    return step + torch.where((step - nearest).abs() < 1e-3, nearest - step, 0).detach()
 
 
 class Preconditioning:
-    """A formula with its constants, as they are written into config.json: {"name": ..., constants}, or the name alone.
+    """A formula with its constants gives the coefficients of every time.
 
+    spec: {"name": ..., constants} or the name alone, as config.json holds it.
+    sigma_data: standard deviation of the data.
     times: the noise levels that the network was trained at, ascending (K,), or None where it takes any.
     """
 
@@ -159,19 +168,20 @@ class Preconditioning:
         self.spec: str | dict[str, Any] = {"name": self.name, **constants} if constants else self.name
         if self.name in ("edm", "edm_v"):
             constants["sigma_data"] = sigma_data
-        known = inspect.signature(self.formula).parameters
+        accepted = inspect.signature(self.formula).parameters
         for key in constants:
-            if key not in known:
-                raise suggest_choices(f"constant of the preconditioning {self.name}", key, list(known)[1:])
+            if key not in accepted:
+                raise suggest_choices(f"constant of the preconditioning {self.name}", key, list(accepted)[1:])
         for key, value in constants.items():
             if key != "sigmas" and not (type(value) in (int, float) and -1e6 < value < 1e6):
                 raise PidistillError(f"the preconditioning {self.name}: {key} must be a number, got {str(value)[:40]}")
         if not 1 <= constants.get("M", 1) <= MOST_TRAINING_STEPS:
-            raise PidistillError(f"the preconditioning {self.name}: M must be from 1 to {MOST_TRAINING_STEPS}, got {constants['M']}")
+            raise PidistillError(f"the preconditioning {self.name}: M must be from 1 to {MOST_TRAINING_STEPS}, "
+                                 f"got {constants['M']}")
         self.times: Tensor | None = None
         if self.name == "iddpm":
             self.times = iddpm_times(**constants).flip(0)[1:]  # without 0
-        elif "sigmas" in known:
+        elif "sigmas" in accepted:
             if "sigmas" not in constants:
                 raise PidistillError(f"the preconditioning {self.name} needs `sigmas`, its training steps' noise levels")
             # On the CPU also where a network is built on the meta device.
@@ -182,14 +192,14 @@ class Preconditioning:
         self.constants = constants
 
     def __call__(self, t: Tensor) -> Coefficients:
-        """t: (B,) -> Coefficients, float64."""
+        """Compute the coefficients at t (B,), in float64."""
         return self.formula(t.double(), **self.constants)
 
     def for_student(self, t: Tensor) -> Coefficients:
-        """Coefficients of F_theta(z, t) = c_skip u + c_out net(c_in u, c_noise), with u = c_in(T) z of EDM; t: (B,).
+        """Compute the coefficients of F_theta(z, t) = c_skip u + c_out net(c_in u, c_noise), u = c_in(T) z of EDM; t: (B,).
 
-        EDM's own networks are F_theta as they are (Eq. 7). Others give the noise or a velocity, and started so the student
-        would be noise: F is then the clean image that the network says it sees in u as if u came from time t,
+        EDM's own networks are F_theta as they are (Eq. 7). Others give the noise or a velocity, and a student that started
+        so would be noise: F is then the clean image that the network says it sees in u as if u came from time t,
 
             F = (D(v, t) - c_skip v) (t^2 + s^2)^1/2 / t,   v = (t^2 + s^2)^1/2 u,   c_skip = s^2/(t^2 + s^2),
 
@@ -197,9 +207,9 @@ class Preconditioning:
         as what the image's noise says of it.
         """
         t = t.double()
-        own = self(t)
+        c = self(t)
         if self.name == "edm":
-            return Coefficients(torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t), own.c_noise)
+            return Coefficients(torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t), c.c_noise)
         scale = (t**2 + self.sigma_data**2).sqrt()
         skip = self.sigma_data**2 / scale**2
-        return Coefficients((own.c_skip - skip) * scale**2 / t, own.c_out * scale / t, own.c_in * scale, own.c_noise)
+        return Coefficients((c.c_skip - skip) * scale**2 / t, c.c_out * scale / t, c.c_in * scale, c.c_noise)

@@ -1,4 +1,4 @@
-"""The one-step student of Eq. (7)."""
+"""The student draws an image in one step: x_theta(z, t) = (t/T) z + (1 - t/T) F_theta(c_in(T) z, ln(t)/4), Eq. (7)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import Decoder, read_decoder
-from pidistill.models.denoiser import FACTS, facts_of
-from pidistill.models.drawing import choose_labels, drawn, gather
+from pidistill.models.denoiser import FACTS, parse_facts
+from pidistill.models.drawing import choose_labels, draw_batches, gather
 from pidistill.models.preconditioning import Preconditioning, c_in
 from pidistill.nets.base import build_net
 
 
 class Student(nn.Module):
-    """x_theta(z, t) = (t/T) z + (1 - t/T) F_theta(c_in(T) z, ln(t)/4): the teacher's trajectory from every noise z.
+    """x_theta(z, t) of Eq. (7) is the teacher's trajectory from every noise z. x(z, T) = z holds for all weights.
 
-    x(z, T) = z holds for all weights. facts: what the teacher says of itself (`Denoiser.facts`). preconditioning: what the
-    network predicts, if it is not one of EDM's; F_theta is then made of it by `Preconditioning.for_student`. decoder: of a
-    teacher in a latent space; z and x are latents then.
+    net: the raw network. net_spec: how to build it again, {"name": ..., options}.
+    facts: what the teacher says of itself (`Denoiser.facts`).
+    preconditioning: what the network predicts, if it is not one of EDM's; `Preconditioning.for_student` then makes F_theta
+        of it.
+    decoder: of a teacher in a latent space; z and x are latents then.
     """
 
     def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any],
@@ -43,14 +45,15 @@ class Student(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of what `sample` gives: `shape`, or that of the decoded images."""
+        """The shape of what `sample` gives: `shape`, or that of the decoded images."""
         return self.decoder.image_shape(self.shape) if self.decoder else self.shape
 
     def facts(self) -> dict[str, Any]:
+        """Give the teacher's facts: shape, classes, noise range, data scale and spacing of the grid, by FACTS."""
         return {name: getattr(self, name) for name in FACTS}
 
     def F(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Raw output of the network. z: (B, C, H, W) at T, t: (B,) -> (B, C, H, W)."""
+        """Compute F_theta of Eq. (7). z: (B, C, H, W) at T, t: (B,) -> (B, C, H, W)."""
         u = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item() * z
         skip, out, scale, c_noise = self.preconditioning.for_student(t)
         edm = self.preconditioning.name == "edm"  # skip, out and scale are 0, 1 and 1
@@ -59,34 +62,38 @@ class Student(nn.Module):
         return output if edm else like(skip, z) * u + like(out, z) * output
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """State at time t of the trajectory from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
+        """Compute the trajectory's state at time t from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
         t = expand_time(t, z)
         return state(z, t, self.F(z, t, labels), self.t_max)
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], labels: Tensor | Sequence[int] | int | None = None, *,
                batch_size: int = 250, clip: bool = True, decode: bool = True) -> Tensor:
-        """One network call an image: (len(seeds), C, H, W) float32 in [-1, 1], on the CPU. `clip` spares vectors.
+        """Draw images with one network call each: (len(seeds), C, H, W) float32 in [-1, 1], on the CPU.
 
-        decode: latents become images, where there is a decoder; without it they are returned as they are.
+        Image k is a function of seeds[k] and labels[k] alone. Raises PidistillError for labels outside the classes.
 
-        Image k is a function of seeds[k] and labels[k] alone; without labels a conditional model takes each from its
-        seed. Raises PidistillError for labels outside the classes.
+        labels: as `choose_labels` takes them; without them a conditional model takes each from its seed.
+        batch_size: images at a time.
+        clip: to [-1, 1]; vectors are spared.
+        decode: latents become images, where there is a decoder; otherwise they are returned as they are.
         """
         seeds = list(seeds)
         y = choose_labels(labels, self.num_classes, seeds)
         clip = clip and (decode or not self.decoder)
-        parts = self.draw(seeds, y, batch_size=batch_size, decode=decode,
-                          finish=lambda x: clip_images(x.float()) if clip else x.float())
-        return gather(parts, len(seeds), self.image_shape if decode else self.shape)
+        batches = self.draw(seeds, y, batch_size=batch_size, decode=decode,
+                            finish=lambda x: clip_images(x.float()) if clip else x.float())
+        return gather(batches, len(seeds), self.image_shape if decode else self.shape)
 
     def draw(self, seeds: Sequence[int], labels: Tensor | None = None, *, batch_size: int = 250, decode: bool = True,
              finish: Callable[[Tensor], Tensor] = Tensor.float,
              call: Callable[..., Tensor] | None = None) -> Generator[Tensor, None, None]:
-        """Images (B, C, H, W) batch by batch, on the CPU, while the next are in work; unclipped. labels: (len(seeds),).
+        """Yield images (B, C, H, W) batch by batch, on the CPU, unclipped, while the next are in work.
 
-        finish: what is done to each batch before it leaves the device. call: what is called in place of this student, such
-        as it under autocast.
+        labels: (len(seeds),) int64, or None for an unconditional student.
+        batch_size: B, images at a time. decode: latents become images, where there is a decoder.
+        finish: changes each batch before it leaves the device, such as to uint8.
+        call: (z, t, labels) -> x, which is called instead of this student, such as the student under autocast.
         """
         device, student = find_device(self), call or self
         decoder = self.decoder.to(device) if self.decoder and decode else None
@@ -95,17 +102,18 @@ class Student(nn.Module):
             x = student(z * self.t_max, self.t_min, y)
             return finish(decoder(x) if decoder else x)
 
-        return drawn(draw, seeds, labels, self.shape, device, batch_size=batch_size)
+        return draw_batches(draw, seeds, labels, self.shape, device, batch_size=batch_size)
 
     @torch.inference_mode()
     def trajectory(self, z: Tensor, ts: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:
-        """States at all times. z: (B, C, H, W), ts: (N,) -> (N, B, C, H, W)."""
+        """Compute the states at all times. z: (B, C, H, W) at T, ts: (N,) -> (N, B, C, H, W)."""
         return torch.stack([self(z, float(t), labels) for t in ts])
 
     def save(self, path: str | Path, provenance: dict[str, Any] | None = None,
              averages: dict[float, Student] | None = None) -> Path:
-        """Write a folder with config.json, model.safetensors and provenance.json.
+        """Write a folder with config.json, model.safetensors and provenance.json, and give its path.
 
+        provenance: what provenance.json holds.
         averages: the student at each EMA rate of its run, this one first; the others go to ema-RATE.safetensors.
         """
         rates = list(averages or {})
@@ -121,9 +129,10 @@ class Student(nn.Module):
 
 
 def load_student(path: str | Path, ema: float | None = None) -> Student:
-    """A student's folder, or the run folder around it, in evaluation mode. Raises PidistillError in one line.
+    """Load a student from its folder, or from the run folder around it, in evaluation mode and without gradients.
 
-    ema: which of the averages that its run kept; by default the one that is the student.
+    ema: the rate of one of the averages that its run kept; by default the one that is the student.
+    Raises PidistillError in one line.
     """
     folder = Path(path)
     if not (folder / "config.json").exists() and (folder / "student").is_dir():
@@ -132,7 +141,7 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
     if config.get("format") != "pidistill-student":
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
-        facts, rates, path = facts_of(config), list(config.get("ema", [])), folder / "model.safetensors"
+        facts, rates, path = parse_facts(config), list(config.get("ema", [])), folder / "model.safetensors"
         net = build_net(config["net"], facts["shape"], facts["num_classes"], count_allowed_elements(path), path)
         student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -147,6 +156,6 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
 
 
 def state(z: Tensor, t: Tensor, F: Tensor, t_max: float) -> Tensor:
-    """x of Eq. (7), (B, C, H, W), from the network's output at t."""
+    """Eq. (7): x = (t/T) z + (1 - t/T) F, (B, C, H, W), from the network's output F at t (B,)."""
     s = like(t / t_max, z)
     return s * z + (1 - s) * F

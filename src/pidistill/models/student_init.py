@@ -1,4 +1,4 @@
-"""Where a student begins: as its teacher (Algorithm 1, line 1), at random, or as what an earlier run left."""
+"""A student begins as its teacher, theta = phi (Algorithm 1, line 1), at random, or as what an earlier run left."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pidistill.nets.base import build_net
 
 
 def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None, width: float = 1.0) -> Student:
-    """A student for the teacher: its network and weights (Algorithm 1, line 1), or a network with random weights.
+    """Make a student for the teacher: of its network and weights (Algorithm 1, line 1), or with random weights.
 
-    init: `teacher`, `random`, or the folder of a student or a teacher, whose network and weights are taken. width: channels
-    as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3; `net`: any other network. Both start
-    at random. Dropout is off (Table 6). A teacher without a network of its own (a black box) needs init="random" and `net`,
-    or a folder.
+    init: `teacher`, `random`, or the folder of a student or a teacher, whose network and weights are taken.
+    net: another network, {"name": ..., options}, which starts at random.
+    width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3, also at random.
 
+    Dropout is off (Table 6). A teacher that has no network (a black box) needs init="random" and `net`, or a folder.
     At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
     F (`Preconditioning.for_student`), which only a network that knows its noise can afford.
     """
-    own = teacher.net_spec if isinstance(teacher, Preconditioned) else None
+    teacher_net = teacher.net_spec if isinstance(teacher, Preconditioned) else None
     if init not in ("teacher", "random"):
         return start_from(Path(init), teacher, net is not None or width != 1)
     if init == "teacher" and width != 1:
@@ -37,12 +37,12 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
                              "set student.init=random")
     if init == "teacher" and net is not None:
         raise PidistillError("student.net gives a new network, which cannot start from the teacher; set student.init=random")
-    if init == "teacher" and own is None:
+    if init == "teacher" and teacher_net is None:
         raise PidistillError("the teacher has no network to start the student from; "
                              "set student.init=random and student.net, such as student.net=mlp")
-    if net is None and own is None:
+    if net is None and teacher_net is None:
         raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
-    spec: dict[str, Any] = scaled(dict(net or own or {}), width)
+    spec: dict[str, Any] = scale_width(dict(net or teacher_net or {}), width)
     if init == "teacher":
         assert isinstance(teacher, Preconditioned)
         network = copy.deepcopy(teacher.model)
@@ -51,11 +51,17 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     preconditioning = teacher.preconditioning.spec if isinstance(teacher, Preconditioned) and net is None else "edm"
     if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
         preconditioning = preconditioning | {"name": "v_prediction"}
-    return trainable(network, spec, teacher, preconditioning)
+    return prepare_student(network, spec, teacher, preconditioning)
 
 
-def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preconditioning: str | dict[str, Any]) -> Student:
-    """The network as a student of the teacher, without dropout; the parameters named in its `frozen`, if any, stay."""
+def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
+                    preconditioning: str | dict[str, Any]) -> Student:
+    """Make a student of a network, trainable and without dropout; the parameters named in its `frozen`, if any, stay.
+
+    network: as it begins. spec: how to build it again, {"name": ..., options}.
+    teacher: gives the facts and the decoder.
+    preconditioning: what the network predicts, as `Preconditioning` takes it.
+    """
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -69,8 +75,12 @@ def trainable(network: nn.Module, spec: dict[str, Any], teacher: Denoiser, preco
 
 
 def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
-    """A student of the teacher that begins as what is in a folder. other: another network was named too."""
-    folder = next((each for each in (path, path / "student", path / "teacher") if (each / "config.json").is_file()), None)
+    """Make a student of the teacher that begins as the student or the teacher in a folder, or in the run around it.
+
+    other: whether another network was named too, which is refused. Raises PidistillError in one line.
+    """
+    places = (path, path / "student", path / "teacher")
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
     if folder is None:
         raise PidistillError(f"student.init must be teacher, random or a folder with a student or a teacher, got {path}")
     if other:
@@ -91,11 +101,11 @@ def start_from(path: Path, teacher: Denoiser, other: bool = False) -> Student:
     if config["format"] == "pidistill-teacher":
         state = {key.removeprefix("model."): value for key, value in state.items()}
     load_weights(network, state, folder)
-    return trainable(network, spec, teacher, config.get("preconditioning", "edm"))
+    return prepare_student(network, spec, teacher, config.get("preconditioning", "edm"))
 
 
-def scaled(spec: dict[str, Any], width: float) -> dict[str, Any]:
-    """The network's description with `width` times its channels."""
+def scale_width(spec: dict[str, Any], width: float) -> dict[str, Any]:
+    """Give the description of a network, {"name": ..., options}, with `width` times its channels."""
     if width == 1:
         return spec
     accepted = inspect.signature(find_member("nets", spec["name"])).parameters

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from pidistill.evaluation.metrics.frechet import frechet_distance, relative_frechet, statistics
+from pidistill.evaluation.metrics.frechet import fit_gaussian, frechet_distance, relative_frechet
 
 
 def random_statistics(seed: int, d: int = 6, rank: int | None = None):
@@ -48,14 +48,15 @@ def test_symmetric():
 
 def test_relative_distance_is_free_of_the_scale():
     a, b = torch.randn(300, 4, dtype=torch.float64), torch.randn(200, 4, dtype=torch.float64) * 1.5 + 0.3
-    value = relative_frechet(statistics(a), statistics(b))
-    assert relative_frechet(statistics(a * 7), statistics(b * 7)) == pytest.approx(value, rel=1e-9)
-    assert value == pytest.approx(100 * frechet_distance(statistics(a), statistics(b)) / statistics(b)[1].trace().item())
+    value = relative_frechet(fit_gaussian(a), fit_gaussian(b))
+    assert relative_frechet(fit_gaussian(a * 7), fit_gaussian(b * 7)) == pytest.approx(value, rel=1e-9)
+    distance = frechet_distance(fit_gaussian(a), fit_gaussian(b))
+    assert value == pytest.approx(100 * distance / fit_gaussian(b)[1].trace().item())
 
 
 def test_statistics_are_numpys_in_float64():
     x = torch.randn(50, 3) + 1e4  # float32 sums would lose the covariance
-    mean, cov = statistics(x)
+    mean, cov = fit_gaussian(x)
     assert mean.dtype == cov.dtype == torch.float64
     np.testing.assert_allclose(cov, np.cov(x.double().numpy(), rowvar=False), rtol=1e-9)
     np.testing.assert_allclose(mean, x.double().mean(0), rtol=1e-12)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pidistill.evaluation.metrics.frechet import relative_frechet, statistics
+from pidistill.evaluation.metrics.frechet import fit_gaussian, relative_frechet
 from pidistill.evaluation.references import load_reference
 from pidistill.files.datasets import load_digits
 from pidistill.nets.features.base import load_features
@@ -20,6 +20,6 @@ def test_bundled_classifier_knows_digits_and_its_reference_is_theirs():
     bundled = load_reference(None, "digits", net)
     reference = (bundled.mean, bundled.covariance)
     assert reference[0].dtype == torch.float64 and reference[1].shape == (32, 32)
-    assert relative_frechet(statistics(features), reference) < 4  # 500 of the very images
+    assert relative_frechet(fit_gaussian(features), reference) < 4  # 500 of the very images
     noise = net.features(torch.randn(500, 1, 16, 16).clip(-1, 1))
-    assert relative_frechet(statistics(noise), reference) > 50
+    assert relative_frechet(fit_gaussian(noise), reference) > 50

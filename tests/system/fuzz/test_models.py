@@ -15,7 +15,7 @@ from pidistill.files.folders import write_folder
 from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.student import load_student
 from pidistill.models.student_init import make_student
-from pidistill.models.teachers.base import load_teacher, teacher_config
+from pidistill.models.teachers.base import describe_teacher, load_teacher
 from tests.helpers import MLP, tiny_teacher
 from tests.system.fuzz.mutate import CHANGES, DAMAGE, changed, damaged
 from tests.system.fuzz.test_readers import fuzz, one_line
@@ -31,7 +31,7 @@ def model(request, tmp_path):
     if request.param == "student":
         make_student(teacher).save(tmp_path / "m")
         return tmp_path / "m", load_student
-    write_folder(tmp_path / "m", {"model": teacher.state_dict()}, {"config": teacher_config(teacher), "provenance": {}})
+    write_folder(tmp_path / "m", {"model": teacher.state_dict()}, {"config": describe_teacher(teacher), "provenance": {}})
     return tmp_path / "m", lambda folder: load_teacher(str(folder))
 
 

@@ -1,1 +1,1 @@
-"""Numbers of a set of images. One file = one metric, its name on the command line."""
+"""A metric is a number of a set of images. One file = one metric, its name on the command line."""

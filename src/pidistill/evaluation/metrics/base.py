@@ -1,7 +1,7 @@
-"""Metrics: numbers of a set of images, added up batch by batch. One file = one metric.
+"""A metric is a number of a set of images, added up batch by batch. One file = one metric.
 
-What a metric keeps are sums. Batches may come in any order, from several processes, or from a program that was interrupted:
-their sums are added, and memory does not grow with the number of images.
+What a metric keeps are sums over images. Batches may come in any order, from several processes, or from a program that was
+interrupted: their sums are added, and memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Reference:
-    """What the data looks like to a feature network.
+    """A reference is what the data looks like to a feature network.
 
-    mean (d,) and covariance (d, d), float64; features (K, d) float32 of some of its images, where they were kept; network:
-    fingerprint of the network, where it is known; num: how many images it was made from; source: for people.
+    mean, covariance: (d,) and (d, d), float64.
+    features: (K, d) float32 of some of its images, where they were kept.
+    network: fingerprint of the network, where it is known.
+    num: number of the images that it was made from.
+    source: where it comes from, for people.
     """
 
     mean: Tensor
@@ -31,9 +34,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, C, H, W) in [-1, 1] and what networks and the teacher make of them.
+    """A batch is images (B, C, H, W) in [-1, 1], and what networks and the teacher make of them where a metric needs it.
 
-    rows: their places among all images of the set. features (B, d), logits (B, K), solutions (B, C, H, W): where asked for.
+    rows: the images' places in the set.
+    features: (B, d). logits: (B, K). solutions: the teacher's images for the same noise, (B, C, H, W).
     """
 
     images: Tensor
@@ -46,12 +50,15 @@ class Batch:
 class Metric:
     """Subclasses set `needs` and define `add` and `result`; `state` holds tensors that are sums over images.
 
-    needs: `features`, `logits` or `solutions` of a batch; `stored`: all features (num, d) float32, CPU, and those of the
-    reference. num: images in the set; width: d, or the number of logits.
+    needs: `features`, `logits` or `solutions` of a batch, or `stored`: all features, which `result` gets, and those of the
+        reference.
+    num: images in the set. width: d, or the number of logits.
+    reference: of the data, for metrics that compare with it.
+    key: of the Frechet distance in these features: `fid`, `fd_dinov2` or `fd`.
+    device: of the sums.
     """
 
     needs: str = "features"
-    relative = False  # whether a distance is given in per cent of the reference's variance
 
     def __init__(self, num: int, width: int, reference: Reference | None, key: str = "", device: torch.device | str = "cpu"):
         self.num, self.reference, self.key = num, reference, key
@@ -61,4 +68,5 @@ class Metric:
         """Add a batch to the sums."""
 
     def result(self, stored: Tensor | None = None) -> dict[str, float]:
+        """Compute the numbers from the sums, by key. stored: all features (num, d) float32, CPU, where `needs` says so."""
         raise NotImplementedError

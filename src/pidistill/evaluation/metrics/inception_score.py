@@ -1,4 +1,4 @@
-"""Inception Score (Salimans et al., 2016): exp of the mean divergence of an image's classes from those of all."""
+"""The Inception Score (Salimans et al., 2016) is exp(mean_i KL(p(c | x_i) || p(c))), over the classes of images x_i."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SPLITS, SEED = 10, 2020  # torch-fidelity's: the mean over ten parts of the imag
 
 
 class InceptionScore(Metric):
-    """`is` and `is_std`, mean and standard deviation over the parts: exp(mean_i sum_c p_ic (log p_ic - log p_c)).
+    """The metrics are `is` and `is_std`, mean and deviation over ten parts: exp(mean_i sum_c p_ic (log p_ic - log p_c)).
 
-    Of Inception's 1008 unbiased logits, or the classes of any network that has `logits`.
+    The classes are Inception's 1008, by its unbiased logits, or those of any network that has `classify`.
     """
 
     needs = "logits"

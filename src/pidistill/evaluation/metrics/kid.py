@@ -1,4 +1,7 @@
-"""Kernel Inception Distance (Binkowski et al., 2018), by torch-fidelity."""
+"""The Kernel Inception Distance (Binkowski et al., 2018), by torch-fidelity.
+
+KID = E k(x, x') + E k(y, y') - 2 E k(x, y) with k(x, y) = (x.y/d + 1)^3, the squared maximum mean discrepancy.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ SUBSET = 1000
 
 
 class Kid(Metric):
-    """`kid` and `kid_std`: squared maximum mean discrepancy under (x.y/d + 1)^3, over 100 random subsets of 1000 images.
+    """The metrics are `kid` and `kid_std`, mean and deviation over 100 random subsets of 1000 images.
 
-    Where there are fewer images, or kept features of the reference, the subsets are as large as those. Unbiased: it may be
-    a little below 0.
+    Where there are fewer images, or kept features of the reference, the subsets are as large as those. The estimate is
+    unbiased, so it may be a little below 0.
     """
 
     needs = "stored"

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkaanniemi et al., 2019), by torch-fidelity."""
+"""Improved precision and recall (Kynkaanniemi et al., 2019) tell fidelity from variety. By torch-fidelity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pidistill.evaluation.metrics.base import Metric
 
 
 class PrecisionRecall(Metric):
-    """`precision`: images that lie among the data; `recall`: data that lies among the images.
+    """The metrics are `precision`, the share of images among the data, and `recall`, that of the data among the images.
 
     Among: nearer to one of them than its third neighbour of its own kind is, in the features. Those of the paper are VGG's;
     ADM's and EDM2's tables use Inception's, as we do unless another network is named.

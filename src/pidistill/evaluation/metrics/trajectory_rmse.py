@@ -1,4 +1,4 @@
-"""Distance of a student's images to the teacher's own solution for the same noise."""
+"""The distance of a student's images x to the teacher's own solutions y for the same noise: (mean |x - y|^2)^1/2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pidistill.evaluation.metrics.base import Batch, Metric, Reference
 
 
 class TrajectoryRmse(Metric):
-    """`trajectory_rmse`: root mean square over all images and pixels, in data units ([-1, 1])."""
+    """The metric is `trajectory_rmse`, the root mean square over all images and pixels, in data units ([-1, 1])."""
 
     needs = "solutions"
 
@@ -29,7 +29,7 @@ class TrajectoryRmse(Metric):
 
 
 def rmse(a: Tensor, b: Tensor) -> float:
-    """The same of two sets of images (N, C, H, W)."""
+    """Compute the same of two sets of images (N, C, H, W)."""
     metric = TrajectoryRmse(len(a), 0, None)
     metric.add(Batch(a, range(len(a)), solutions=b))
     return metric.result()["trajectory_rmse"]

@@ -1,9 +1,8 @@
-"""Samplers (denoise, z, ts, labels) -> yields (t, x), of the teacher's ODE or SDE. One file = one sampler.
+"""Samplers integrate the teacher's ODE dx/dt = (x - D(x, t))/t, or its SDE, from T to 0. One file = one sampler.
 
 All are written for x = image + t noise. A variance preserving model's state is alpha_t x, alpha_t = (1 + t^2)^-1/2, and the
 exponential integrators (DDIM, DPM-Solver, DEIS, UniPC) are the same in both, with lambda = log(alpha/sigma) = -log t.
-A last time of 0 is reached by x = D, one evaluation at the time before. ts: (N+1,) float64, descending. Samplers of the SDE
-take `draw`, number of a draw -> unit Gaussian noise like z; without it they add none.
+A last time of 0 is reached by x = D, one evaluation at the time before.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from pidistill.core.registry import build, find_member, list_members, suggest_ch
 from pidistill.core.seeds import noise
 from pidistill.core.tensors import find_device, send
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.drawing import drawn, gather
+from pidistill.models.drawing import draw_batches, gather
 from pidistill.models.grid import snap
 
 STEPS = 18  # Heun with 18 steps, 35 evaluations: EDM's setting for 32x32 images
@@ -32,12 +31,31 @@ MOST_STEPS = 10_000
 Spacing = Literal["karras", "log", "uniform"]
 
 
+class SamplerFunction(Protocol):
+    """A file of samplers holds a generator, which integrates from z and yields every time and the state there.
+
+    denoise: D(x, t, labels), called with t a float; it gives (B, ...).
+    z: (B, ...), the state at ts[0].
+    ts: (N + 1,) float64, descending; it may end in 0.
+    labels: (B,) int64, or None.
+
+    All else is an option: keyword-only, with a default and a type that pydantic checks. The samplers of the SDE also take
+    `draw`, number of a draw (from 0) -> unit Gaussian noise like z, and add no noise without it.
+    """
+
+    def __call__(self, denoise: Callable[..., Tensor], z: Tensor, ts: Tensor,
+                 labels: Tensor | None = None) -> Iterator[tuple[float, Tensor]]: ...
+
+
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler with its options. steps: times of the grid, to which a last 0 is added.
+    """A sampler function with its options and number of steps. Wrong ones raise PidistillError at once.
 
+    name: its file in `samplers/`.
+    steps: times of the grid, to which a last 0 is added.
+    options: of the function, by name.
     spacing: of the times between T and eps: `karras` (the teacher's rho), `log` (even in log t, DPM-Solver's choice), or
-    `uniform` (even among the noise levels that the network was trained at; in t where it takes any).
+        `uniform` (even among the noise levels that the network was trained at; in t where it takes any).
     """
 
     name: str = "heun"
@@ -50,35 +68,39 @@ class Sampler:
             raise PidistillError(f"{self.name}: steps must be 1 to {MOST_STEPS}, got {self.steps}")
         if self.spacing not in ("karras", "log", "uniform"):
             raise suggest_choices("spacing of times", str(self.spacing), ["karras", "log", "uniform"])
-        z = torch.zeros(1, 1)  # wrong options are found now, and not after hours
+        z = torch.zeros(1, 1)  # wrong options fail now, and not after hours
         list(self.integrate(lambda x, t, labels: x, z, torch.tensor([1.0, 0.5, 0.0]), None, lambda k: z))
 
     def integrate(self, denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None,
                   draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
-        """The sampler's states. draw: number of a draw (from 0) -> unit Gaussian noise (B, ...), for those that need it."""
+        """Yield the times and states of the sampler function; parameters as in `SamplerFunction`."""
         if "draw" in self.options:
             raise PidistillError(f"samplers/{self.name}: draw is no option; noise comes from the seeds")
-        stochastic = {"draw": draw} if "draw" in inspect.signature(find_member("samplers", self.name)).parameters else {}
+        function: SamplerFunction = find_member("samplers", self.name)
+        stochastic = {"draw": draw} if "draw" in inspect.signature(function).parameters else {}
         return build("samplers", self.name, denoise, z, ts, labels, **stochastic, **self.options)
 
     def times(self, teacher: Denoiser) -> Tensor:
-        """(steps + 1,) float64, from the teacher's T to eps, and 0. Fewer where several snap to one of its noise levels."""
+        """Compute the times (steps + 1,) float64 from the teacher's T to eps, and 0.
+
+        They are fewer where several snap to one of the teacher's noise levels.
+        """
         if self.steps == 1:
             t = torch.tensor([teacher.t_max], dtype=torch.float64)
         elif self.spacing == "karras":
             t = teacher.grid_times(self.steps)
         elif self.spacing == "uniform" and teacher.times is not None:
-            known = teacher.times[(teacher.times >= teacher.t_min) & (teacher.times <= teacher.t_max)]
-            t = known[torch.linspace(len(known) - 1, 0, self.steps).round().long().unique().flip(0)]
+            levels = teacher.times[(teacher.times >= teacher.t_min) & (teacher.times <= teacher.t_max)]
+            t = levels[torch.linspace(len(levels) - 1, 0, self.steps).round().long().unique().flip(0)]
         else:
-            first, last = (math.log(each) if self.spacing == "log" else each for each in (teacher.t_max, teacher.t_min))
+            first, last = (math.log(end) if self.spacing == "log" else end for end in (teacher.t_max, teacher.t_min))
             t = torch.linspace(first, last, self.steps, dtype=torch.float64)
             t = snap(t.exp() if self.spacing == "log" else t, teacher.times)
             t[0], t[-1] = teacher.t_max, teacher.t_min
         return torch.cat([t, torch.zeros(1, dtype=torch.float64)])
 
     def evaluations(self, teacher: Denoiser) -> int:
-        """How often it asks the teacher for an image: counted, on numbers instead of images."""
+        """Count how often the sampler calls the teacher, by a run on numbers instead of images."""
         count = 0
 
         def denoise(x: Tensor, t: float, labels: Tensor | None) -> Tensor:
@@ -92,21 +114,22 @@ class Sampler:
         return count
 
     def __str__(self) -> str:
-        """As `parse_sampler` takes it."""
-        given = {**self.options, **({"spacing": self.spacing} if self.spacing != "karras" else {})}
-        name = self.name + ("_fast" if given.pop("fast", False) else str(given.pop("order", "")))
-        return ",".join([name, *(f"{key}={str(value).lower()}" for key, value in given.items())]) + f":{self.steps}"
+        """Write the sampler as `parse_sampler` takes it."""
+        options = {**self.options, **({"spacing": self.spacing} if self.spacing != "karras" else {})}
+        name = self.name + ("_fast" if options.pop("fast", False) else str(options.pop("order", "")))
+        return ",".join([name, *(f"{key}={str(value).lower()}" for key, value in options.items())]) + f":{self.steps}"
 
 
 def parse_sampler(text: str) -> list[Sampler]:
-    """`ddim,eta=0.5:10,50` -> samplers with 10 and 50 steps. NAME[,option=value...][:STEPS,...].
+    """Parse NAME[,option=value...][:STEPS,...], such as `ddim,eta=0.5:10,50`, into one sampler for each number of steps.
 
     An order may be part of the name (`deis3`, `dpm_solver2`), and `dpm_solver_fast` is dpm_solver with fast=true.
+    Raises PidistillError in one line.
     """
     head, _, budgets = text.partition(":")
-    name, *given = head.split(",")
+    name, *pairs = head.split(",")
     name, options = expand_name(name)
-    for pair in given:
+    for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign:
             raise PidistillError("a sampler is NAME[,option=value...]:STEPS[,STEPS...], such as ddim,eta=0.5:10,50, got "
@@ -121,26 +144,26 @@ def parse_sampler(text: str) -> list[Sampler]:
 
 
 def expand_name(name: str) -> tuple[str, dict[str, Any]]:
-    """The sampler that a short name stands for, and the options in it: `deis3` is `deis` with order=3."""
+    """Resolve a short name into the sampler that it stands for and the options in it: `deis3` is `deis` with order=3."""
     if name == "dpm_solver_fast":
         return "dpm_solver", {"fast": True}
-    ordered = re.fullmatch(r"(\w+?)_?(\d)", name)
-    if ordered and name not in list_members("samplers") and ordered[1] in list_members("samplers"):
-        return ordered[1], {"order": int(ordered[2])}
+    match = re.fullmatch(r"(\w+?)_?(\d)", name)
+    if match and name not in list_members("samplers") and match[1] in list_members("samplers"):
+        return match[1], {"order": int(match[2])}
     return name, {}
 
 
 def is_sampler(text: str) -> bool:
-    """Whether a text such as `ddim,eta=0.5:10` names a sampler, or can name nothing else, and not a folder."""
+    """Tell whether a text such as `ddim,eta=0.5:10` names a sampler, or can name nothing else, and not a folder."""
     return expand_name(re.split("[,:]", text)[0])[0] in list_members("samplers") or (":" in text and not Path(text).exists())
 
 
-def one_sampler(text: str, steps: int) -> Sampler:
-    """The sampler `heun`, which then takes `steps` steps, or `heun:18`."""
-    found = parse_sampler(text if ":" in text else f"{text}:{steps}")
-    if len(found) > 1:
+def parse_single_sampler(text: str, steps: int) -> Sampler:
+    """Parse `heun:18`, or `heun`, which then takes `steps` steps. Raises PidistillError for several numbers of steps."""
+    samplers = parse_sampler(text if ":" in text else f"{text}:{steps}")
+    if len(samplers) > 1:
         raise PidistillError(f"--sampler takes one number of steps, got {text!r}")
-    return found[0]
+    return samplers[0]
 
 
 def parse_value(text: str) -> int | float | str:
@@ -159,24 +182,35 @@ def parse_value(text: str) -> int | float | str:
 def sample_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None = None, *,
                    sampler: str | Sampler = "heun", steps: int = STEPS, batch_size: int = 250,
                    decode: bool = True) -> Tensor:
-    """The teacher's images for the noise of `seeds`: (len(seeds), C, H, W), float32, CPU; decode: latents as images.
+    """Draw the teacher's images for the noise of `seeds`: (len(seeds), C, H, W) float32, unclipped, on the CPU.
 
     Also of stochastic samplers, image k is a function of seeds[k] and labels[k] alone.
+
+    labels: (len(seeds),) int64, or None for an unconditional teacher.
+    sampler: a sampler, or the name of one that takes `steps` steps without options.
+    batch_size: images at a time. decode: latents become images, where there is a decoder.
     """
-    chosen = sampler if isinstance(sampler, Sampler) else Sampler(sampler, steps)
-    return gather(draw_teacher(teacher, seeds, labels, sampler=chosen, batch_size=batch_size, decode=decode), len(seeds),
-                  teacher.image_shape if decode else teacher.shape)
+    if not isinstance(sampler, Sampler):
+        sampler = Sampler(sampler, steps)
+    batches = draw_teacher(teacher, seeds, labels, sampler=sampler, batch_size=batch_size, decode=decode)
+    return gather(batches, len(seeds), teacher.image_shape if decode else teacher.shape)
 
 
 def draw_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None, *, sampler: Sampler, batch_size: int,
                  decode: bool = True, finish: Callable[[Tensor], Tensor] = Tensor.float,
                  call: Callable[..., Tensor] | None = None) -> Generator[Tensor, None, None]:
-    """Images (B, C, H, W) batch by batch, unclipped, on the CPU. finish, call: as in `Student.draw`."""
+    """Yield the teacher's images (B, C, H, W) batch by batch, unclipped, on the CPU.
+
+    labels: (len(seeds),) int64, or None for an unconditional teacher.
+    batch_size: B, images at a time. decode: latents become images, where there is a decoder.
+    finish: changes each batch before it leaves the device, such as to uint8.
+    call: (x, t, labels) -> D, which is called instead of the teacher, such as the teacher under autocast.
+    """
     ts, device, denoise = sampler.times(teacher), find_device(teacher), call or teacher
 
-    def draw(z: Tensor, y: Tensor | None, part: Sequence[int]) -> Tensor:
-        again = lambda k: send(noise(part, teacher.shape, k + 1), device)
-        *_, (_, x) = sampler.integrate(denoise, z * teacher.t_max, ts, y, again)
+    def draw(z: Tensor, y: Tensor | None, batch: Sequence[int]) -> Tensor:
+        draw_noise = lambda k: send(noise(batch, teacher.shape, k + 1), device)  # 0 is z
+        *_, (_, x) = sampler.integrate(denoise, z * teacher.t_max, ts, y, draw_noise)
         return finish(teacher.decoder(x) if teacher.decoder and decode else x)
 
-    return drawn(draw, seeds, labels, teacher.shape, device, batch_size=batch_size)
+    return draw_batches(draw, seeds, labels, teacher.shape, device, batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""DDIM (Song et al., 2021)."""
+"""DDIM (Song et al., 2021) goes from t to u by x(u) = D + sqrt(u^2 - s^2) (x - D)/t + s n, s = eta u sqrt(t^2 - u^2)/t."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 def ddim(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
          eta: Annotated[float, Field(ge=0, le=1)] = 0.0,
          draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
-    """x(u) = D + sqrt(u^2 - s^2) (x - D)/t + s n, s = eta u sqrt(t^2 - u^2)/t: Eq. (12) and (16) there, over alpha_u.
+    """Integrate from z (B, ...) at ts[0] over ts (N+1,), descending, which may end in 0; yield (t, x). N evaluations.
 
-    z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x). N evaluations. eta: 0 is Euler's method in the
-    noise level, 1 is DDPM's ancestral sampling.
+    The equation above is Eq. (12) and (16) of the paper, over alpha_u.
+
+    eta: 0 is Euler's method in the noise level, 1 is DDPM's ancestral sampling.
     """
     x, times = z, ts.tolist()
     for k, (t, u) in enumerate(pairwise(times)):

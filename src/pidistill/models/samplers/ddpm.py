@@ -1,4 +1,4 @@
-"""DDPM's ancestral sampling (Ho et al., 2020)."""
+"""DDPM's ancestral sampling (Ho et al., 2020) draws from q(x_u | x_t, x_0 = D), of mean (u/t)^2 x + (1 - (u/t)^2) D."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor
 def ddpm(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
          variance: Literal["small", "large"] = "small",
          draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
-    """A draw of q(x_u | x_t, x_0 = D): mean (u/t)^2 x + (1 - (u/t)^2) D (Eq. 7 there, over alpha_u).
+    """Draw from z (B, ...) at ts[0] over ts (N+1,), descending; yield (t, x). N evaluations.
+
+    The mean is Eq. (7) of the paper, over alpha_u. The last draw, to ts[-1] = 0, adds no noise.
 
     variance: of the posterior, u^2 (t^2 - u^2)/t^2 (`small`), or beta = (t^2 - u^2)(1 + u^2)/(1 + t^2) of the forward step
-    of a variance preserving model (`large`), both over alpha_u^2. The last draw, to ts[-1] = 0, adds no noise.
-    z: (B, ...) at ts[0]; ts: (N+1,), descending. Yields (t, x). N evaluations.
+        of a variance preserving model (`large`), both over alpha_u^2.
     """
     x, times = z, ts.tolist()
     for k, (t, u) in enumerate(pairwise(times)):

@@ -1,4 +1,7 @@
-"""DPM-Solver (Lu et al., 2022), singlestep."""
+"""DPM-Solver (Lu et al., 2022), singlestep, is exact in the linear part of the ODE.
+
+It expands the noise e = (x - D)/t in lambda = -log t; order 1 is x(u) = x(t) + (u - t) e.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,17 @@ from pidistill.core.errors import PidistillError
 
 def dpm_solver(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
                order: Literal[1, 2, 3] = 3, fast: bool = False) -> Iterator[tuple[float, Tensor]]:
-    """DPM-Solver-1, -2 and -3 (Algorithms 1 and 2 there, r = 1/2 and r_1, r_2 = 1/3, 2/3), exact in the linear part.
+    """Integrate from z (B, ...) at ts[0] over ts (N+1,), descending, which may end in 0; yield (t, x).
 
-    z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x). order * N evaluations, and one instead of
-    `order` for the step to 0. fast: N is the number of evaluations: steps of order 3, each over three of the intervals, and
-    what remains with orders 2 and 1 ("DPM-Solver-fast", Section 3.4); then only the ends of its steps are yielded.
+    order * N evaluations, and one instead of `order` for the step to 0. Algorithms 1 and 2 of the paper, r = 1/2 and r_1,
+    r_2 = 1/3, 2/3.
+
+    order: DPM-Solver-1, -2 or -3.
+    fast: N is the number of evaluations: steps of order 3, each over three of the intervals, and what remains with orders 2
+        and 1 ("DPM-Solver-fast", Section 3.4); then only the ends of its steps are yielded.
     """
     x, times = z, ts.tolist()
-    for t, u, k in plan(times, order, fast):
+    for t, u, k in plan_steps(times, order, fast):
         e = (x - denoise(x, t, labels)) / t  # the noise that the teacher sees
         if k == 1:
             x = x + (u - t) * e
@@ -40,8 +46,11 @@ def dpm_solver(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Te
         yield u, x
 
 
-def plan(times: list[float], order: int, fast: bool) -> list[tuple[float, float, int]]:
-    """(from, to, order) of every step. The step to 0, where lambda is infinite, is of the first order."""
+def plan_steps(times: list[float], order: int, fast: bool) -> list[tuple[float, float, int]]:
+    """List (from, to, order) of every step; the one to 0, where lambda is infinite, is of the first order.
+
+    times: N + 1, descending. order, fast: as in `dpm_solver`; fast with another order than 3 raises PidistillError.
+    """
     if fast and order != 3:
         raise PidistillError(f"dpm_solver: the fast schedule has orders of its own; leave order={order} out")
     if not fast:

@@ -1,4 +1,7 @@
-"""DPM-Solver++(2M) (Lu et al., 2022b), multistep."""
+"""DPM-Solver++(2M) (Lu et al., 2022b), multistep: x(u) = (u/t) x + (1 - u/t) (D + h/(2 h') (D - D')).
+
+D' is the image at the time before t, h' the step from there and h the step to u, in lambda = -log t.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,17 @@ from torch import Tensor
 
 def dpm_solver_pp(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor,
                   labels: Tensor | None = None) -> Iterator[tuple[float, Tensor]]:
-    """x(u) = (u/t) x + (1 - u/t) (D + h/(2 h') (D - D')), with D' at the time before and h' the step from there.
+    """Integrate from z (B, ...) at ts[0] over ts (N+1,), descending, which may end in 0; yield (t, x). N evaluations.
 
-    Algorithm 2 there, over alpha_u; the first step and one to 0 are of the first order. z: (B, ...) at ts[0]; ts: (N+1,),
-    descending, may end in 0. Yields (t, x). N evaluations.
+    Algorithm 2 of the paper, over alpha_u; the first step and one to 0 are of the first order.
     """
     x, times = z, ts.tolist()
-    before: tuple[float, Tensor] | None = None
+    last: tuple[float, Tensor] | None = None  # the time before t, and D there
     for t, u in pairwise(times):
         D = denoise(x, t, labels)
         guess = D
-        if before is not None and u > 0:
-            guess = D + (math.log(t / u) / (2 * math.log(before[0] / t))) * (D - before[1])
+        if last is not None and u > 0:
+            guess = D + (math.log(t / u) / (2 * math.log(last[0] / t))) * (D - last[1])
         x = (u / t) * x + (1 - u / t) * guess
-        before = (t, D)
+        last = (t, D)
         yield u, x

@@ -1,4 +1,7 @@
-"""Euler's method: what a PID student with zero first-order loss equals (Lemma 1)."""
+"""Euler's method, x(u) = x(t) + (u - t) (x - D)/t.
+
+A PID student with zero first-order loss equals it (Lemma 1).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,7 @@ from torch import Tensor
 
 def euler(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor,
           labels: Tensor | None = None) -> Iterator[tuple[float, Tensor]]:
-    """x(u) = x(t) + (u - t) (x - D)/t. z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x).
-
-    N evaluations.
-    """
+    """Integrate from z (B, ...) at ts[0] over ts (N+1,), descending, which may end in 0; yield (t, x). N evaluations."""
     x, times = z, ts.tolist()
     for t, u in pairwise(times):
         x = x + (u - t) * (x - denoise(x, t, labels)) / t

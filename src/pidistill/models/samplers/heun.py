@@ -1,4 +1,7 @@
-"""Heun's second-order method, and the stochastic sampler of EDM around it."""
+"""Heun's second-order method, x(u) = x(t) + (u - t) (d(t) + d(u))/2 with d = (x - D)/t, and EDM's stochastic sampler.
+
+Karras et al. (2022), Algorithms 1 and 2; d(u) is taken where Euler's step ends.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,14 @@ Positive = Annotated[float, Field(ge=0)]
 def heun(denoise: Callable[..., Tensor], z: Tensor, ts: Tensor, labels: Tensor | None = None, *,
          churn: Positive = 0.0, churn_min: Positive = 0.0, churn_max: Positive = math.inf, churn_noise: Positive = 1.0,
          draw: Callable[[int], Tensor] | None = None) -> Iterator[tuple[float, Tensor]]:
-    """Karras et al. (2022), Algorithm 1. z: (B, ...) at ts[0]; ts: (N+1,), descending, may end in 0. Yields (t, x).
+    """Integrate from z (B, ...) at ts[0] over ts (N+1,), descending, which may end in 0; yield (t, x).
 
     2 N evaluations; 2 N - 1 where ts ends in 0, whose last step is Euler's.
 
-    churn: S_churn of Algorithm 2: before a step from t in [churn_min, churn_max] (S_tmin, S_tmax) noise is added up to
-    (1 + gamma) t, gamma = min(S_churn / N, sqrt 2 - 1), times churn_noise (S_noise). 0: deterministic. EDM's for ImageNet
-    64: 40, 0.05, 50, 1.003.
+    churn: S_churn of Algorithm 2; 0 is deterministic. Before a step from t noise is added up to (1 + gamma) t,
+        gamma = min(S_churn / N, sqrt 2 - 1).
+    churn_min, churn_max: S_tmin and S_tmax, the range of t in which noise is added.
+    churn_noise: S_noise, by which the noise is multiplied. EDM's four for ImageNet 64 are 40, 0.05, 50, 1.003.
     """
     x, times = z, ts.tolist()
     gamma = min(churn / max(len(times) - 1, 1), math.sqrt(2) - 1)

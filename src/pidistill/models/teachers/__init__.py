@@ -1,1 +1,1 @@
-"""Kinds of teachers. One file = one kind, its name is KIND in KIND:REST."""
+"""A kind of teacher is one file, whose name is KIND in the teacher spec KIND:REST."""

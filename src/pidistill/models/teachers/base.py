@@ -1,4 +1,4 @@
-"""Teachers, each a function from the rest of a teacher spec KIND:REST to a Denoiser. One file = one kind."""
+"""A kind of teacher is a function from the rest of a teacher spec KIND:REST to a Denoiser. One file = one kind."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from pidistill.core.registry import build, find_member, list_members, suggest_ch
 from pidistill.files.reading import read_json
 from pidistill.files.weights import ANY, count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
-from pidistill.models.denoiser import Denoiser, Preconditioned, facts_of
+from pidistill.models.denoiser import Denoiser, Preconditioned, parse_facts
 from pidistill.nets.base import build_net
 
 
 def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser:
-    """The teacher that KIND:REST names: `bundled:digits`, `folder:PATH`, `edm:NAME`, `python:MODULE:FACTORY`, `gaussian:2`.
+    """Load the teacher that a spec names, in evaluation mode and without gradients.
 
-    A bare path is a teacher's folder. weights=False builds the network of a kind that reads files from its configuration
-    alone, on the meta device, where nothing is computed and no file of weights is needed; other kinds are as ever.
     Raises PidistillError, in one line, for anything that cannot be loaded.
+
+    spec: KIND:REST, such as `bundled:digits`, `folder:PATH`, `edm:NAME`, `python:MODULE:FACTORY` or `gaussian:2`; a bare
+        path is a teacher's folder.
+    weights: False builds the network of a kind that reads files from its configuration alone, on the meta device, where
+        nothing is computed and no file of weights is needed; other kinds are as ever.
+    options: of the kind's function.
     """
     kind, sign, rest = spec.partition(":")
     if kind == "object":  # what `distill` records of a teacher that was handed over in Python
@@ -45,11 +49,15 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
     return teacher
 
 
-def network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
+def build_network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
                     file: Path | None = None, **facts: Any) -> Preconditioned:
-    """A network {"name": ..., options} for images (C, H, W) in a preconditioning; weights=False: on the meta device.
+    """Build a network with random weights, in a preconditioning.
 
-    file: of its weights, which bounds its size. facts: options of `Preconditioned`.
+    net: its description, {"name": ..., options}.
+    shape: (C, H, W) of the images. num_classes: 0 for an unconditional network.
+    weights: False builds it on the meta device.
+    file: of its weights, which bounds its size.
+    facts: options of `Preconditioned`.
     """
     elements = count_allowed_elements(file) if file else ANY
     with nullcontext() if weights else torch.device("meta"):
@@ -57,14 +65,17 @@ def network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int,
 
 
 def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
-    """A folder that `train-teacher` wrote: config.json and, unless on the meta device, model.safetensors."""
+    """Read a folder that `train-teacher` wrote: config.json and, with weights, model.safetensors.
+
+    weights: False builds the network on the meta device. Raises PidistillError in one line.
+    """
     config = read_json(folder / "config.json")
     try:
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
-        facts, path = facts_of(config), folder / "model.safetensors"
+        facts, path = parse_facts(config), folder / "model.safetensors"
         extra = {name: config[name] for name in ("preconditioning", "guidance", "null_label") if name in config}
-        teacher = network_teacher(config["net"], **facts, **extra, weights=weights, file=path if weights else None)
+        teacher = build_network_teacher(config["net"], **facts, **extra, weights=weights, file=path if weights else None)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if weights:
@@ -74,15 +85,15 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
     return teacher
 
 
-def teacher_config(teacher: Preconditioned) -> dict[str, Any]:
-    """What read_teacher needs beside the weights."""
+def describe_teacher(teacher: Preconditioned) -> dict[str, Any]:
+    """Describe a teacher as its config.json does: all that `read_teacher` needs beside the weights."""
     guidance = {} if teacher.guidance == 1 else {"guidance": teacher.guidance, "null_label": teacher.null_label}
     decoder = {"decoder": teacher.decoder.spec} if teacher.decoder else {}
     return {"format": "pidistill-teacher", "preconditioning": teacher.preconditioning.spec, "net": teacher.net_spec,
             **guidance, **decoder, **teacher.facts()}
 
 
-def teacher_tensors(teacher: Preconditioned) -> dict[str, dict[str, Tensor]]:
-    """Its weights by file name: the network's, and the decoder's beside them."""
+def collect_tensors(teacher: Preconditioned) -> dict[str, dict[str, Tensor]]:
+    """Collect a teacher's weights by file name: the network's, and the decoder's beside them."""
     files = {"model": {f"model.{key}": value for key, value in teacher.model.state_dict().items()}}
     return files | ({"decoder": teacher.decoder.state_dict()} if teacher.decoder else {})

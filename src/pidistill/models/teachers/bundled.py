@@ -1,4 +1,4 @@
-"""`bundled:NAME`: teachers that come with the package."""
+"""`bundled:NAME` is a teacher that comes with the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pidistill.models.teachers.base import read_teacher
 
 
 def bundled(rest: str, *, weights: bool = True) -> Denoiser:
-    """rest: the name, `digits` (16x16 grey, 10 classes, 5,000 MNIST digits)."""
+    """Read the teacher of a name: `digits` (16x16 grey, 10 classes, 5,000 MNIST digits).
+
+    rest: the name. weights: as in `load_teacher`.
+    """
     known = sorted(path.parent.name for path in ASSETS.glob("*/teacher"))
     if rest not in known:
         raise suggest_choices("bundled teacher", rest, known)

@@ -1,4 +1,8 @@
-"""`diffusers:PATH_OR_REPO`: pipelines of Hugging Face diffusers with a UNet2DModel or a DiT."""
+"""`diffusers:PATH_OR_REPO` is a pipeline of Hugging Face diffusers with a UNet2DModel or a DiT.
+
+Its scheduler says what the network predicts and at which noise levels sigma = sqrt((1 - abar)/abar) it was trained; its
+autoencoder, if there is one, decodes latents.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 import torch
 
 from pidistill.core.console import console
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, first_line
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.safetensors_header import read_header
 from pidistill.files.weights import Allowance, check_packing, count_allowed_elements
@@ -19,49 +23,40 @@ from pidistill.models.decoder import Decoder
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import RHO, T_MAX, T_MIN
 from pidistill.models.preconditioning import MOST_TRAINING_STEPS
-from pidistill.models.teachers.base import network_teacher
+from pidistill.models.teachers.base import build_network_teacher
 from pidistill.nets.diffusers_net import import_diffusers
 
 DIFFUSERS_NETWORKS = {"UNet2DModel": "UNet2DModel", "DiTTransformer2DModel": "DiTTransformer2DModel",
-            "Transformer2DModel": "DiTTransformer2DModel"}  # the DiT's name before diffusers 0.29
+                      "Transformer2DModel": "DiTTransformer2DModel"}  # the DiT's name before diffusers 0.29
 FILES = ["model_index.json", "scheduler/*.json", "unet/*", "transformer/*", "vae/*",
          "scheduler_config.json", "config.json", "diffusion_pytorch_model*"]  # the last three: of old pipelines
 IGNORED = ["*.msgpack", "*.ckpt", "*.h5", "*.fp16.*", "*.py"]
 
 
 def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
-    """rest: `PATH_OR_REPO[,guidance=W][,sigma_data=S]`.
+    """Load a pipeline as a teacher. Raises PidistillError in one line.
 
-    PATH is a folder that `save_pretrained` wrote, or an old one with all files beside model_index.json; a REPO of the
-    Hugging Face hub is looked for in its local cache and else downloaded, which is said. Only the configurations and weights
-    (safetensors, or .bin read weights-only) are read; code that comes with a model is not. guidance: classifier-free
-    guidance, for a DiT. sigma_data: of the data that the network sees, by default 0.5 for pixels and 1 for latents.
+    Only the configurations and weights (safetensors, or .bin read weights-only) are read; code that comes with a model is
+    not.
+
+    rest: `PATH_OR_REPO[,guidance=W][,sigma_data=S]`. PATH is a folder that `save_pretrained` wrote, or an old one with all
+        files beside model_index.json; a REPO of the Hugging Face hub is looked for in its local cache and else downloaded,
+        which is said. guidance: classifier-free guidance, for a DiT. sigma_data: of the data that the network sees, by
+        default 0.5 for pixels and 1 for latents.
+    weights: as in `load_teacher`.
     """
-    name, options = parse(rest)
+    name, options = parse_spec(rest)
     library = import_diffusers()
     folder = find_pipeline(name)
     index = read_json(folder / "model_index.json")
-    part = next((part for part in ("unet", "transformer") if part in index), None)
-    kinds = {part: class_of(index, part) for part in ("unet", "transformer", "vae", "vqvae")}
-    kind = kinds[part] if part else None
-    if part is None or kind not in DIFFUSERS_NETWORKS:
-        raise PidistillError(f"{name}: a {index.get('_class_name', 'pipeline')} with {kind or 'no network'} cannot teach; "
-                             "UNet2DModel and DiT can (models that need text cannot)")
-    if "scheduler" not in index:
-        raise PidistillError(f"{name}: the pipeline has no scheduler, which says what the network predicts")
-    config_file = component(folder, part, "config.json")
+    component, kind, latent = choose_network(index, name)
+    config_file = find_component_file(folder, component, "config.json")
     config = read_json(config_file)
-    latent = kinds["vae"] is not None or kinds["vqvae"] is not None
-    try:
-        facts = schedule(library, read_json(component(folder, "scheduler", "scheduler_config.json")), name)
-        facts |= network_facts(config, name)
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise PidistillError(f"{name}: its configurations cannot be meant ({type(error).__name__}: {str(error)[:160]})") \
-            from None
+    facts = read_pipeline_facts(library, folder, config, name)
     facts["sigma_data"] = options.get("sigma_data", facts.get("sigma_data", 1.0 if latent else 0.5))
     if "guidance" in options:
         facts["guidance"] = options["guidance"]
-    net: dict[str, Any] = {"name": "diffusers_net", "kind": DIFFUSERS_NETWORKS[kind], "config": config}
+    net: dict[str, Any] = {"name": "diffusers_net", "kind": kind, "config": config}
     if facts["preconditioning"] == "score":
         net["unit_range"] = True
     if latent and not (folder / "vae" / "config.json").exists():
@@ -69,27 +64,54 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     if "null_label" in facts and options.get("guidance", 1) == 1:
         del facts["null_label"]
     try:
-        teacher = network_teacher(net, weights=False, **facts)
+        teacher = build_network_teacher(net, weights=False, **facts)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise PidistillError(f"{config_file} cannot be meant ({type(error).__name__}: {str(error)[:160]})") from None
-    if not weights:
-        return teacher
-    teacher.model.net = load(library, DIFFUSERS_NETWORKS[kind], config_file.parent, name)
-    if latent:
-        spec = {"config": read_json(folder / "vae" / "config.json")}
-        teacher.decoder = Decoder(spec, load(library, "AutoencoderKL", folder / "vae", name))
-    files = weight_files(config_file.parent)
-    teacher.origin = {"file": name, "sha256": {path.name: sha256(path) for path in files}, "left_out": [],
-                      "licence": "as the model's page says"}
+    if weights:
+        teacher.model.net = load_component(library, kind, config_file.parent, name)
+        if latent:
+            spec = {"config": read_json(folder / "vae" / "config.json")}
+            teacher.decoder = Decoder(spec, load_component(library, "AutoencoderKL", folder / "vae", name))
+        hashes = {path.name: sha256(path) for path in list_weight_files(config_file.parent)}
+        teacher.origin = {"file": name, "sha256": hashes, "left_out": [], "licence": "as the model's page says"}
     return teacher
 
 
-def parse(rest: str) -> tuple[str, dict[str, float]]:
-    """`NAME,key=number,...` -> the name and the options."""
-    name, *given = rest.split(",")
+def choose_network(index: dict[str, Any], name: str) -> tuple[str, str, bool]:
+    """Choose the network in model_index.json: its component, its class by today's name, and whether it works on latents.
+
+    name: of the pipeline, for the error if it has no network that can teach, or no scheduler.
+    """
+    component = next((component for component in ("unet", "transformer") if component in index), None)
+    classes = {key: read_class_name(index, key) for key in ("unet", "transformer", "vae", "vqvae")}
+    kind = classes[component] if component else None
+    if component is None or kind not in DIFFUSERS_NETWORKS:
+        raise PidistillError(f"{name}: a {index.get('_class_name', 'pipeline')} with {kind or 'no network'} cannot teach; "
+                             "UNet2DModel and DiT can (models that need text cannot)")
+    if "scheduler" not in index:
+        raise PidistillError(f"{name}: the pipeline has no scheduler, which says what the network predicts")
+    return component, DIFFUSERS_NETWORKS[kind], classes["vae"] is not None or classes["vqvae"] is not None
+
+
+def read_pipeline_facts(library: Any, folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Read the options of `Preconditioned` from the configurations of the scheduler and the network.
+
+    library: diffusers. folder: of the pipeline. config: of the network. name: of the pipeline, for errors.
+    """
+    try:
+        scheduler = read_json(find_component_file(folder, "scheduler", "scheduler_config.json"))
+        return read_schedule(library, scheduler, name) | read_network_facts(config, name)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise PidistillError(f"{name}: its configurations cannot be meant ({type(error).__name__}: {str(error)[:160]})") \
+            from None
+
+
+def parse_spec(rest: str) -> tuple[str, dict[str, float]]:
+    """Parse `NAME,key=number,...` into the name and the options. Raises PidistillError for other keys than the known."""
+    name, *pairs = rest.split(",")
     options: dict[str, float] = {}
-    for text in given:
-        key, _, value = text.partition("=")
+    for pair in pairs:
+        key, _, value = pair.partition("=")
         try:
             options[key] = float(value)
         except ValueError:
@@ -100,7 +122,7 @@ def parse(rest: str) -> tuple[str, dict[str, float]]:
 
 
 def find_pipeline(name: str) -> Path:
-    """The pipeline's folder: a path, or a repository in the local cache, or downloaded there."""
+    """Find the pipeline's folder: a path, or a repository in the local cache, or one that is downloaded there."""
     path = Path(os.path.expanduser(name))
     if path.is_dir():
         if not (path / "model_index.json").exists():
@@ -117,20 +139,23 @@ def find_pipeline(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=IGNORED))
     except Exception as error:  # no network, no such repository, no permission
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise PidistillError(f"cannot download {name} ({reason}); put the folder that save_pretrained wrote anywhere (with "
-                             "model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one; old ones have "
-                             "their files beside model_index.json) and name it: diffusers:FOLDER") from None
+        raise PidistillError(f"cannot download {name} ({first_line(error)}); put the folder that save_pretrained wrote "
+                             "anywhere (with model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one; "
+                             "old ones have their files beside model_index.json) and name it: diffusers:FOLDER") from None
 
 
-def component(folder: Path, part: str, file: str) -> Path:
-    """A file of a pipeline's component: in its folder or, where there is none, beside model_index.json, as in diffusers."""
-    return folder / file if not (folder / part).is_dir() and (folder / file).exists() else folder / part / file
+def find_component_file(folder: Path, component: str, file: str) -> Path:
+    """Find a component's file: in its folder or, where there is none, beside model_index.json, as in diffusers."""
+    at_root = not (folder / component).is_dir() and (folder / file).exists()
+    return folder / file if at_root else folder / component / file
 
 
-def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
-    """diffusers' model with its weights, strictly, in float32."""
-    files = weight_files(folder)
+def load_component(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
+    """Load a model of diffusers with its weights, strictly, in float32. Raises PidistillError in one line.
+
+    library: diffusers. kind: the model's class. folder: with its config.json and weights. name: of the pipeline.
+    """
+    files = list_weight_files(folder)
     if "quantization_config" in read_json(folder / "config.json"):
         raise PidistillError(f"{folder}: its weights are quantised, by a library of its choice; save them in full")
     try:
@@ -141,17 +166,19 @@ def load(library: Any, kind: str, folder: Path, name: str) -> torch.nn.Module:
     except PidistillError:
         raise
     except Exception as error:  # missing, damaged or misshapen files end in almost any of them
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise PidistillError(f"cannot read {kind} of {name}: {reason}") from None
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:
-        raise PidistillError(f"the weights in {folder} do not fit {kind}: {len(wrong)} missing, unknown or misshapen, first "
-                             f"{wrong[0]}")
+        raise PidistillError(f"cannot read {kind} of {name}: {first_line(error)}") from None
+    misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if misfits:
+        raise PidistillError(f"the weights in {folder} do not fit {kind}: {len(misfits)} missing, unknown or misshapen, "
+                             f"first {misfits[0]}")
     return model.eval()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """What diffusers may read weights from, each looked at before it does; an index of parts must name files beside it."""
+def list_weight_files(folder: Path) -> list[Path]:
+    """List the files that diffusers may read weights from, each checked before it does.
+
+    An index of shards must name files beside it. Raises PidistillError.
+    """
     for index in folder.glob("*.index.json"):
         names = read_json(index).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)
@@ -166,16 +193,16 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def class_of(index: dict[str, Any], part: str) -> str | None:
-    """The class of a part in model_index.json, {"unet": ["diffusers", "UNet2DModel"]}; None for [null, null]."""
-    entry = index.get(part, [None, None])
+def read_class_name(index: dict[str, Any], component: str) -> str | None:
+    """Read a component's class from model_index.json, {"unet": ["diffusers", "UNet2DModel"]}; None for [null, null]."""
+    entry = index.get(component, [None, None])
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(item, str | None) for item in entry):
-        raise PidistillError(f"model_index.json: {part} must be [LIBRARY, CLASS], got {str(entry)[:80]}")
+        raise PidistillError(f"model_index.json: {component} must be [LIBRARY, CLASS], got {str(entry)[:80]}")
     return entry[1]
 
 
-def network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
-    """Shape and classes from the network's configuration."""
+def read_network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Read shape, classes and null label from the network's configuration. name: of the pipeline, for errors."""
     size, channels = config.get("sample_size"), config.get("in_channels")
     sides = (size, size) if isinstance(size, int) else tuple(size or ())
     if len(sides) != 2 or not isinstance(channels, int):
@@ -188,8 +215,11 @@ def network_facts(config: dict[str, Any], name: str) -> dict[str, Any]:
     return facts if null is None else facts | {"null_label": null}
 
 
-def schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
-    """Preconditioning and noise range, from the scheduler's configuration."""
+def read_schedule(library: Any, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Read preconditioning and noise range from the scheduler's configuration. Raises PidistillError for unknown ones.
+
+    library: diffusers. config: of the scheduler. name: of the pipeline, for errors and for what is left out of the schedule.
+    """
     kind = str(config.get("_class_name", ""))
     steps = config.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 1 <= steps <= MOST_TRAINING_STEPS:

@@ -1,4 +1,4 @@
-"""`edm:`: the networks of Karras et al. (2022, 2024), from NVIDIA's pickles, which are not executed, or plain weights."""
+"""`edm:` is a network of Karras et al. (2022, 2024), from NVIDIA's pickle, which is not executed, or plain weights."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pidistill.files.reading import sha256
 from pidistill.files.weights import load_weights, read_state_dict
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import SIGMA_DATA, T_MAX, T_MIN
-from pidistill.models.teachers.base import network_teacher
+from pidistill.models.teachers.base import build_network_teacher
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
 
 
-def _song(architecture: dict[str, Any], channel_mult: list[int], dropout: float) -> dict[str, Any]:
-    """A `song_unet` in JSON's types, 128 channels wide, four blocks a level, attention at 16x16."""
+def _describe_song_unet(architecture: dict[str, Any], channel_mult: list[int], dropout: float) -> dict[str, Any]:
+    """Describe a `song_unet` in JSON's types, 128 channels wide, with four blocks a level and attention at 16x16."""
     return {"name": "song_unet", "model_channels": 128, "channel_mult": channel_mult, "num_blocks": 4,
             "attn_resolutions": [16], "dropout": dropout,
             **architecture, "resample_filter": list(architecture["resample_filter"])}
 
 
-def _published() -> dict[str, dict[str, Any]]:
-    """shape, classes and network of every published checkpoint (Karras et al., 2022, Table 7 and Appendix F).
+def _list_checkpoints() -> dict[str, dict[str, Any]]:
+    """List shape, classes and network of every published checkpoint (Karras et al., 2022, Table 7 and Appendix F).
 
     They were trained with non-leaking augmentation, whose input `map_augment` is zero when sampling: it is left out.
     """
@@ -41,7 +41,7 @@ def _published() -> dict[str, dict[str, Any]]:
                 ("cifar10-32x32-uncond", 32, 0, [2, 2, 2], 0.13), ("cifar10-32x32-cond", 32, 10, [2, 2, 2], 0.13),
                 ("ffhq-64x64-uncond", 64, 0, [1, 2, 2, 2], 0.05), ("afhqv2-64x64-uncond", 64, 0, [1, 2, 2, 2], 0.25)):
             table[f"{data}-{end}"] = {"shape": (3, size, size), "num_classes": classes,
-                                      "net": _song(architecture, mult, dropout)}
+                                      "net": _describe_song_unet(architecture, mult, dropout)}
     table["imagenet-64x64-cond-adm"] = {
         "shape": (3, 64, 64), "num_classes": 1000,
         "net": {"name": "dhariwal_unet", "model_channels": 192, "channel_mult": [1, 2, 3, 4], "num_blocks": 3,
@@ -49,8 +49,8 @@ def _published() -> dict[str, dict[str, Any]]:
     return table
 
 
-def _published_edm2() -> dict[str, dict[str, Any]]:
-    """The same for EDM2, config G (Karras et al., 2024): ImageNet at 64x64, and latents of it at 512x512.
+def _list_edm2_checkpoints() -> dict[str, dict[str, Any]]:
+    """List the same of EDM2, config G (Karras et al., 2024): ImageNet at 64x64, and latents of it at 512x512.
 
     The sizes differ in width, and from M on in dropout.
     """
@@ -64,11 +64,11 @@ def _published_edm2() -> dict[str, dict[str, Any]]:
     return table
 
 
-EDM2 = _published_edm2()
+EDM2 = _list_edm2_checkpoints()
 ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-{}.pkl"  # of EDM's pickles
 LICENCES = {"edm": "NVIDIA's networks: CC BY-NC-SA 4.0 (not for commercial use)", "file": "as the file's source says"}
 # Those on latents are left out: their students would need the VAE's decoder, and must not be clipped to [-1, 1].
-CHECKPOINTS = _published() | {name: facts for name, facts in EDM2.items() if facts["shape"][0] == 3}
+CHECKPOINTS = _list_checkpoints() | {name: facts for name, facts in EDM2.items() if facts["shape"][0] == 3}
 
 
 PRECONDITIONINGS = {  # NVIDIA's class -> formula, and the constants that it takes from the module
@@ -84,34 +84,39 @@ NOT_OPTIONS = ("img_resolution", "in_channels", "img_channels", "label_dim", "au
 
 
 def edm(rest: str, *, weights: bool = True) -> Denoiser:
-    """rest: `NAME`, `FILE.pkl` or `NAME,weights=FILE`.
+    """Load a network of EDM or EDM2. Raises PidistillError in one line.
 
-    NAME, such as `cifar10-32x32-uncond-vp`, is a network that NVIDIA published: its pickle, or NAME.safetensors or NAME.pt,
-    from the cache folder, or the pickle downloaded there. FILE.pkl is any pickle of EDM's or EDM2's training code.
-    weights=FILE: a state dictionary (.safetensors, .pt, .pth, .ckpt) of the network or of the module around it.
+    rest: `NAME`, `FILE.pkl` or `NAME,weights=FILE`. NAME, such as `cifar10-32x32-uncond-vp`, is a network that NVIDIA
+        published: its pickle, or NAME.safetensors or NAME.pt, from the cache folder, or the pickle downloaded there.
+        FILE.pkl is any pickle of EDM's or EDM2's training code. weights=FILE is a state dictionary (.safetensors, .pt, .pth,
+        .ckpt) of the network or of the module around it.
+    weights: as in `load_teacher`.
     """
     name, _, option = rest.partition(",")
-    key, sign, given = option.partition("=")
-    if option and (key != "weights" or not sign or not given):
+    key, sign, file = option.partition("=")
+    if option and (key != "weights" or not sign or not file):
         raise PidistillError(f"an edm teacher is edm:NAME, edm:FILE.pkl or edm:NAME,weights=FILE, got edm:{rest}")
     path = Path(os.path.expanduser(name))
     if path.suffix == ".pkl" and not option:
-        return from_pickle(path, weights)
+        return load_pickle(path, weights)
     if name not in CHECKPOINTS:
         raise suggest_choices("edm network", name, [*CHECKPOINTS, "FILE.pkl"])
     if not weights:
-        return network_teacher(**CHECKPOINTS[name], weights=False)
-    path = Path(os.path.expanduser(given)) if given else _cached(name)
+        return build_network_teacher(**CHECKPOINTS[name], weights=False)
+    path = Path(os.path.expanduser(file)) if file else _find_weights(name)
     if path.suffix == ".pkl":
-        return from_pickle(path, licence=LICENCES["edm"])
-    teacher = network_teacher(**CHECKPOINTS[name])
-    kept, left_out = _sampling_weights(read_state_dict(path), path)
+        return load_pickle(path, licence=LICENCES["edm"])
+    teacher = build_network_teacher(**CHECKPOINTS[name])
+    kept, left_out = _select_weights(read_state_dict(path), path)
     load_weights(teacher.model, kept, path, f"edm:{name}")
-    return _told(teacher, path, left_out, LICENCES["edm" if not given else "file"])
+    return _record_origin(teacher, path, left_out, LICENCES["edm" if not file else "file"])
 
 
-def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"]) -> Denoiser:
-    """A teacher from a pickle of EDM or EDM2, nothing of which is executed; every weight is accounted for."""
+def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"]) -> Denoiser:
+    """Load a teacher from a pickle of EDM or EDM2, nothing of which is executed; every weight is accounted for.
+
+    weights: as in `load_teacher`. licence: what the teacher's origin says of it. Raises PidistillError in one line.
+    """
     file = read_edm_pickle(path)
     if file.encoder not in (None, "StandardRGBEncoder"):
         raise PidistillError(f"{path}: the network works on latents ({file.encoder[:40]}), whose decoder is not in the file")
@@ -120,18 +125,21 @@ def from_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
     except KeyError as error:
         raise PidistillError(f"cannot read {path}: its {file.class_name} does not say its {error.args[0]}") from None
     try:
-        teacher = network_teacher(net, weights=weights, file=path, **facts)
+        teacher = build_network_teacher(net, weights=weights, file=path, **facts)
     except (PidistillError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"cannot build the network of {path}: {error}") from None
     if not weights:
         return teacher
-    kept, left_out = _sampling_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
+    kept, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
     load_weights(teacher.model, {k: v.float() for k, v in kept.items()}, path, file.class_name)
-    return _told(teacher, path, left_out, licence)
+    return _record_origin(teacher, path, left_out, licence)
 
 
 def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts of the teacher, and its network {"name": ..., options}. Raises KeyError, with its name, for a missing fact."""
+    """Interpret a pickle: facts of the teacher, and its network {"name": ..., options}.
+
+    Raises KeyError, with its name, for a fact that is missing, and PidistillError for what is not known.
+    """
     if file.class_name not in PRECONDITIONINGS:
         raise suggest_choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
     if file.network["class_name"] not in EDM_NETWORKS:
@@ -154,8 +162,8 @@ def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
     return facts, {"name": kind, **options}
 
 
-def _cached(name: str) -> Path:
-    """The cache folder's file for this network, downloaded if there is none."""
+def _find_weights(name: str) -> Path:
+    """Find the cache folder's file for this network, or download it there."""
     for path in (find_cache_folder() / f"{name}.safetensors", find_cache_folder() / f"{name}.pt"):
         if path.exists():
             return path
@@ -166,8 +174,11 @@ def _cached(name: str) -> Path:
                            find_cache_folder())
 
 
-def _sampling_weights(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of the network F under its own names, and what was left out: augmentation, and EDM2's loss weights."""
+def _select_weights(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Select the weights of the network F, under its own names; also say what was left out, in a sentence each.
+
+    Augmentation and EDM2's loss weights are left out: sampling uses neither.
+    """
     kept = {key: value for key, value in state.items() if not key.startswith(("logvar_fourier.", "logvar_linear."))}
     left_out = ["logvar is left out, since it weighs the training loss alone"] if len(kept) < len(state) else []
     for prefix in ("module.", "_orig_mod.", "ema.", "model.", "unet."):
@@ -179,8 +190,9 @@ def _sampling_weights(state: dict[str, Tensor], path: Path) -> tuple[dict[str, T
     return kept, left_out
 
 
-def _told(teacher: Denoiser, path: Path, left_out: list[str], licence: str) -> Denoiser:
-    for what in left_out:
-        console.print(f"{path.name}: {what}", soft_wrap=True)
+def _record_origin(teacher: Denoiser, path: Path, left_out: list[str], licence: str) -> Denoiser:
+    """Print what was left out of the file, record it with the file's name, hash and licence, and give the teacher."""
+    for sentence in left_out:
+        console.print(f"{path.name}: {sentence}", soft_wrap=True)
     teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": licence, "left_out": left_out}
     return teacher

@@ -1,4 +1,4 @@
-"""`folder:PATH`: a teacher that `pidistill train-teacher` wrote, or the run folder around it."""
+"""`folder:PATH` is a teacher that `pidistill train-teacher` wrote, or the run folder around it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pidistill.models.teachers.base import read_teacher
 
 
 def folder(rest: str, *, weights: bool = True) -> Denoiser:
-    """rest: the folder's path."""
+    """Read the teacher in a folder. rest: the folder's path. weights: as in `load_teacher`."""
     path = Path(rest)
     for candidate in (path, path / "teacher"):
         if (candidate / "config.json").exists():

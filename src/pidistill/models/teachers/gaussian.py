@@ -1,4 +1,8 @@
-"""`gaussian:...`: data with a closed form, a Gaussian or a mixture of them, for tests and examples."""
+"""`gaussian:...` is a teacher in closed form, of Gaussian data or a mixture, for tests and examples.
+
+For N(mu, s^2 I): D(x, t) = mu + (x - mu) s^2/(s^2 + t^2), and x(t) = mu + (z - mu) sqrt((s^2 + t^2)/(s^2 + T^2)) solves the
+ODE (6) of the paper from z at T.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,12 @@ from pidistill.models.grid import RHO, T_MAX, T_MIN
 
 
 class Gaussian(Denoiser):
-    """Mixture of isotropic Gaussians sum_k w_k N(mu_k, s_k^2 I) over images of any shape.
+    """A mixture of isotropic Gaussians sum_k w_k N(mu_k, s_k^2 I) is the data, over images of any shape.
 
-    means: (K, *shape), scales: (K,), weights: (K,), normalised here. With `conditional`, class k is component k.
-    One component: D(x, t) = mu + (x - mu) s^2/(s^2 + t^2), and the ODE (6) has the solution of `exact`.
+    means: mu_k, (K, *shape).
+    scales: s_k, (K,).
+    weights: w_k, (K,), normalised here; by default all the same.
+    conditional: whether class k is component k.
     """
 
     means: Tensor
@@ -39,21 +45,22 @@ class Gaussian(Denoiser):
         self.register_buffer("weights", w.to(means.dtype))
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """E[image | x] (B, *shape): the components' own denoisers, weighted with their posterior probabilities."""
+        """Compute E[image | x] (B, *shape): the components' own D_k, weighted with their posterior probabilities."""
         m, flat, n = self.means.to(x.dtype).flatten(1), x.flatten(1), math.prod(self.shape)
         variance = self.scales.to(x.dtype) ** 2 + t[:, None] ** 2                        # (B, K)
         shrink = (self.scales.to(x.dtype) ** 2 / variance)[:, :, None]
-        each = m + (flat[:, None] - m) * shrink                                         # (B, K, n)
+        D = m + (flat[:, None] - m) * shrink                                            # (B, K, n)
         if labels is not None:
-            return each[torch.arange(len(x), device=x.device), labels].reshape(x.shape)
+            return D[torch.arange(len(x), device=x.device), labels].reshape(x.shape)
         distance2 = (flat[:, None] - m).square().sum(2)                                 # (B, K)
         log_p = self.weights.to(x.dtype).log() - distance2 / (2 * variance) - n / 2 * variance.log()
-        return (log_p.softmax(dim=1)[:, :, None] * each).sum(dim=1).reshape(x.shape)
+        return (log_p.softmax(dim=1)[:, :, None] * D).sum(dim=1).reshape(x.shape)
 
     def exact(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """x(t) of the ODE (6) from z at T: mu + (z - mu) sqrt((s^2 + t^2)/(s^2 + T^2)), (B, *shape).
+        """Solve the ODE (6) from z (B, *shape) at T: mu + (z - mu) sqrt((s^2 + t^2)/(s^2 + T^2)), (B, *shape).
 
-        For a single component, or given labels; a mixture without labels has no closed form and is refused.
+        t: a number, or as many as z has rows. labels: (B,) int64, the components; a single one needs none.
+        Raises PidistillError for a mixture without labels, which has no closed form.
         """
         if len(self.means) > 1 and labels is None:
             raise PidistillError("gaussian: the trajectory of a mixture has no closed form; give labels")
@@ -64,19 +71,20 @@ class Gaussian(Denoiser):
 
 
 def gaussian(rest: str) -> Denoiser:
-    """rest: `SHAPE[,mean=M][,std=S][,modes=K][,classes]`, such as `2`, `1x8x8,mean=0.2,std=0.5` or `2,modes=8,std=0.1`.
+    """Make the Gaussian or the mixture of a spec, such as `2`, `1x8x8,mean=0.2,std=0.5` or `2,modes=8,std=0.1`.
 
-    With `modes=K` the means lie on a circle of radius 1 in the first two coordinates; `classes` makes them classes.
+    rest: `SHAPE[,mean=M][,std=S][,modes=K][,classes]`. With `modes=K` the means lie on a circle of radius 1 in the first two
+        coordinates; `classes` makes them classes.
     """
-    shape_text, *parts = rest.split(",")
+    shape_text, *settings = rest.split(",")
     usage = "gaussian: takes SHAPE[,mean=M][,std=S][,modes=K][,classes], such as gaussian:2,modes=8,std=0.1"
     options: dict[str, float] = {"mean": 0.0, "std": 0.5, "modes": 1}
-    conditional = "classes" in parts
+    conditional = "classes" in settings
     try:
         shape = [int(n) for n in shape_text.split("x")]
-        for part in parts:
-            if part != "classes":
-                key, value = part.split("=")
+        for setting in settings:
+            if setting != "classes":
+                key, value = setting.split("=")
                 options[key] = {**{k: float for k in options}, "modes": int}[key](value)
     except (ValueError, KeyError):
         raise PidistillError(f"{usage}; got {rest!r}") from None

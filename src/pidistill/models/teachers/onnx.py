@@ -1,4 +1,4 @@
-"""`onnx:FILE`: a black box that onnxruntime runs. Only its forward pass is used, so the student has another network."""
+"""`onnx:FILE` is a black box that onnxruntime runs. Only its forward pass is used, so the student has another network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, first_line
 from pidistill.files.onnx_file import check_onnx
 from pidistill.files.reading import parse_json, sha256
 from pidistill.models.denoiser import ELEMENTS, Denoiser
@@ -23,11 +23,17 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(dou
 
 
 class ONNXDenoiser(Denoiser):
-    """D(x, t[, labels]) of a graph with these inputs, in this order, and D as its first output."""
+    """A graph computes D: its inputs are x, t and, with classes, labels, in this order, and its first output is D.
 
-    def __init__(self, session: Any, shape: tuple[int, ...], classes: int, facts: dict[str, float], fixed: int | None):
+    session: onnxruntime's, of the graph.
+    shape: (C, H, W) of x. classes: 0 for an unconditional graph.
+    facts: t_min, t_max, sigma_data and rho of `Denoiser`.
+    batch: the only batch size that the graph takes; None if it takes any.
+    """
+
+    def __init__(self, session: Any, shape: tuple[int, ...], classes: int, facts: dict[str, float], batch: int | None):
         super().__init__(shape, classes, **facts)
-        self.session, self.fixed = session, fixed
+        self.session, self.batch = session, batch
         self.outputs = [session.get_outputs()[0].name]
         self.inputs = [(i.name, TYPES[i.type]) for i in session.get_inputs()]
 
@@ -35,8 +41,8 @@ class ONNXDenoiser(Denoiser):
         if self.num_classes and labels is None:
             labels = torch.zeros(len(x), dtype=torch.int64)
         values = [x, t, labels][:len(self.inputs)]
-        size = self.fixed or len(x)
-        parts = []
+        size = self.batch or len(x)
+        pieces = []
         for k in range(0, len(x), size):
             feed = {}
             for (name, dtype), value in zip(self.inputs, values):
@@ -47,26 +53,28 @@ class ONNXDenoiser(Denoiser):
             try:
                 D = self.session.run(self.outputs, feed)[0]
             except Exception as error:  # onnxruntime's own classes, several
-                raise PidistillError(f"onnxruntime cannot run the graph: {reason(error)}") from None
-            if D.shape != (size if self.fixed else len(rows), *self.shape) or D.dtype.kind != "f":
+                raise PidistillError(f"onnxruntime cannot run the graph: {first_line(error)}") from None
+            if D.shape != (size if self.batch else len(rows), *self.shape) or D.dtype.kind != "f":
                 raise PidistillError(f"the graph's first output must be {(len(rows), *self.shape)} numbers, got {D.dtype} "
                                      f"{D.shape}")
-            parts.append(D[:min(size, len(x) - k)])
-        return torch.from_numpy(np.concatenate(parts)).to(device=x.device, dtype=x.dtype)
+            pieces.append(D[:min(size, len(x) - k)])
+        return torch.from_numpy(np.concatenate(pieces)).to(device=x.device, dtype=x.dtype)
 
 
 def onnx(rest: str) -> Denoiser:
-    """rest: `FILE.onnx[,t_min=...][,t_max=...][,sigma_data=...][,rho=...][,classes=N]`.
+    """Read a graph of inputs x (B, ...), t (B,) and, for N classes, labels (B,), whose first output is D, (B, ...).
 
-    Inputs: x (B, ...), t (B,) and, for N classes, labels (B,); the first output is D, (B, ...). The shape is the graph's.
-    A graph is a program: it opens no file but weights in its own folder, yet may take any memory and time that it asks for.
-    The same facts may stand in the file's metadata under `pidistill`, as JSON; what is said here wins.
+    The shape is the graph's. A graph is a program: it opens no file but weights in its own folder, yet may take any memory
+    and time that it asks for. Raises PidistillError in one line.
+
+    rest: `FILE.onnx[,t_min=...][,t_max=...][,sigma_data=...][,rho=...][,classes=N]`. The same facts may stand in the file's
+        metadata under `pidistill`, as JSON; those of `rest` win.
     """
     try:
         import onnxruntime
     except ImportError:
         raise PidistillError("this needs onnxruntime, which is not installed: pip install 'pidistill[onnx]'") from None
-    name, *given = rest.split(",")
+    name, *pairs = rest.split(",")
     path = Path(os.path.expanduser(name))
     if not path.is_file():
         raise PidistillError(f"{path} does not exist, or is no file")
@@ -79,15 +87,14 @@ def onnx(rest: str) -> Denoiser:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         _ = [(node.name, node.type) for node in (*session.get_inputs(), session.get_outputs()[0])]  # names that are no text
     except Exception as error:  # onnxruntime's own classes, several
-        raise PidistillError(f"cannot read {path} as an ONNX file ({reason(error)})") from None
-    facts = read_facts(session, given, rest)
+        raise PidistillError(f"cannot read {path} as an ONNX file ({first_line(error)})") from None
+    facts = read_facts(session, pairs, rest)
     classes = int(facts.pop("classes"))
     inputs = session.get_inputs()
-    wanted = 3 if classes else 2
-    if len(inputs) != wanted or any(i.type not in TYPES for i in inputs) or len(inputs[1].shape) != 1:
-        got = ", ".join(f"{i.name} {i.type}{i.shape}" for i in inputs)
+    if len(inputs) != (3 if classes else 2) or any(i.type not in TYPES for i in inputs) or len(inputs[1].shape) != 1:
+        signature = ", ".join(f"{i.name} {i.type}{i.shape}" for i in inputs)
         raise PidistillError(f"{path}: the graph must take x (B, ...), t (B,){' and labels (B,)' if classes else ''}, it "
-                             f"takes {got}" + ("" if classes else "; with labels, say classes=N"))
+                             f"takes {signature}" + ("" if classes else "; with labels, say classes=N"))
     batch, *shape = inputs[0].shape
     if not shape or not all(isinstance(n, int) and n > 0 for n in shape) or math.prod(shape) > ELEMENTS \
             or (isinstance(batch, int) and not 0 < batch * math.prod(shape) <= ELEMENTS):
@@ -97,19 +104,19 @@ def onnx(rest: str) -> Denoiser:
     return teacher
 
 
-def reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def read_facts(session: Any, pairs: list[str], rest: str) -> dict[str, float]:
+    """Read the teacher's facts, by the keys of DEFAULTS: the spec's win over the file's metadata, these over DEFAULTS.
 
-
-def read_facts(session: Any, given: list[str], rest: str) -> dict[str, float]:
-    """DEFAULTS, with what the file's metadata and then the spec say."""
+    pairs: the spec's `key=number`. rest: the whole spec, for the error.
+    """
     facts: dict[str, float] = dict(DEFAULTS)
     try:
-        said = parse_json(session.get_modelmeta().custom_metadata_map.get("pidistill", "{}"))
-        said |= {key: float(value) for key, sign, value in (text.partition("=") for text in given)}
-        facts |= {key: float(value) for key, value in said.items()}
+        metadata = parse_json(session.get_modelmeta().custom_metadata_map.get("pidistill", "{}"))
+        metadata |= {key: float(value) for key, sign, value in (pair.partition("=") for pair in pairs)}
+        facts |= {key: float(value) for key, value in metadata.items()}
     except (ValueError, TypeError, AttributeError, OverflowError):
         facts["?"] = 0
     if facts.keys() != DEFAULTS.keys() or not all(0 <= value < 1e9 for value in facts.values()) or facts["classes"] % 1:
-        raise PidistillError(f"an onnx teacher is onnx:FILE[,key=number...] with the keys {', '.join(DEFAULTS)}, got {rest!r}")
+        raise PidistillError(f"an onnx teacher is onnx:FILE[,key=number...] with the keys {', '.join(DEFAULTS)}, "
+                             f"got {rest!r}")
     return facts

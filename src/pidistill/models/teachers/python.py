@@ -1,4 +1,4 @@
-"""`python:MODULE:FACTORY`: a teacher of the user's own, made by calling a function without arguments."""
+"""`python:MODULE:FACTORY` is a teacher of the user's own, which FACTORY() makes."""
 
 from __future__ import annotations
 
@@ -7,5 +7,8 @@ from pidistill.models.denoiser import Denoiser, as_denoiser
 
 
 def python(rest: str) -> Denoiser:
-    """rest: `MODULE:FACTORY`. The module is imported (from the current folder too), so this runs the user's code."""
+    """Call FACTORY() for a teacher. rest: `MODULE:FACTORY`.
+
+    The module is imported (from the current folder too), so this runs the user's code.
+    """
     return as_denoiser(build_from_python(rest, "teacher"))

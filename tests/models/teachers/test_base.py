@@ -9,14 +9,14 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.files.folders import write_folder
-from pidistill.models.teachers.base import load_teacher, teacher_config
+from pidistill.models.teachers.base import describe_teacher, load_teacher
 from tests.helpers import SHAPE, tiny_teacher
 
 
 @pytest.fixture
 def folder(tmp_path):
     teacher = tiny_teacher(t_max=40, sigma_data=0.4)
-    write_folder(tmp_path / "run" / "teacher", {"model": teacher.state_dict()}, {"config": teacher_config(teacher)})
+    write_folder(tmp_path / "run" / "teacher", {"model": teacher.state_dict()}, {"config": describe_teacher(teacher)})
     return tmp_path / "run" / "teacher"
 
 
