@@ -33,7 +33,7 @@ from pidistill.models.student import Student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config_file import read_yaml
 
-PICTURED = 12  # images a row
+IMAGES_PER_ROW = 12  # images a row
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     for folder in (*students, *(text for text in others if not is_sampler(text))):
         name = name_student(folder, loaded)
         loaded[name] = load_pair(folder, spec)[0].to(where)
-        subjects[name], distances[name] = Subject.of(loaded[name]), distance_of(folder)
+        subjects[name], distances[name] = Subject.of(loaded[name]), read_distance(folder)
     if not subjects:
         raise PidistillError("there is nothing to compare: name --samplers, --students or both")
     measure = Measure(network, reference, denoiser.image_shape, where, names)
@@ -140,7 +140,7 @@ def name_student(folder: str, taken: dict[str, Student]) -> str:
     raise PidistillError(f"the student {folder} is named twice")
 
 
-def distance_of(folder: str) -> str:
+def read_distance(folder: str) -> str:
     """The distance that a student was trained with, where its run says so."""
     found = student_folder(Path(folder))
     config = found.parent / "config.yaml" if found else Path(folder) / "config.yaml"
@@ -189,9 +189,9 @@ def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[Published])
 
 def draw_methods(path: Path, teacher: Denoiser, plan: Sequence[Sampler], students: dict[str, Student], first: int) -> None:
     """One row a method, the same seed in every column."""
-    seeds = list(range(first, first + PICTURED))
+    seeds = list(range(first, first + IMAGES_PER_ROW))
     labels = labels_of(seeds, teacher.num_classes)
     rows = [sample_teacher(teacher, seeds, labels, sampler=sampler) for sampler in plan]
     rows += [student.sample(seeds, labels) for student in students.values()]
     names = [str(sampler) for sampler in plan] + list(students)
-    write_captioned(path, torch.cat(rows), PICTURED, names, [])
+    write_captioned(path, torch.cat(rows), IMAGES_PER_ROW, names, [])

@@ -31,7 +31,7 @@ from pidistill.objectives.base import Objective
 from pidistill.objectives.schemes.autodiff import Autodiff
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import given_keys, load_config
-from pidistill.training.recompute import recomputable
+from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
 from pidistill.training.trainer import Averages, Watcher, train
 
@@ -64,7 +64,7 @@ def default_preset(teacher: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Distilled:
+class DistillationResult:
     """What a distillation leaves: the run's folder, the student at each EMA rate, their evaluation, seconds in all."""
 
     folder: Path
@@ -74,7 +74,7 @@ class Distilled:
 
 
 def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool = False, resume: bool = False,
-        given: Collection[str] = (), step: int | None = None, began: float | None = None) -> Distilled | None:
+        given: Collection[str] = (), step: int | None = None, began: float | None = None) -> DistillationResult | None:
     """Train (or continue) a run in the folder `config.out`, save the student, evaluate it at every EMA rate.
 
     teacher: the one that `config.teacher` names, if it is loaded already.
@@ -94,7 +94,7 @@ def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, *, 
 
 
 def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int | None = None,
-           began: float | None = None) -> Distilled | None:
+           began: float | None = None) -> DistillationResult | None:
     """Continue a distillation from its newest whole checkpoint, or from that of a step; later ones are set aside then.
 
     folder: of the run, which may have been moved.
@@ -124,7 +124,7 @@ class Distillation:
         averages, main = train(self.objective, self.config, folder, self.watchers(evaluator))
         if not main:
             return None
-        config, students = self.config, students_of(averages)
+        config, students = self.config, select_students(averages)
         source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
         provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps,
                       "commit": commit(), "versions": versions()}
@@ -141,10 +141,10 @@ class Distillation:
         elif config.evaluate.every:
             measure = evaluator or Evaluator(self.teacher, num=config.evaluate.num, batch=config.evaluate.batch,
                                              features=config.evaluate.features, reference=config.evaluate.reference)
-            watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.compare(students_of(averages))))
+            watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.compare(select_students(averages))))
         return watchers
 
-    def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> Distilled:
+    def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> DistillationResult:
         """Measure teacher and students on the same seeds and write results.json. began: as in `run_distillation`."""
         config = self.config
         first, *others = students
@@ -156,7 +156,7 @@ class Distillation:
             "seconds": seconds, "seeds": f"0-{config.evaluate.num - 1}", "ema": list(students),
             "train_seed": config.train.seed, "steps": config.train.steps, "batch": config.train.batch,
             "threads": torch.get_num_threads(), "commit": commit(), "versions": versions()})
-        return Distilled(folder, students, found, seconds)
+        return DistillationResult(folder, students, found, seconds)
 
 
 def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu") -> Objective:
@@ -170,14 +170,14 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
         student = make_student(teacher, config.student.init, config.student.net, config.student.width)
         objective: Objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
     if config.train.recompute:
-        recomputable(student)
+        find_recomputable_blocks(student)
         if isinstance(getattr(objective, "scheme", None), Autodiff):
             raise PidistillError("train.recompute=true does not go with objective.scheme=autodiff, whose derivative PyTorch "
                                  "cannot compute again; set train.microbatch=auto instead")
     return objective
 
 
-def students_of(averages: Averages) -> dict[float, Student]:
+def select_students(averages: Averages) -> dict[float, Student]:
     """The averaged students by EMA rate."""
     return {rate: student for rate, networks in averages.items() if isinstance(student := networks["student"], Student)}
 
@@ -191,7 +191,7 @@ class Preview:
         self.images: torch.Tensor | None = None
 
     def __call__(self, averages: Averages, step: int, folder: Path) -> None:
-        student = next(iter(students_of(averages).values()))
+        student = next(iter(select_students(averages).values()))
         if self.images is None:
             self.images = sample_teacher(self.teacher, self.seeds, self.labels)
         for path in (folder / "samples" / f"{step:06d}.png", folder / "teacher-student.png"):

@@ -19,7 +19,7 @@ from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
-from pidistill.training.footprint import LikeGPU, Rehearsal, parameters_and_buffers
+from pidistill.training.footprint import GPUEmulation, Rehearsal, list_tensors
 from pidistill.training.microbatch import USABLE, fitting
 from pidistill.training.optimizer import make_optimizer
 
@@ -43,7 +43,7 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
     teacher = load_teacher(config.teacher, weights=False).to("meta")
     objective = build_objective(config, teacher, "meta")
     student = objective.networks["student"]
-    flops = operations(objective)
+    flops = count_operations(objective)
     micro = min(config.train.microbatch, share) if isinstance(config.train.microbatch, int) else share
     room = USABLE * memory * 1e9
     try:
@@ -69,16 +69,16 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
         f"memory of each GPU at its fullest, {micro} at a time": {
             **{label: format_bytes(size) for label, size in parts.items()},
             "together": together},
-        "checkpoint": f"{format_bytes((3 + rates) * bytes_of(student))}; {config.checkpoint.keep} are kept",
+        "checkpoint": f"{format_bytes((3 + rates) * count_bytes(student))}; {config.checkpoint.keep} are kept",
         "time": f"{format_engineering(seconds)}s a step, {format_duration(seconds * config.train.steps)} in all, on {gpus} x A100 at "
                 f"{format_engineering(SUSTAINED[config.precision])}FLOP/s each",
     }
 
 
-def gpu_hours(config: DistillConfig) -> float:
+def estimate_gpu_hours(config: DistillConfig) -> float:
     """Hours of one A100 that the run's steps take."""
     teacher = load_teacher(config.teacher, weights=False).to("meta")
-    flops = operations(build_objective(config, teacher, "meta"))
+    flops = count_operations(build_objective(config, teacher, "meta"))
     return flops * config.train.batch * config.train.steps / SUSTAINED[config.precision] / 3600
 
 
@@ -103,14 +103,14 @@ def format_bytes(size: float) -> str:
     return f"{size / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-def operations(objective: Objective) -> float:
+def count_operations(objective: Objective) -> float:
     """FLOP of one sample, forward and backward."""
-    with FlopCounterMode(display=False) as counter, LikeGPU():
-        objective(batch_of(objective, SAMPLES, "meta")).sum().backward()
+    with FlopCounterMode(display=False) as counter, GPUEmulation():
+        objective(make_empty_batch(objective, SAMPLES, "meta")).sum().backward()
     return counter.get_total_flops() / SAMPLES
 
 
-def batch_of(objective: Objective, batch: int, device: str) -> dict[str, Tensor]:
+def make_empty_batch(objective: Objective, batch: int, device: str) -> dict[str, Tensor]:
     """A batch of the right shapes and types, without values."""
     sample = {key: torch.as_tensor(value) for key, value in objective.draw(stream(0)).items()}
     return {key: torch.empty((batch, *value.shape), dtype=value.dtype, device=device) for key, value in sample.items()}
@@ -121,6 +121,6 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def bytes_of(module: nn.Module) -> int:
+def count_bytes(module: nn.Module) -> int:
     """Bytes of a module's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in parameters_and_buffers(module))
+    return sum(tensor.nbytes for tensor in list_tensors(module))

@@ -26,7 +26,7 @@ from pidistill.models.samplers.base import one_sampler
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training.checkpoint import by_step
+from pidistill.training.checkpoint import list_checkpoints
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.run_folder import check_run
@@ -59,7 +59,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Report:
     """What is printed of an evaluation: a table, and a line below it."""
 
     table: list[list[str]]
@@ -67,7 +67,7 @@ class Shown:
 
 
 def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None, rates: Sequence[float | None] = (None,),
-                   sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False) -> Shown | None:
+                   sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False) -> Report | None:
     """Measure a student against its teacher, or a teacher alone; None on all but the main process.
 
     spec: of a student, a run or a teacher.
@@ -101,7 +101,7 @@ def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None,
         return None
     if out:
         write_json(out, found.record() | about)
-    return Shown(table)
+    return Report(table)
 
 
 def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None], device: torch.device,
@@ -125,7 +125,7 @@ def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None],
 
 
 def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None = None, out: Path | None = None,
-                         force: bool = False) -> Shown | None:
+                         force: bool = False) -> Report | None:
     """Measure every checkpoint and EMA rate of a run; a JSON file and a plot. None on all but the main process.
 
     run: the folder of a distillation; what is finished lies in RUN/evaluation/ and is not measured again.
@@ -157,7 +157,7 @@ def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None =
     plot_curves(path.with_suffix(".png"), list(curves.values()), key, UNITS[key])
     rows = [[rate, str(step), ", ".join(format_metric(key, line[key][k][1]) for line in curve.runs)]
             for rate, curve in curves.items() for k, (step, _) in enumerate(curve.runs[0][key])]
-    return Shown([["EMA", "step", f"{UNITS[key]}, each set of seeds"], *rows],
+    return Report([["EMA", "step", f"{UNITS[key]}, each set of seeds"], *rows],
                  f"numbers in {path}, curve in {path.with_suffix('.png')}")
 
 
@@ -165,7 +165,7 @@ def measure_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser, mea
                         protocol: Protocol) -> dict[str, Curve]:
     """A curve for each EMA rate of a run, by the rate; each set of seeds is a line of it."""
     curves: dict[str, Curve] = {}
-    for step, rate, student in checkpoints_of(run, config, teacher):
+    for step, rate, student in load_checkpoints(run, config, teacher):
         student = student.to(measure.device)
         curve = curves.setdefault(str(rate), Curve(f"EMA {rate}", [{} for _ in range(protocol.repeats)]))
         for k, line in enumerate(curve.runs):
@@ -179,9 +179,9 @@ def measure_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser, mea
     return curves
 
 
-def checkpoints_of(run: Path, config: DistillConfig, teacher: Denoiser) -> Iterator[tuple[int, float, Student]]:
+def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Iterator[tuple[int, float, Student]]:
     """(step, EMA rate, student) of every checkpoint of a distillation's folder."""
-    found = by_step(run / "checkpoints")
+    found = list_checkpoints(run / "checkpoints")
     if not found:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
     for folder in found:

@@ -25,7 +25,7 @@ class Experiment:
     section: str
     kind: Literal["table", "curves", "trajectories", "samples"]
     paper: dict[str, str]  # by curve: what the paper reports of it
-    says: str              # the paper's finding, to be read against ours
+    finding: str              # the paper's finding, to be read against ours
 
 
 PAPER_TEACHER = "2.04"  # EDM on CIFAR-10, Tables 1 and 7

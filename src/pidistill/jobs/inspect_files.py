@@ -49,7 +49,7 @@ def describe_stored(spec: str) -> dict[str, Any] | None:
     try:
         preconditioning = config.get("preconditioning", "edm")
         facts = {
-            "model": spec, "kind": kind, "network": shortened(config["net"]),
+            "model": spec, "kind": kind, "network": shorten_net(config["net"]),
             "preconditioning": preconditioning if isinstance(preconditioning, str) else preconditioning["name"],
             **describe_weights(path / "model.safetensors"), "shape": "x".join(map(str, config["shape"])),
             "classes": config["num_classes"] or "none (unconditional)",
@@ -64,6 +64,6 @@ def describe_stored(spec: str) -> dict[str, Any] | None:
     return facts | ({"provenance": read_json(provenance)} if provenance.is_file() else {})
 
 
-def shortened(net: dict[str, Any]) -> dict[str, Any]:
+def shorten_net(net: dict[str, Any]) -> dict[str, Any]:
     """A network's description without long lists."""
     return {key: value for key, value in net.items() if len(str(value)) < 200}

@@ -11,7 +11,7 @@ from pidistill.files.folders import check_free
 from pidistill.nets.features.base import fingerprint, load_features
 
 
-def reference(data: str, out: Path, *, features: str, keep: int, batch: int, device: str = "auto",
+def measure_reference(data: str, out: Path, *, features: str, keep: int, batch: int, device: str = "auto",
               force: bool = False) -> str:
     """Write the statistics of a data set of images into an .npz; gives a line that says what is in it.
 

@@ -21,7 +21,7 @@ from pidistill.evaluation.plots import Curve, plot_curves
 from pidistill.files.folders import write_json
 from pidistill.files.reading import read_json
 from pidistill.jobs.distill import Distillation
-from pidistill.jobs.dry_run import count_parameters, format_duration, gpu_hours
+from pidistill.jobs.dry_run import count_parameters, estimate_gpu_hours, format_duration
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment
 from pidistill.jobs.trajectory import draw_trajectory
 from pidistill.models.denoiser import Denoiser
@@ -72,7 +72,7 @@ class Run:
         return [(record["step"], record[metric]) for record in read_metrics(self.folder) if metric in record]
 
 
-def plan(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = None,
+def plan_runs(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = None,
          overrides: Sequence[str] = ()) -> list[Run]:
     """The runs of an experiment, those first that other experiments share."""
     planned = []
@@ -106,7 +106,7 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
     OUT/NAME.md, NAME.json and NAME.png (a plot or a picture) are the report.
     """
     experiment, scale = find_experiment(name, scale_name)
-    planned = plan(experiment, scale, out, seeds, overrides)
+    planned = plan_runs(experiment, scale, out, seeds, overrides)
     teacher = load_teacher(planned[0].config.teacher)
     options = planned[0].config.evaluate
     made: list[Evaluator] = []
@@ -126,20 +126,20 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
     return write_experiment(name, command, scale, planned, teacher, evaluator().teacher, out)
 
 
-def cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = None,
+def estimate_cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = None,
          overrides: Sequence[str] = ()) -> list[str]:
     """Lines that say what the experiments will train, which of it is there, and what it costs."""
     planned: dict[Path, Run] = {}
     for name in names:
         experiment, scale = find_experiment(name, scale_name)
-        planned |= {run.folder: run for run in plan(experiment, scale, out, seeds, overrides)}
+        planned |= {run.folder: run for run in plan_runs(experiment, scale, out, seeds, overrides)}
     missing = [run for run in planned.values() if not run.done]
     lines = [f"{'to do' if run in missing else 'done':<6} {run.config.train.steps:>7} steps of {run.config.train.batch:<5} "
              f"seed {run.seed}  {CURVES[run.curve].label}" for run in planned.values()]
     steps = sum(run.config.train.steps for run in missing)
     lines.append(f"{len(missing)} of {len(planned)} runs to train, {steps:,} steps; results in {out}")
     if missing and SCALES[scale_name].paper_steps:
-        hours = sum(gpu_hours(run.config) for run in missing)
+        hours = sum(estimate_gpu_hours(run.config) for run in missing)
         lines.append(f"about {hours:,.0f} hours of one A100, or {format_duration(hours * 3600 / 8)} on 8 GPUs, without the "
                      f"evaluations (accelerate launch --multi_gpu --num_processes 8 -m pidistill.cli reproduce ...); "
                      f"{torch.cuda.device_count()} GPUs are here")
@@ -159,7 +159,7 @@ def write_experiment(name: str, command: str, scale: Scale, planned: list[Run], 
     """NAME.json (raw numbers), NAME.png and NAME.md."""
     experiment = EXPERIMENTS[name]
     runs = {curve: [run for run in planned if run.curve == curve] for curve in experiment.paper}
-    curves = {curve: curve_of(curve, each, experiment.paper[curve], scale) for curve, each in runs.items()}
+    curves = {curve: gather_curve(curve, each, experiment.paper[curve], scale) for curve, each in runs.items()}
     record = {
         "experiment": name, "title": experiment.title, "paper": experiment.section, "preset": scale.preset,
         "command": command, "teacher": teacher_numbers,
@@ -179,7 +179,7 @@ def write_experiment(name: str, command: str, scale: Scale, planned: list[Run], 
     return [out / f"{name}{end}" for end in (".md", ".json", ".png") if (out / f"{name}{end}").exists()]
 
 
-def curve_of(name: str, runs: Sequence[Run], paper: str, scale: Scale) -> Curve:
+def gather_curve(name: str, runs: Sequence[Run], paper: str, scale: Scale) -> Curve:
     """A curve's runs as they are plotted and recorded. paper: what the paper reports of it."""
     lines: list[dict[str, Any]] = []
     for run in runs:
@@ -206,7 +206,7 @@ def format_report(name: str, experiment: Experiment, scale: Scale, record: dict[
     trained = sorted({run["commit"][:12] for curve in record["curves"].values() for run in curve["runs"]})
     lines = [f"## {experiment.title} ({experiment.section})", "",
              f"`{record['command']}`, preset `{record['preset']}`, trained at commit {', '.join(trained)}, torch "
-             f"{record['versions']['torch']}. The paper: {experiment.says}.", "",
+             f"{record['versions']['torch']}. The paper: {experiment.finding}.", "",
              f"| run | parameters | steps | paper, FID | {scale.unit}, each seed | mean | r.m.s. to teacher | s |",
              "|---|---|---|---|---|---|---|---|"]
     if scale.metric in record["teacher"]:

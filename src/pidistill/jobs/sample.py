@@ -71,9 +71,9 @@ def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: S
     y = choose_labels(labels, model.num_classes, seeds)
     began = time.perf_counter()
     if isinstance(model, Student):
-        batches = model.draw(seeds, y, batch_size=batch_size, finish=pixels, call=call)
+        batches = model.draw(seeds, y, batch_size=batch_size, finish=to_pixels, call=call)
     else:
-        batches = draw_teacher(model, seeds, y, sampler=sampler or Sampler(), batch_size=batch_size, finish=pixels,
+        batches = draw_teacher(model, seeds, y, sampler=sampler or Sampler(), batch_size=batch_size, finish=to_pixels,
                                call=call)
     try:
         with closing(batches):  # an error or Ctrl-C ends its threads
@@ -101,7 +101,7 @@ def check_target(out: Path, shape: Sequence[int]) -> None:
         check_drawable(shape)
 
 
-def pixels(x: Tensor) -> Tensor:
+def to_pixels(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, C) uint8 before it crosses the bus; vectors as float32."""
     return quantise(x.float()).permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x.float()
 
@@ -162,7 +162,7 @@ def prepare_call(model: Student | Denoiser, precision: Precision = "fp32", compi
         network.to(memory_format=torch.channels_last)  # what the tensor cores' kernels want
     if compile_for:
         compiled(network, what="the network", dynamic=False)
-        call = padded(call, compile_for)
+        call = pad_batches(call, compile_for)
     if precision not in HALF:
         return call
 
@@ -173,7 +173,7 @@ def prepare_call(model: Student | Denoiser, precision: Precision = "fp32", compi
     return rounded
 
 
-def padded(call: Callable[..., Tensor], batch: int) -> Callable[..., Tensor]:
+def pad_batches(call: Callable[..., Tensor], batch: int) -> Callable[..., Tensor]:
     """call(x, t, labels) of always `batch` rows: a last batch of another size would be compiled anew."""
     def full(x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         # Full batches are copied too: a view of what was made outside inference mode would be another type to the compiler.

@@ -19,7 +19,7 @@ from pidistill.models.load import load_pair
 from pidistill.models.student import Student
 
 
-def trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None = None, *, teacher: str | None = None,
+def draw_trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None = None, *, teacher: str | None = None,
                        ema: float | None = None, columns: int = 10, device: str = "auto", force: bool = False) -> str:
     """Draw the trajectories of the student that `spec` names into `out`; gives a line that says how close it is.
 
@@ -40,7 +40,7 @@ def trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None = No
 
 
 @torch.inference_mode()
-def trajectories(student: Student, teacher: Denoiser, seeds: list[int], labels: Tensor | None, columns: int,
+def compute_trajectories(student: Student, teacher: Denoiser, seeds: list[int], labels: Tensor | None, columns: int,
                  substeps: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     """times (K,), student's and teacher's states (K, B, C, H, W) at `columns` points of the teacher's Karras grid.
 
@@ -61,7 +61,7 @@ def draw_trajectory(path: Path, student: Student, teacher: Denoiser, seeds: list
     A state at time t is shown times sigma_data / sqrt(sigma_data^2 + t^2): at the contrast of an image.
     """
     check_drawable(teacher.shape)
-    ts, ours, theirs = trajectories(student, teacher, seeds, labels, columns)
+    ts, ours, theirs = compute_trajectories(student, teacher, seeds, labels, columns)
     shown = (teacher.sigma_data / (teacher.sigma_data**2 + ts**2).sqrt()).float().reshape(-1, 1, 1, 1, 1)
     rows = torch.stack([ours * shown, theirs * shown], dim=0).permute(2, 0, 1, 3, 4, 5)  # (B, who, K, C, H, W)
     write_captioned(path, rows.reshape(-1, *teacher.shape), len(ts), ["student", "teacher"] * len(seeds),

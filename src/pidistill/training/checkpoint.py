@@ -23,11 +23,11 @@ Files = dict[str, dict[str, Tensor]]  # tensors by name, by file
 
 def collect(objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> Files:
     """The tensors of a checkpoint, where they are."""
-    files = {name: dict(net.state_dict()) for name, net in parts(objective, ema)}
-    return files | {"optimizer": flatten_optimizer(optimizer)}
+    files = {name: dict(net.state_dict()) for name, net in name_networks(objective, ema)}
+    return files | {"optimizer": collect_optimizer(optimizer)}
 
 
-def parts(objective: Objective, ema: EMA) -> Iterable[tuple[str, torch.nn.Module]]:
+def name_networks(objective: Objective, ema: EMA) -> Iterable[tuple[str, torch.nn.Module]]:
     """The networks of a checkpoint and the names of their files."""
     yield from objective.networks.items()
     for rate, copies in ema.networks.items():
@@ -37,7 +37,7 @@ def parts(objective: Objective, ema: EMA) -> Iterable[tuple[str, torch.nn.Module
 
 def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load one checkpoint; returns its record: `step`, and what else `save` was given."""
-    for name, net in parts(objective, ema):
+    for name, net in name_networks(objective, ema):
         path = folder / f"{name}.safetensors"
         if "-ema-" in name and not path.exists():
             raise PidistillError(f"{folder} holds no average at the rate {name.split('-ema-')[1]}: `ema` cannot change "
@@ -45,16 +45,16 @@ def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim
         own = net.state_dict()
         tensors = read_tensors(path)
         load_weights(net, {key: shard_like(value, own[key]) if key in own else value for key, value in tensors.items()}, path)
-    unflatten_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors"), folder)
+    restore_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors"), folder)
     return read_json(folder / "state.json")
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def collect_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimiser state as flat tensors `index.key`; learning rates are functions of the step and not saved."""
     return {f"{i}.{key}": value for i, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
 
 
-def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, key = name.split(".")
@@ -67,7 +67,7 @@ def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Ten
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def by_step(checkpoints: Path) -> list[Path]:
+def list_checkpoints(checkpoints: Path) -> list[Path]:
     return sorted((path for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
@@ -76,7 +76,7 @@ def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
     Raises PidistillError if there are checkpoints and none is whole.
     """
-    found = by_step(checkpoints)
+    found = list_checkpoints(checkpoints)
     wrong: list[str] = []
     for path in reversed(found):
         try:
@@ -92,7 +92,7 @@ def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
 
 def set_aside(checkpoints: Path, after: int, why: str) -> None:
     """Rename the checkpoints after a step to NUMBER.WHY: they neither count nor stand in the way, and can be looked at."""
-    for path in by_step(checkpoints):
+    for path in list_checkpoints(checkpoints):
         if int(path.name) > after:
             target = path.with_name(f"{path.name}.{why}")
             shutil.rmtree(target, ignore_errors=True)
@@ -101,13 +101,13 @@ def set_aside(checkpoints: Path, after: int, why: str) -> None:
 
 def latest(checkpoints: Path) -> Path | None:
     """The newest checkpoint, unverified: to look at, not to go on from."""
-    found = by_step(checkpoints)
+    found = list_checkpoints(checkpoints)
     return found[-1] if found else None
 
 
-def config_of(checkpoints: Path) -> dict[str, Any] | None:
+def read_trained_config(checkpoints: Path) -> dict[str, Any] | None:
     """The configuration that the newest checkpoint was trained with, of those whose record is whole."""
-    for path in reversed(by_step(checkpoints)):
+    for path in reversed(list_checkpoints(checkpoints)):
         try:
             verify(path, ["state.json"])
             return dict(read_json(path / "state.json")["config"])

@@ -11,11 +11,11 @@ from pidistill.core.seeds import MAX_SEED
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _part(value: Any) -> Any:
+def _member(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -24,7 +24,7 @@ def _part(value: Any) -> Any:
 
 
 # A member of an open family: `l2`, or `{name: pseudo_huber, c: 0.1}`. Its options are checked where it is built.
-Part = Annotated[dict[str, Any], BeforeValidator(_part)]
+Member = Annotated[dict[str, Any], BeforeValidator(_member)]
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,17 +40,17 @@ def _rates(value: Any) -> Any:
 Rates = Annotated[tuple[Beta, ...], BeforeValidator(_rates)]
 
 
-class GridConfig(Strict):
+class GridConfig(StrictModel):
     points: int = Field(250, ge=2)
 
 
-class StudentConfig(Strict):
+class StudentConfig(StrictModel):
     init: str = "teacher"  # or `random`, or the folder of a student or a teacher
-    net: Part | None = None
+    net: Member | None = None
     width: float = Field(1.0, gt=0)
 
 
-class OptimizerConfig(Strict):
+class OptimizerConfig(StrictModel):
     name: Literal["radam", "adam"] = "radam"
     lr: float = Field(2e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -60,7 +60,7 @@ class OptimizerConfig(Strict):
     clip: float | None = Field(None, gt=0)
 
 
-class TrainConfig(Strict):
+class TrainConfig(StrictModel):
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
@@ -69,23 +69,23 @@ class TrainConfig(Strict):
     seed: int = Field(0, ge=0, lt=MAX_SEED)
 
 
-class LogConfig(Strict):
+class LogConfig(StrictModel):
     every: int = Field(20, ge=1)
 
 
-class PreviewConfig(Strict):
+class PreviewConfig(StrictModel):
     every: int = Field(500, ge=1)
     seeds: str = "0-15"
 
 
-class CheckpointConfig(Strict):
+class CheckpointConfig(StrictModel):
     every: int = Field(1000, ge=1)
     minutes: float | None = Field(10.0, gt=0)  # also after so long, whatever a step takes
     keep: int = Field(2, ge=2)  # the newest may turn out to be damaged
     keep_every: int | None = Field(None, ge=1)
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(StrictModel):
     every: int | None = Field(None, ge=1)
     num: int = Field(default=5000, ge=2)
     batch: int = Field(default=250, ge=1)
@@ -93,7 +93,7 @@ class EvaluateConfig(Strict):
     reference: str | None = None
 
 
-class RunConfig(Strict):
+class RunConfig(StrictModel):
     """What every training run has."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -109,7 +109,7 @@ class RunConfig(Strict):
 
 class DistillConfig(RunConfig):
     teacher: str = "bundled:digits"
-    objective: Part = {"name": "pid"}
+    objective: Member = {"name": "pid"}
     grid: GridConfig = GridConfig()
     student: StudentConfig = StudentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -118,9 +118,9 @@ class DistillConfig(RunConfig):
 class TeacherConfig(RunConfig):
     ema: Annotated[Rates, Field(max_length=1)] = (0.999,)
     data: str
-    net: Part
+    net: Member
     conditional: bool = True
-    objective: Part = {"name": "edm"}
+    objective: Member = {"name": "edm"}
     t_min: float = Field(T_MIN, gt=0)
     t_max: float = Field(T_MAX, gt=0)
     sigma_data: float = Field(SIGMA_DATA, gt=0)

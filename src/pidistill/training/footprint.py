@@ -30,15 +30,15 @@ from pidistill.training.config import OptimizerConfig, RunConfig
 from pidistill.training.recompute import recompute_blocks
 
 MakeOptimizer = Callable[[OptimizerConfig, Iterator[nn.Parameter]], torch.optim.Optimizer]
-GROWING = ("activations", "activations of the distance")  # with the number of samples at a time; all else is there for any
+GROWING_LABELS = ("activations", "activations of the distance")  # with the number of samples at a time; all else is there for any
 
 # What autocast lifts to float32 on a GPU and leaves alone on the CPU (PyTorch's lists of operations).
-LIFTED = {"group_norm", "layer_norm", "softmax", "log_softmax", "sum", "prod", "cumsum", "exp", "expm1", "log", "log1p",
+LIFTED_OPERATIONS = {"group_norm", "layer_norm", "softmax", "log_softmax", "sum", "prod", "cumsum", "exp", "expm1", "log", "log1p",
           "pow", "reciprocal", "rsqrt", "softplus", "logsumexp", "cosine_similarity", "mse_loss", "l1_loss",
           "huber_loss"}
 
 
-class LikeGPU(TorchFunctionMode):
+class GPUEmulation(TorchFunctionMode):
     """What a GPU computes in another way than the CPU: attention without its matrix in memory, autocast's float32 lists.
 
     The tensors stay those of the CPU: a backward pass on pretended GPU tensors needs a GPU.
@@ -47,7 +47,7 @@ class LikeGPU(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is scaled_dot_product_attention and torch.backends.cuda.mem_efficient_sdp_enabled():
             return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
-        if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in LIFTED:
+        if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in LIFTED_OPERATIONS:
             args = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
         return function(*args, **(kwargs or {}))
 
@@ -61,7 +61,7 @@ class Ledger(TorchDispatchMode):
         self.alive: Counter[str] = Counter()
         self.total = self.highest = 0
         self.peak: dict[str, int] = {}
-        self.label = GROWING[0]
+        self.label = GROWING_LABELS[0]
         self._entries: dict[int, tuple[str, int, Any]] = {}  # of every storage: label, bytes, and what tells of its end
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,10 +71,10 @@ class Ledger(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (list, tuple)) else (result,):
             if isinstance(tensor, Tensor):
-                self.note(tensor)
+                self.count(tensor)
         return result
 
-    def note(self, tensor: Tensor, label: str | None = None) -> None:
+    def count(self, tensor: Tensor, label: str | None = None) -> None:
         """Count the tensor's storage, or, given a label, count it under that one from now on."""
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -109,7 +109,7 @@ class Rehearsal:
         self.config, self.make_optimizer, self.gpu, self.processes = config, make_optimizer, gpu, processes
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.example = {key: torch.as_tensor(np.asarray(value)) for key, value in objective.draw(stream(0)).items()}
-        self.objective = without_values(objective, self.fake)
+        self.objective = copy_as_fake(objective, self.fake)
         if config.train.recompute:
             for network in self.objective.networks.values():
                 recompute_blocks(network)
@@ -127,15 +127,15 @@ class Rehearsal:
             stack.enter_context(self.fake)
             stack.enter_context(ledger)
             if self.gpu:
-                stack.enter_context(LikeGPU())
+                stack.enter_context(GPUEmulation())
                 stack.enter_context(native.switched_off())
-            for label, tensors in zip(("weights", "teacher", "distance"), owned(objective), strict=True):
+            for label, tensors in zip(("weights", "teacher", "distance"), group_tensors(objective), strict=True):
                 for tensor in tensors:
-                    ledger.note(tensor, label)
+                    ledger.count(tensor, label)
             for module in objective.frozen[1:]:
-                stack.enter_context(Labelled(module, ledger, GROWING[1]))
+                stack.enter_context(ModuleLabel(module, ledger, GROWING_LABELS[1]))
             ledger.label = "EMA"
-            averages = [torch.empty_like(t) for net in objective.networks.values() for t in parameters_and_buffers(net)
+            averages = [torch.empty_like(t) for net in objective.networks.values() for t in list_tensors(net)
                         for _ in config.ema]
             ledger.label = "gradients"
             for p in trained:
@@ -151,14 +151,14 @@ class Rehearsal:
             if not accumulate:
                 optimizer.zero_grad(set_to_none=True)
 
-            ledger.label = GROWING[0]
+            ledger.label = GROWING_LABELS[0]
             for p in trained:
-                hook = p.register_post_accumulate_grad_hook(lambda p: ledger.note(p.grad, "gradients"))
+                hook = p.register_post_accumulate_grad_hook(lambda p: ledger.count(p.grad, "gradients"))
                 stack.callback(hook.remove)
             batch = {key: value.new_empty((micro, *value.shape)) for key, value in self.example.items()}
             with autocast(config.precision, torch.device("cpu")):
                 loss = objective(batch).sum()
-            # loss.backward() would leave `LikeGPU` meanwhile, and blocks that are computed again would not see it.
+            # loss.backward() would leave `GPUEmulation` meanwhile, and blocks that are computed again would not see it.
             Variable._execution_engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (),
                                                     allow_unreachable=True, accumulate_grad=True)
             for p in trained:
@@ -167,7 +167,7 @@ class Rehearsal:
         return {label: size for label, size in ledger.peak.items() if size}
 
 
-class Labelled:
+class ModuleLabel:
     """While it is entered, what a module makes is counted under a label of its own."""
 
     def __init__(self, module: Any, ledger: Ledger, label: str):
@@ -183,21 +183,21 @@ class Labelled:
             hook.remove()
 
 
-def without_values(objective: Objective, mode: FakeTensorMode) -> Objective:
+def copy_as_fake(objective: Objective, mode: FakeTensorMode) -> Objective:
     """A copy of the objective and all that it calls, whose weights are fake tensors on the CPU."""
     with mode:
         made = {}
-        for tensor in (tensor for tensors in owned(objective) for tensor in tensors):
+        for tensor in (tensor for tensors in group_tensors(objective) for tensor in tensors):
             empty = torch.empty_like(tensor, device="cpu")
             made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(objective, made)
 
 
-def owned(objective: Objective) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def group_tensors(objective: Objective) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """What is in memory before a step: tensors of the objective, of the teacher, of the distance."""
-    frozen = [parameters_and_buffers(module) for module in objective.frozen]
-    return parameters_and_buffers(objective), frozen[0] if frozen else [], [tensor for found in frozen[1:] for tensor in found]
+    frozen = [list_tensors(module) for module in objective.frozen]
+    return list_tensors(objective), frozen[0] if frozen else [], [tensor for found in frozen[1:] for tensor in found]
 
 
-def parameters_and_buffers(module: Any) -> list[Tensor]:
+def list_tensors(module: Any) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []

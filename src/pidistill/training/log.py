@@ -19,7 +19,7 @@ from pidistill.files.folders import write_text
 from pidistill.files.reading import parse_json, read_bytes
 
 
-class Growing:
+class GrowingFile:
     """A file that grows by whole pieces. What does not fit on the disk waits in memory for the next piece."""
 
     def __init__(self, path: Path):
@@ -56,17 +56,17 @@ class Log:
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         before = kept[-1].get("seconds", 0.0) if kept else 0.0
         self.started = time.monotonic() - before  # the time of a run is the sum of its parts
-        self.lines = Growing(self.path)
+        self.lines = GrowingFile(self.path)
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names, so a clock that was put back must not give an earlier one.
         stamps = [int(part) for path in board.glob("events.out.tfevents.*") if (part := path.name.split(".")[3]).isdigit()]
         stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
-        self.events = Growing(board / f"events.out.tfevents.{stamp:010d}.pidistill.{os.getpid()}")
-        self.events.add(record_of(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        self.events = GrowingFile(board / f"events.out.tfevents.{stamp:010d}.pidistill.{os.getpid()}")
+        self.events.add(encode_event(Event(wall_time=time.time(), file_version="brain.Event:2")))
         if start:
             restart = SessionLog(status=SessionLog.START)
-            self.events.add(record_of(Event(wall_time=time.time(), step=start + 1, session_log=restart)))
+            self.events.add(encode_event(Event(wall_time=time.time(), step=start + 1, session_log=restart)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if not values:
@@ -74,10 +74,10 @@ class Log:
         seconds = round(time.monotonic() - self.started, 3)
         self.lines.add((json.dumps({"step": step, **values, "seconds": seconds}) + "\n").encode())
         scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
-        self.events.add(record_of(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))))
+        self.events.add(encode_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))))
 
 
-def record_of(event: Any) -> bytes:
+def encode_event(event: Any) -> bytes:
     """An event as it stands in TensorBoard's files: its length and its bytes, each with a checksum."""
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())

@@ -61,7 +61,7 @@ class RAdam(torch.optim.Optimizer):
                 return
             found_inf = None
             self.t = t = int(steps[0].item()) + 1  # all weights are updated together
-            if length(t, beta2) <= 5:
+            if average_length(t, beta2) <= 5:
                 torch._foreach_add_(steps, 1)
                 if group["weight_decay"]:
                     gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
@@ -88,14 +88,14 @@ class RAdam(torch.optim.Optimizer):
             state["step"] = state["step"].to(p.device, torch.float32)
 
 
-def length(t: Any, beta2: float) -> Any:
+def average_length(t: Any, beta2: float) -> Any:
     """rho_t: the length of a simple moving average like that of v after t steps."""
     return 2 / (1 - beta2) - 1 - 2 * t * beta2**t / (1 - beta2**t)
 
 
 def rectification(t: Any, beta2: float) -> Any:
     """r_t, for rho_t > 4. t: a number or a tensor."""
-    rho, limit = length(t, beta2), 2 / (1 - beta2) - 1
+    rho, limit = average_length(t, beta2), 2 / (1 - beta2) - 1
     return ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
 
 

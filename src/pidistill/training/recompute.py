@@ -21,14 +21,14 @@ def recompute_blocks(network: nn.Module) -> None:
     Networks of diffusers do it by their own switch. Raises PidistillError for a network without such blocks. Forward-mode
     derivatives (torch.func.jvp) cannot be taken through it.
     """
-    for block in recomputable(network):
+    for block in find_recomputable_blocks(network):
         if isinstance(block, (UNetBlock, EDM2Block)):  # bound to the block, so that a copy's is bound to the copy
             block.forward = MethodType(_recomputed, block)  # type: ignore[method-assign]
         else:
             block.enable_gradient_checkpointing()
 
 
-def recomputable(network: nn.Module) -> list[Any]:
+def find_recomputable_blocks(network: nn.Module) -> list[Any]:
     """The network's residual blocks, or networks of diffusers in it; an error where it has neither."""
     found = [module for module in network.modules()
              if isinstance(module, (UNetBlock, EDM2Block)) or hasattr(module, "enable_gradient_checkpointing")]

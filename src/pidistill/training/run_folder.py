@@ -17,7 +17,7 @@ from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.files.folders import write_json, write_text
 from pidistill.files.reading import read_json
-from pidistill.training.checkpoint import by_step, clean, config_of, set_aside
+from pidistill.training.checkpoint import clean, list_checkpoints, read_trained_config, set_aside
 from pidistill.training.config import RunConfig
 from pidistill.training.config_file import differing, dump_yaml, read_yaml
 
@@ -43,16 +43,16 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
         try:
             if folder.exists() and not folder.is_dir():
                 raise PidistillError(f"{folder} is a file; choose another folder with --out")
-            if not (folder / "config.yaml").exists() and any(visible(folder)):
+            if not (folder / "config.yaml").exists() and any(list_entries(folder)):
                 raise PidistillError(f"{folder} is not empty and holds no run; choose another folder with --out")
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(folder))
+            held.enter_context(hold_lock(folder))
             begun = (folder / "config.yaml").exists()
             if begun and not force and not resume:
                 raise PidistillError(f"{folder} holds another run; choose another folder with --out, continue it with "
                                      f"`pidistill resume {folder}` or --resume, or replace it with --force")
             if begun and force:
-                for path in visible(folder):
+                for path in list_entries(folder):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif begun:
                 go_back(folder / "checkpoints", step, config)
@@ -64,7 +64,7 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
         yield folder
 
 
-def visible(folder: Path) -> list[Path]:
+def list_entries(folder: Path) -> list[Path]:
     """What is in a folder, if it is there, without locks and temporary files; config.yaml, which makes it a run, last."""
     found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
     return sorted(found, key=lambda path: path.name == "config.yaml")
@@ -72,7 +72,7 @@ def visible(folder: Path) -> list[Path]:
 
 def go_back(checkpoints: Path, step: int | None, config: RunConfig) -> None:
     """Set aside the checkpoints after a step; refuse a run that is further than it shall go."""
-    steps = [int(path.name) for path in by_step(checkpoints)]
+    steps = [int(path.name) for path in list_checkpoints(checkpoints)]
     if step is not None and step not in steps:
         raise PidistillError(f"{checkpoints} has no checkpoint {step}; there are {', '.join(map(str, steps)) or 'none'}")
     reached = max(steps, default=0) if step is None else step
@@ -84,7 +84,7 @@ def go_back(checkpoints: Path, step: int | None, config: RunConfig) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. The kernel lets go of it when the process ends, however it ends, so none is ever stale.
 
     On file systems without such locks filelock leaves a marker with process and host, and sees whether that one lives.
@@ -115,7 +115,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def refuse_changes(folder: Path, config: RunConfig, given: Collection[str]) -> None:
     """Compare with what the newest checkpoint was trained with, or the folder's config.yaml; `given` may differ."""
-    old = config_of(folder / "checkpoints") or read_yaml(folder / "config.yaml")
+    old = read_trained_config(folder / "checkpoints") or read_yaml(folder / "config.yaml")
     changed = differing(old, config)
     free = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in given)]
     if free != changed:

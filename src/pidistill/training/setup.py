@@ -17,14 +17,14 @@ from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import has_instructions, set_float32_products
 from pidistill.objectives.base import Objective
-from pidistill.training.batches import draws, split
+from pidistill.training.batches import draw_batch, split_samples
 from pidistill.training.checkpoint import newest, restore, set_aside
 from pidistill.training.config import RunConfig
 from pidistill.training.microbatch import automatic
 from pidistill.training.optimizer import make_optimizer
 from pidistill.training.recompute import recompute_blocks
-from pidistill.training.sharding import unsynced, wanted
-from pidistill.training.skipped import Skipped
+from pidistill.training.sharding import accumulate_locally, is_fsdp_launch
+from pidistill.training.skipped import SkippedSteps
 from pidistill.training.step import Step, place
 from pidistill.training.votes import PATIENCE
 
@@ -32,7 +32,7 @@ START = {"step": 0, "logged": 0, "loss": 0.0, "good": 0.0, "skipped": 0}  # what
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedRun:
     """A run that can take its next step.
 
     accelerator: what the processes of the run exchange tensors by. step: of the run, with its state restored.
@@ -55,14 +55,14 @@ class Ready:
         return self.step.device
 
 
-def prepare(objective: Objective, config: RunConfig, folder: Path) -> Ready:
+def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRun:
     """Place the objective on its device, restore the newest whole checkpoint in `folder`, and find the microbatches."""
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                                                InitProcessGroupKwargs(timeout=PATIENCE)])
     set_float32_products(config.precision)
     check_processes(accelerator, config)
     device, processes = accelerator.device, accelerator.num_processes
-    shards = processes if wanted() else 0
+    shards = processes if is_fsdp_launch() else 0
     # k counts over the global batch, so that it is the same whatever the number of processes, which need not divide it.
     ks = range(*(config.train.batch * (accelerator.process_index + n) // processes for n in (0, 1)))
 
@@ -77,15 +77,15 @@ def prepare(objective: Objective, config: RunConfig, folder: Path) -> Ready:
     micro = choose_microbatch(accelerator, objective, config, record["step"])
     compile_objective(objective, config, device)
     step.model = objective if shards else accelerator.prepare(objective)
-    step.no_sync = functools.partial(unsynced if shards else accelerator.no_sync, step.model)
-    return Ready(accelerator, step, record, split(ks, config.train.batch, processes, micro))
+    step.no_sync = functools.partial(accumulate_locally if shards else accelerator.no_sync, step.model)
+    return PreparedRun(accelerator, step, record, split_samples(ks, config.train.batch, processes, micro))
 
 
 def check_processes(accelerator: Accelerator, config: RunConfig) -> None:
     """Refuse settings that the run's processes, or its device, cannot have; say which are slow."""
     if not accelerator.use_distributed and int(os.environ.get("WORLD_SIZE", 1)) > 1:  # or each would train its own run
         raise PidistillError("several processes were started, and accelerate sees one: on CPUs set ACCELERATE_USE_CPU=true")
-    if wanted() and config.train.microbatch == "auto":
+    if is_fsdp_launch() and config.train.microbatch == "auto":
         raise PidistillError("train.microbatch=auto does not go with FSDP2; give the number")
     if config.train.batch < accelerator.num_processes:
         raise PidistillError(f"train.batch must be at least the {accelerator.num_processes} processes, "
@@ -101,7 +101,7 @@ def choose_microbatch(accelerator: Accelerator, objective: Objective, config: Ru
     if plan.microbatch != "auto":
         return most if plan.microbatch is None else min(most, plan.microbatch)
     found, why = automatic(objective, config, most, make_optimizer, accelerator.device, processes,
-                           lambda n: draws(objective, plan.seed, start, range(n), accelerator.device))
+                           lambda n: draw_batch(objective, plan.seed, start, range(n), accelerator.device))
     micro = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
     if accelerator.is_main_process:
         console.print(why if micro == found else f"{why}; another process has room for {micro}")
@@ -138,5 +138,5 @@ def restore_newest(accelerator: Accelerator, folder: Path, objective: Objective,
     record = restore(chosen[0], objective, step.ema, step.optimizer)
     if record.get("loss_scale"):
         step.scaler.load_state_dict(record["loss_scale"])
-    step.skipped = Skipped(step.device, record["skipped"])
+    step.skipped = SkippedSteps(step.device, record["skipped"])
     return START | record

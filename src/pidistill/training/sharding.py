@@ -25,7 +25,7 @@ from pidistill.nets.parts.unet import UNetBlock
 M = TypeVar("M", bound=nn.Module)
 
 
-def wanted() -> bool:
+def is_fsdp_launch() -> bool:
     """Whether this process was started by `accelerate launch --use_fsdp --fsdp_version 2`."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return False
@@ -52,7 +52,7 @@ def shard(objective: nn.Module, processes: int, device: torch.device) -> None:
 
 
 @contextmanager
-def unsynced(model: Any) -> Iterator[None]:
+def accumulate_locally(model: Any) -> Iterator[None]:
     """Gradients meanwhile stay whole on each process, and are added up there."""
     model.set_requires_gradient_sync(False)
     try:
@@ -61,24 +61,24 @@ def unsynced(model: Any) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def skeleton(network: M) -> M:
+def copy_without_values(network: M) -> M:
     """A copy whose parameters have no values; buffers are copied. A network in shards cannot be copied, so before that."""
     empty: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in network.parameters()}
     return copy.deepcopy(network, empty).eval()
 
 
-def filled(network: M, values: dict[str, Tensor]) -> M:
+def fill_skeleton(network: M, values: dict[str, Tensor]) -> M:
     """A copy of a skeleton with these parameters."""
     given: dict[int, Any] = {id(p): nn.Parameter(values[name], False) for name, p in network.named_parameters()}
     return copy.deepcopy(network, given)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_whole(tensor: Tensor) -> Tensor:
     """The tensor of which this may be a shard. All processes must ask, in the same order."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """This process's part."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 

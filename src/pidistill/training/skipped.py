@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class Skipped:
+class SkippedSteps:
     """How many steps were left out: in a row, the longest row so far, in all. The host never waits for the device.
 
     total: of the part of the run that came before.

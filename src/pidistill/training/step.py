@@ -14,8 +14,8 @@ from pidistill.objectives.base import Objective
 from pidistill.training.config import RunConfig
 from pidistill.training.ema import EMA
 from pidistill.training.optimizer import learning_rate, make_optimizer
-from pidistill.training.sharding import shard, skeleton, whole
-from pidistill.training.skipped import Skipped
+from pidistill.training.sharding import copy_without_values, gather_whole, shard
+from pidistill.training.skipped import SkippedSteps
 
 
 class Step:
@@ -27,7 +27,7 @@ class Step:
     """
 
     def __init__(self, objective: Objective, config: RunConfig, device: torch.device, shards: int = 0):
-        skeletons = {name: skeleton(net) for name, net in objective.networks.items()} if shards else None
+        skeletons = {name: copy_without_values(net) for name, net in objective.networks.items()} if shards else None
         if shards:
             shard(objective, shards, device)
         self.config, self.device = config, device
@@ -35,7 +35,7 @@ class Step:
         self.optimizer = make_optimizer(config.optimizer, iter(self.parameters))
         self.ema = EMA(objective.networks, config.ema, skeletons)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self.skipped = Skipped(device)
+        self.skipped = SkippedSteps(device)
         self.model: nn.Module = objective
         self.no_sync: Callable[[], AbstractContextManager] = nullcontext
 
@@ -62,7 +62,7 @@ class Step:
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)  # fp16 only
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip or math.inf, foreach=True)
-        norm = whole(norm)
+        norm = gather_whole(norm)
         bad = (~norm.isfinite()).float()  # one value for all processes: it is of the exchanged gradients
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read on the device, by the fused kernels
         self.optimizer.step()

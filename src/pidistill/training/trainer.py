@@ -19,17 +19,17 @@ from pidistill.core.console import console
 from pidistill.core.errors import CannotWrite, PidistillError
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Objective
-from pidistill.training.batches import Batches, draws
+from pidistill.training.batches import Batches, draw_batch
 from pidistill.training.checkpoint import collect
 from pidistill.training.checkpoint_writer import Checkpoints, take_part
 from pidistill.training.config import RunConfig
 from pidistill.training.log import Log
 from pidistill.training.progress import Progress
-from pidistill.training.setup import Ready, prepare
-from pidistill.training.sharding import local
+from pidistill.training.setup import PreparedRun, prepare
+from pidistill.training.sharding import to_local
 from pidistill.training.signals import Signals, ending
 from pidistill.training.step import Step
-from pidistill.training.votes import Votes, lost_processes
+from pidistill.training.votes import Votes, explain_lost_processes
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
 
@@ -44,7 +44,7 @@ class Watcher(NamedTuple):
     look: Callable[[Averages, int, Path], dict[str, float] | None]
 
 
-@lost_processes()
+@explain_lost_processes()
 def train(objective: Objective, config: RunConfig, folder: Path,
           watchers: Sequence[Watcher] = ()) -> tuple[Averages, bool]:
     """Minimise the objective; returns its averaged networks by EMA rate, and whether this process is the main one.
@@ -85,7 +85,7 @@ def train(objective: Objective, config: RunConfig, folder: Path,
                 raise ending(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
                                    f"with: pidistill resume {folder}\n" if main else "")
     run.accelerator.wait_for_everyone()
-    return run.step.ema.whole(main), main
+    return run.step.ema.gather(main), main
 
 
 class Means:
@@ -94,7 +94,7 @@ class Means:
     A checkpoint records the sums, so that a run that goes on writes the lines of one that was never interrupted.
     """
 
-    def __init__(self, run: Ready):
+    def __init__(self, run: PreparedRun):
         self.accelerator: Accelerator = run.accelerator
         self.sums = torch.tensor([run.record["loss"], run.record["good"]], device=run.device)
         self.logged: int = run.record["logged"]  # the step of the last line
@@ -115,7 +115,7 @@ class Means:
         return total / good if good else math.nan
 
 
-def report(run: Ready, mean: float, norm: Tensor, log: Log | None, progress: Progress, done: int) -> None:
+def report(run: PreparedRun, mean: float, norm: Tensor, log: Log | None, progress: Progress, done: int) -> None:
     """Write a line of metrics. The only place of the loop, but for checkpoints, where values come to the host."""
     if log:
         skipped = int(run.step.skipped.counts[2])
@@ -125,9 +125,9 @@ def report(run: Ready, mean: float, norm: Tensor, log: Log | None, progress: Pro
     progress.update(done, mean)
 
 
-def watch(watchers: Sequence[Watcher], run: Ready, log: Log | None, done: int, folder: Path) -> None:
+def watch(watchers: Sequence[Watcher], run: PreparedRun, log: Log | None, done: int, folder: Path) -> None:
     """Let the watchers that are due look at the averages, and log what they return. A full disk does not end the run."""
-    averages = run.step.ema.whole(log is not None) if watchers else {}
+    averages = run.step.ema.gather(log is not None) if watchers else {}
     for watcher in watchers if log else []:
         assert log is not None
         try:
@@ -136,7 +136,7 @@ def watch(watchers: Sequence[Watcher], run: Ready, log: Log | None, done: int, f
             console.print(f"WARNING: {error}. The run goes on", style="bold red", soft_wrap=True)
 
 
-def save(run: Ready, checkpoints: Checkpoints | None, objective: Objective, config: RunConfig, means: Means, done: int,
+def save(run: PreparedRun, checkpoints: Checkpoints | None, objective: Objective, config: RunConfig, means: Means, done: int,
          final: bool) -> bool:
     """Hand a checkpoint over to be written, on the main process; false, and nothing, if it is not finite throughout.
 
@@ -147,7 +147,7 @@ def save(run: Ready, checkpoints: Checkpoints | None, objective: Objective, conf
         "logged": means.logged, "loss": total, "good": good, "skipped": int(run.step.skipped.counts[2]),
         "loss_scale": run.step.scaler.state_dict(), "config": config.model_dump(mode="json")}
     files = collect(objective, run.step.ema, run.step.optimizer)
-    values = [local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
+    values = [to_local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
     largest = torch._foreach_norm([value for value in values if value.numel()], math.inf)
     bad = (~torch.stack([norm.float() for norm in largest]).isfinite()).sum()
     if run.accelerator.reduce(bad).item():  # a wait for the device, at checkpoints alone
@@ -159,7 +159,7 @@ def save(run: Ready, checkpoints: Checkpoints | None, objective: Objective, conf
     return True
 
 
-def describe_divergence(objective: Objective, run: Ready, config: RunConfig, done: int, row: int, saved: bool) -> str:
+def describe_divergence(objective: Objective, run: PreparedRun, config: RunConfig, done: int, row: int, saved: bool) -> str:
     """One line on steps that were not finite. The weights are those before them, so the samples' losses are taken again.
 
     done: the last of the steps, row: how many they are in a row, saved: whether the state before them is.
@@ -168,7 +168,7 @@ def describe_divergence(objective: Objective, run: Ready, config: RunConfig, don
     losses: list[tuple[float, bool]] = []  # of every sample: its t, and whether its loss is finite
     with torch.no_grad(), autocast(config.precision, step.device):
         for part in run.parts:
-            batch = draws(objective, config.train.seed, done - 1, part, step.device)
+            batch = draw_batch(objective, config.train.seed, done - 1, part, step.device)
             losses += zip(objective.times(batch).tolist(), step.model(batch).isfinite().tolist())
     losses = gather_object(losses)
     bad = [t for t, finite in losses if not finite]

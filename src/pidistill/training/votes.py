@@ -39,7 +39,7 @@ class Votes:
 
 
 @contextmanager
-def lost_processes() -> Iterator[None]:
+def explain_lost_processes() -> Iterator[None]:
     """What PyTorch raises where another process is gone, as one line."""
     try:
         yield
