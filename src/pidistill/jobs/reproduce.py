@@ -31,7 +31,7 @@ from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import differing, load_config, read_yaml
 from pidistill.training.log import read_metrics
-from pidistill.training.run_folder import changed_settings, claim
+from pidistill.training.run_folder import describe_changes, claim
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator])
         with claim(run.config, resume=True) as folder:
             job.train(folder, measure)
     elif changed := differing(read_yaml(run.folder / "config.yaml"), run.config):
-        raise changed_settings(run.folder, changed)
+        raise describe_changes(run.folder, changed)
 
 
 def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None,

@@ -12,6 +12,8 @@ from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
 
 
 class StrictModel(BaseModel):
+    """Settings that cannot change and refuse unknown keys, NaN and infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -41,16 +43,22 @@ Rates = Annotated[tuple[Beta, ...], BeforeValidator(_rates)]
 
 
 class GridConfig(StrictModel):
+    """The grid of times that the student is trained on."""
+
     points: int = Field(250, ge=2)
 
 
 class StudentConfig(StrictModel):
+    """The student's network and the weights that it starts from; without `net` it is the teacher's, times `width`."""
+
     init: str = "teacher"  # or `random`, or the folder of a student or a teacher
     net: Member | None = None
     width: float = Field(1.0, gt=0)
 
 
 class OptimizerConfig(StrictModel):
+    """The optimiser, its learning rate over the steps, and the norm that gradients are clipped to."""
+
     name: Literal["radam", "adam"] = "radam"
     lr: float = Field(2e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -61,6 +69,8 @@ class OptimizerConfig(StrictModel):
 
 
 class TrainConfig(StrictModel):
+    """How long a run trains, on how many samples a step, and how many of them go through at a time."""
+
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
@@ -70,15 +80,21 @@ class TrainConfig(StrictModel):
 
 
 class LogConfig(StrictModel):
+    """How often metrics are written, in steps."""
+
     every: int = Field(20, ge=1)
 
 
 class PreviewConfig(StrictModel):
+    """How often a picture is drawn, in steps, and of which seeds."""
+
     every: int = Field(500, ge=1)
     seeds: str = "0-15"
 
 
 class CheckpointConfig(StrictModel):
+    """How often checkpoints are written, in steps and minutes, and which of them are kept."""
+
     every: int = Field(1000, ge=1)
     minutes: float | None = Field(10.0, gt=0)  # also after so long, whatever a step takes
     keep: int = Field(2, ge=2)  # the newest may turn out to be damaged
@@ -86,6 +102,8 @@ class CheckpointConfig(StrictModel):
 
 
 class EvaluateConfig(StrictModel):
+    """How the student is measured at the end of a run, and every so many steps."""
+
     every: int | None = Field(None, ge=1)
     num: int = Field(default=5000, ge=2)
     batch: int = Field(default=250, ge=1)
@@ -94,7 +112,7 @@ class EvaluateConfig(StrictModel):
 
 
 class RunConfig(StrictModel):
-    """What every training run has."""
+    """The settings that every training run has."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = "fp32"
@@ -108,6 +126,8 @@ class RunConfig(StrictModel):
 
 
 class DistillConfig(RunConfig):
+    """The settings of a distillation."""
+
     teacher: str = "bundled:digits"
     objective: Member = {"name": "pid"}
     grid: GridConfig = GridConfig()
@@ -116,6 +136,8 @@ class DistillConfig(RunConfig):
 
 
 class TeacherConfig(RunConfig):
+    """The settings of a teacher's training."""
+
     ema: Annotated[Rates, Field(max_length=1)] = (0.999,)
     data: str
     net: Member

@@ -1,4 +1,4 @@
-"""What a run builds, and its processes agree on, before its first step."""
+"""The preparation of a run: what it builds, and its processes agree on, before its first step."""
 
 from __future__ import annotations
 
@@ -37,26 +37,32 @@ class PreparedRun:
 
     accelerator: what the processes of the run exchange tensors by. step: of the run, with its state restored.
     record: of the checkpoint that the run goes on from, or `START`.
-    parts: this process's samples of a step, numbered over the global batch, as microbatches.
+    microbatches: this process's samples of a step, numbered over the global batch.
     """
 
     accelerator: Accelerator
     step: Step
     record: dict[str, Any]
-    parts: list[range]
+    microbatches: list[range]
 
     @property
     def start(self) -> int:
-        """Steps that were taken before."""
+        """The number of steps that were taken before."""
         return self.record["step"]
 
     @property
     def device(self) -> torch.device:
+        """The device that the run computes on."""
         return self.step.device
 
 
 def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRun:
-    """Place the objective on its device, restore the newest whole checkpoint in `folder`, and find the microbatches."""
+    """Place the objective on its device, restore the newest whole checkpoint in `folder`, and find the microbatches.
+
+    objective: in training mode from here on, with its frozen networks.
+    config: of the run. Raises PidistillError if its processes or its device cannot have it.
+    folder: of the run.
+    """
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                                                InitProcessGroupKwargs(timeout=PATIENCE)])
     set_float32_products(config.precision)
@@ -95,47 +101,59 @@ def check_processes(accelerator: Accelerator, config: RunConfig) -> None:
 
 
 def choose_microbatch(accelerator: Accelerator, objective: Objective, config: RunConfig, start: int) -> int:
-    """How many samples go through at a time, the same on all processes: as set, all, or what the smallest memory holds."""
+    """Choose how many samples go through at a time: as set, all, or what the smallest memory of all processes holds.
+
+    accelerator: by which the processes agree on the number.
+    objective, config: of the run.
+    start: the next step, whose samples are tried.
+    """
     plan, processes = config.train, accelerator.num_processes
-    most = -(-plan.batch // processes)  # samples that one process has at most
+    most = -(-plan.batch // processes)  # samples that a process has at most
     if plan.microbatch != "auto":
         return most if plan.microbatch is None else min(most, plan.microbatch)
-    found, why = automatic(objective, config, most, make_optimizer, accelerator.device, processes,
+    largest, why = automatic(objective, config, most, make_optimizer, accelerator.device, processes,
                            lambda n: draw_batch(objective, plan.seed, start, range(n), accelerator.device))
-    micro = int(accelerator.gather(torch.tensor([found], device=accelerator.device)).min())
+    micro = int(accelerator.gather(torch.tensor([largest], device=accelerator.device)).min())
     if accelerator.is_main_process:
-        console.print(why if micro == found else f"{why}; another process has room for {micro}")
+        console.print(why if micro == largest else f"{why}; another process has room for {micro}")
     return micro
 
 
 def compile_objective(objective: Objective, config: RunConfig, device: torch.device) -> None:
-    """Let the objective's parts run compiled, as `compile` says; `auto`: on GPUs."""
+    """Let the objective's networks run compiled, as `compile` of the configuration says; `auto` compiles on GPUs."""
     if config.compile != "never" and (config.compile != "auto" or device.type == "cuda"):
         mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
         objective.compile_parts(functools.partial(compiled, dynamic=False, **mode))  # shapes are those of every step
 
 
 def restore_newest(accelerator: Accelerator, folder: Path, objective: Objective, step: Step) -> dict[str, Any]:
-    """Load the newest whole checkpoint, the same on all processes; gives its record, or that of step 0."""
-    chosen: list[Any] = [None, None]  # its path, and what is wrong
+    """Load the newest whole checkpoint, the same on all processes; gives its record, or that of step 0.
+
+    Damaged checkpoints after it are warned of and set aside. Raises PidistillError if none of them is whole.
+
+    accelerator: tells which process is the main one, which chooses.
+    folder: of the run.
+    objective, step: whose state is restored.
+    """
+    choice: list[Any] = [None, None]  # the checkpoint's path, and what is wrong
     if accelerator.is_main_process:
         checkpoints = folder / "checkpoints"
         try:
-            found, damages = newest(checkpoints)
+            path, damages = newest(checkpoints)
             for damage in damages:
-                console.print(f"WARNING: {damage}; going on from {found.name if found else 'the start'}", style="bold red",
+                console.print(f"WARNING: {damage}; going on from {path.name if path else 'the start'}", style="bold red",
                               soft_wrap=True)
-            if found:
-                set_aside(checkpoints, int(found.name), "damaged")
-            chosen = [found, None]
+            if path:
+                set_aside(checkpoints, int(path.name), "damaged")
+            choice = [path, None]
         except PidistillError as error:
-            chosen = [None, str(error)]
-    broadcast_object_list(chosen)
-    if chosen[1]:
-        raise PidistillError(chosen[1])
-    if chosen[0] is None:
+            choice = [None, str(error)]
+    broadcast_object_list(choice)
+    if choice[1]:
+        raise PidistillError(choice[1])
+    if choice[0] is None:
         return START
-    record = restore(chosen[0], objective, step.ema, step.optimizer)
+    record = restore(choice[0], objective, step.ema, step.optimizer)
     if record.get("loss_scale"):
         step.scaler.load_state_dict(record["loss_scale"])
     step.skipped = SkippedSteps(step.device, record["skipped"])
