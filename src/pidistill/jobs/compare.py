@@ -81,7 +81,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     """
     processes.join()
     spec = teacher if isinstance(teacher, str) else teacher.spec
-    where = processes.choose_device(device) if isinstance(teacher, str) else device_of(teacher)
+    target = processes.choose_device(device) if isinstance(teacher, str) else device_of(teacher)
     network = pick_features(features or "none", spec)
     if metrics and not network:
         raise PidistillError(f"--metrics {metrics} needs a feature network: --features inception, dinov2, or a file")
@@ -90,15 +90,15 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
         raise PidistillError("rms is a metric of evaluate: compare has no one solution to measure from")
     if published and published not in PUBLISHED:
         raise choices("published table", published, list(PUBLISHED))
-    denoiser = load_teacher(teacher).to(where) if isinstance(teacher, str) else teacher
+    denoiser = load_teacher(teacher).to(target) if isinstance(teacher, str) else teacher
     plan = [sampler for text in (*samplers, *filter(is_sampler, others)) for sampler in parse_sampler(text)]
     subjects = {f"teacher, {sampler}": Subject.of(denoiser, sampler) for sampler in plan}
     sampler_of = dict(zip(subjects, plan))
-    loaded, distances = load_students([*students, *(text for text in others if not is_sampler(text))], spec, where)
+    loaded, distances = load_students([*students, *(text for text in others if not is_sampler(text))], spec, target)
     subjects |= {name: Subject.of(student) for name, student in loaded.items()}
     if not subjects:
         raise PidistillError("there is nothing to compare: name --samplers, --students or both")
-    measure = Measure(network, reference, denoiser.image_shape, where, names)
+    measure = Measure(network, reference, denoiser.image_shape, target, names)
     measurements = measure_models(subjects, measure, range(first_seed, first_seed + num), num_classes=denoiser.num_classes,
                                   batch=batch, keep=out / "measured", what="comparing")
     if not processes.is_main():
