@@ -24,7 +24,7 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training.batches import draws
+from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.ema import EMA
@@ -59,7 +59,7 @@ def train(config: DistillConfig, steps: int) -> tuple[Student, Student, float, f
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, steps)
-        loss = objective(draws(objective, config.train.seed, step, range(config.train.batch), torch.device("cpu"))).mean()
+        loss = objective(draw_batch(objective, config.train.seed, step, range(config.train.batch), torch.device("cpu"))).mean()
         loss.backward()
         if config.optimizer.clip:
             torch.nn.utils.clip_grad_norm_(student.parameters(), config.optimizer.clip)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks import harness
 
-from pidistill.training.checkpoint import by_step, newest
+from pidistill.training.checkpoint import list_checkpoints, newest
 from pidistill.training.log import read_metrics
 
 EVERY = 5  # steps between checkpoints
@@ -38,7 +38,7 @@ def command(out: Path, more: list[str]) -> list[str]:
 def outcome(run: Path) -> dict[str, object]:
     """What two runs must have in common."""
     records = [{key: value for key, value in record.items() if key not in VOLATILE} for record in read_metrics(run)]
-    last = by_step(run / "checkpoints")[-1]
+    last = list_checkpoints(run / "checkpoints")[-1]
     names = ["student.safetensors", "optimizer.safetensors", *(path.name for path in last.glob("student-ema-*"))]
     return {"metrics": records, "student": (run / "student" / "model.safetensors").read_bytes(),
             "checkpoint": {name: (last / name).read_bytes() for name in names}, "last": last.name,

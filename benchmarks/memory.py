@@ -31,7 +31,7 @@ from torch import nn
 from pidistill.jobs.distill import build_objective
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import build_network_teacher, describe_teacher, load_teacher
-from pidistill.training.batches import draws
+from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.footprint import Rehearsal
@@ -115,7 +115,7 @@ def two_steps(name: str, plain: bool, batch: int | None = None) -> None:
     step = ReferenceStep(objective.student, teacher, distance, objective.grid)
     with plain_networks():
         for k in range(2):
-            step(draws(objective, 0, k, range(config.train.batch), device))
+            step(draw_batch(objective, 0, k, range(config.train.batch), device))
 
 
 def predicted(name: str) -> dict[str, int]:

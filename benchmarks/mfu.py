@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pidistill.core.precision import HALF, Precision, autocast, set_float32_products
-from pidistill.jobs.dry_run import engineering
+from pidistill.core.registry import build
+from pidistill.jobs.dry_run import format_engineering
 from pidistill.nets.parts import native
-from pidistill.nets.parts.native import build
-from pidistill.training.footprint import LikeGPU
+from pidistill.training.footprint import GPUEmulation
 
 SIZES = (1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
 BATCHES = {"digits": (64, 1024), "cifar10": (4, 64), "imagenet64": (1, 16)}  # on the CPU, on a GPU
@@ -73,7 +73,7 @@ class NetworkPass:
     def __init__(self, ours: Ours):
         self.ours, self.net = ours, ours.objective.student.net
         self.inputs = self.of(ours.batch)
-        with FlopCounterMode(display=False) as counter, LikeGPU():
+        with FlopCounterMode(display=False) as counter, GPUEmulation():
             meta = self.of({key: value.to("meta") for key, value in ours.batch.items()})
             ours.meta.student.net(*meta).sum().backward()
         self.flop = counter.get_total_flops()
@@ -98,7 +98,7 @@ def against(work: Any, product: Product, seconds: float, pairs: int) -> str:
     product.times = max(1, round(timed(work) / seconds))
     ratio = alternate(work, product, pairs, warm=0)
     share = work.flop / (product.flop * product.times)
-    return f"{engineering(work.flop / ratio.seconds[0])}FLOP/s, " \
+    return f"{format_engineering(work.flop / ratio.seconds[0])}FLOP/s, " \
            f"{share / ratio.median:.2f} ({share / ratio.high:.2f}-{share / ratio.low:.2f})"
 
 
@@ -114,7 +114,7 @@ def rows(network: str, batches: dict[str, int], options: dict[str, Any], ways: d
             for way in ways.values():
                 with way():
                     cells.append(against(work, product, seconds, pairs))
-            made.append([network, str(batch), name, f"{engineering(work.flop)}FLOP", *cells])
+            made.append([network, str(batch), name, f"{format_engineering(work.flop)}FLOP", *cells])
     return made
 
 
@@ -132,7 +132,7 @@ def main() -> None:
 
     products = {precision: peak(precision) for precision in (get_args(Precision) if cuda else dict.fromkeys(
         ["fp32", a.precision]))}
-    peaks = [[precision, f"{product.n}", f"{engineering(product.flop / seconds)}FLOP/s"]
+    peaks = [[precision, f"{product.n}", f"{format_engineering(product.flop / seconds)}FLOP/s"]
              for precision, (product, seconds) in products.items()]
     product, seconds = products[a.precision]
     del products

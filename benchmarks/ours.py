@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from pidistill.core.compiling import try_compile
 from pidistill.core.precision import HALF, set_float32_products
-from pidistill.jobs.dry_run import operations
+from pidistill.jobs.dry_run import count_operations
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid
 from pidistill.objectives.pid import PID
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.footprint import owned
+from pidistill.training.footprint import group_tensors
 from pidistill.training.recompute import recompute_blocks
 from pidistill.training.step import Step, place
 
@@ -39,7 +39,7 @@ def pid(teacher: Preconditioned, distance: str = "l2", points: int = 250, precis
 def on_meta(objective: PID) -> PID:
     """A copy whose tensors have shapes and no values; no weight is copied."""
     made = {id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
-            for tensors in owned(objective) for t in tensors}
+            for tensors in group_tensors(objective) for t in tensors}
     return copy.deepcopy(objective, made)
 
 
@@ -57,7 +57,7 @@ class Ours:
         self.config = load_config(DistillConfig, "default", values)
         self.objective = pid(teacher, distance, points, self.config.precision).train()
         self.meta = on_meta(self.objective)
-        self.flop = operations(self.meta) * batch
+        self.flop = count_operations(self.meta) * batch
         drawn = networks.batch_of(teacher, self.objective.grid, batch)
         self.batch: dict[str, Tensor] = {key: value.to(self.device) for key, value in drawn.items()}
         for module in (self.objective, *self.objective.frozen):

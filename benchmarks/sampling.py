@@ -98,7 +98,7 @@ def throughput(name: str, num: int, turns: int, args: argparse.Namespace, folder
     batch = args.batch or fit_batch_size(student, args.device)
     num = max(num, 4 * batch) if args.device.type == "cuda" else num
     batch = min(batch, num)
-    call = verb.ready(student, args.precision, batch if args.compile else None)
+    call = verb.prepare_call(student, args.precision, batch if args.compile else None)
     rows = []
     for kind, target in (("npz", "a.npz"), ("PNGs", "pngs")):
         ours = emptied(folder / name / target,
@@ -108,7 +108,7 @@ def throughput(name: str, num: int, turns: int, args: argparse.Namespace, folder
         rows.append([name, f"{num} to {kind}", "plain loop", f"{num / found.seconds[0]:.4g}",
                      f"{num / found.seconds[1]:.4g}", str(found)])
     few = max(num // 10, 1)  # of the teacher's, which takes 35 times as long for each
-    ready = verb.ready(teacher, args.precision, min(batch, few) if args.compile else None)
+    ready = verb.prepare_call(teacher, args.precision, min(batch, few) if args.compile else None)
     ours = lambda: verb.sample(folder / "b.npz", student, range(num), batch_size=batch, call=call)
     theirs = lambda: verb.sample(folder / "c.npz", teacher, range(few), batch_size=min(batch, few), sampler=HEUN, call=ready)
     found, scale = alternate(theirs, ours, max(turns // 2, 2), warm=0), num / few

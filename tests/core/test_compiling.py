@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pidistill.core.compiling import try_compile
-from pidistill.jobs.sample import padded
+from pidistill.jobs.sample import pad_batches
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def test_the_last_batch_is_padded_instead_of_compiled_anew(net):
         shapes.append((len(x), t if isinstance(t, float) else len(t), None if labels is None else len(labels)))
         return x * (t if isinstance(t, float) else t[:, None]) + (0 if labels is None else labels[:, None])
 
-    full, x, y = padded(call, 5), torch.randn(3, 4), torch.tensor([1, 2, 3])
+    full, x, y = pad_batches(call, 5), torch.randn(3, 4), torch.tensor([1, 2, 3])
     assert torch.equal(full(x, 2.0), 2 * x) and torch.equal(full(x, 2.0, y), 2 * x + y[:, None])
     assert torch.equal(full(x, y.float(), y), x * y[:, None] + y[:, None])
     assert torch.equal(full(x.repeat(2, 1)[:5], 2.0), 2 * x.repeat(2, 1)[:5])

@@ -26,8 +26,8 @@ def test_the_issue_s_experiments_are_there():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tmp_path):
     """Every configuration is valid, and the keys that differ from the base run are those of the table."""
-    base = {run.curve: run for run in reproduce.plan(EXPERIMENTS["table3"], reproduce.SCALES[scale], tmp_path)}["base"]
-    for run in reproduce.plan(EXPERIMENTS[name], reproduce.SCALES[scale], tmp_path):
+    base = {run.curve: run for run in reproduce.plan_runs(EXPERIMENTS["table3"], reproduce.SCALES[scale], tmp_path)}["base"]
+    for run in reproduce.plan_runs(EXPERIMENTS[name], reproduce.SCALES[scale], tmp_path):
         changed = set(find_differences(base.config.model_dump(mode="json"), run.config)) - {"train.seed", "train.steps"}
         expected = set(CURVES[run.curve].overrides)
         assert {key for key in changed if not any(key.startswith(e) for e in expected)} == set()
@@ -35,16 +35,16 @@ def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tm
 
 
 def test_what_the_user_sets_comes_before_the_paper_s_steps(tmp_path):
-    steps = {run.config.train.steps for overrides in ([], ["train.steps=7"]) for run in reproduce.plan(
+    steps = {run.config.train.steps for overrides in ([], ["train.steps=7"]) for run in reproduce.plan_runs(
         EXPERIMENTS["figure4"], reproduce.SCALES["paper"], tmp_path, overrides=overrides)}
     assert steps == {800_000, 200_000, 7}
 
 
 def test_paper_scale_measures_fid_and_says_its_cost(tmp_path):
-    planned = reproduce.plan(EXPERIMENTS["figure8"], reproduce.SCALES["paper"], tmp_path)
+    planned = reproduce.plan_runs(EXPERIMENTS["figure8"], reproduce.SCALES["paper"], tmp_path)
     assert [(run.config.evaluate.features, run.config.evaluate.reference, run.config.evaluate.num) for run in planned] == [
         ("inception", "cifar10-32x32", 50_000)]
-    *_, cost = reproduce.cost(["figure8"], "paper", tmp_path)
+    *_, cost = reproduce.estimate_cost(["figure8"], "paper", tmp_path)
     hours = 389.1e9 * 512 * 800_000 / 35e12 / 3600  # operations a sample by the dry run, at its rate
     assert cost.startswith(f"about {hours:,.0f}"[:9]) and "8 GPUs" in cost
 
@@ -82,7 +82,7 @@ def test_finished_runs_are_not_trained_again_and_stopped_ones_go_on(tmp_path, mo
     (folder / "student" / "config.json").unlink()  # as if it had been stopped before the end
     trained.clear()
     reproduce.reproduce("table3", "bundled", tmp_path, seeds=1, overrides=SMALL)
-    assert len(trained) == 3 and all(run.done for run in reproduce.plan(experiment, scale, tmp_path, 1, SMALL))
+    assert len(trained) == 3 and all(run.done for run in reproduce.plan_runs(experiment, scale, tmp_path, 1, SMALL))
     assert [r["step"] for r in read_metrics(folder)] == [r["step"] for r in before]  # continued, no line doubled
     trained.clear()
     reproduce.reproduce("table3", "bundled", tmp_path, seeds=1, overrides=SMALL)
@@ -102,10 +102,10 @@ def test_results_may_be_moved(tmp_path):
 
 
 def test_plan_says_what_is_there_and_what_it_costs(tmp_path):
-    lines = reproduce.cost(["table3", "figure8"], "bundled", tmp_path, seeds=1, overrides=SMALL)
+    lines = reproduce.estimate_cost(["table3", "figure8"], "bundled", tmp_path, seeds=1, overrides=SMALL)
     assert lines[-1].startswith("3 of 3 runs to train, 12 steps")
     reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=SMALL)
-    lines = reproduce.cost(["table3"], "bundled", tmp_path, seeds=1, overrides=SMALL)
+    lines = reproduce.estimate_cost(["table3"], "bundled", tmp_path, seeds=1, overrides=SMALL)
     assert lines[-1].startswith("2 of 3 runs to train, 8 steps") and sum(line.startswith("done") for line in lines) == 1
 
 

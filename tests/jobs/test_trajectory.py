@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from pidistill.jobs.trajectory import trajectories
+from pidistill.jobs.trajectory import compute_trajectories
 from pidistill.models.grid import karras_times
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
@@ -14,7 +14,7 @@ from tests.helpers import MLP
 def test_states_at_the_times_of_the_grid():
     teacher = gaussian("1x4x4,mean=0.2,std=0.5")
     student = make_student(teacher, "random", MLP).eval()
-    ts, ours, theirs = trajectories(student, teacher, [3, 4], None, columns=10, substeps=20)
+    ts, ours, theirs = compute_trajectories(student, teacher, [3, 4], None, columns=10, substeps=20)
     torch.testing.assert_close(ts, karras_times(10, 0.002, 80.0, 7.0))
     assert ours.shape == theirs.shape == (10, 2, 1, 4, 4)
     assert torch.equal(ours[0], theirs[0])  # both start at z

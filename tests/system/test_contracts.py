@@ -23,7 +23,7 @@ from pidistill.models.teachers.base import describe_teacher, load_teacher
 from pidistill.nets.features.digit_classifier import DigitClassifier
 from pidistill.objectives.base import Objective
 from pidistill.objectives.pid import pid_residual
-from pidistill.training.batches import draws
+from pidistill.training.batches import draw_batch
 from tests.helpers import (
     CLASSES,
     SHAPE,
@@ -322,7 +322,7 @@ def objective(request) -> Objective:
 
 
 def test_objective_gives_one_finite_loss_a_sample(objective):
-    batch = draws(objective, 0, 0, range(5), torch.device("cpu"))
+    batch = draw_batch(objective, 0, 0, range(5), torch.device("cpu"))
     loss = objective(batch)
     assert loss.shape == (5,) and bool(loss.isfinite().all()) and loss.std() > 0
     alone = objective({key: value[2:3] for key, value in batch.items()})
@@ -330,7 +330,7 @@ def test_objective_gives_one_finite_loss_a_sample(objective):
 
 
 def test_objective_trains_its_networks_and_nothing_else(objective):
-    objective(draws(objective, 0, 0, range(8), torch.device("cpu"))).mean().backward()
+    objective(draw_batch(objective, 0, 0, range(8), torch.device("cpu"))).mean().backward()
     trained = {id(p) for net in objective.networks.values() for p in net.parameters()}
     for name, net in objective.networks.items():
         silent = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

@@ -17,7 +17,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json
 from pidistill.files.weights import read_tensors
 from pidistill.training import batches, run_folder, trainer
-from pidistill.training.checkpoint import by_step, newest
+from pidistill.training.checkpoint import list_checkpoints, newest
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import dump_yaml, load_config
 from pidistill.training.trainer import Watcher
@@ -71,7 +71,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path, capsys,
 
 def test_no_step_is_done_twice_silently_where_no_checkpoint_is_whole(tmp_path):
     start_run(tmp_path / "a", KEPT)
-    for folder in by_step(tmp_path / "a" / "checkpoints"):
+    for folder in list_checkpoints(tmp_path / "a" / "checkpoints"):
         flip(folder / "student.safetensors")
     with pytest.raises(PidistillError, match="none of the 2 checkpoints"):
         start_run(tmp_path / "a", KEPT)
@@ -163,7 +163,7 @@ def test_a_signal_ends_the_step_saves_and_exits(tmp_path, capfd, number, code):
     said = capfd.readouterr().err + (str(raised) if code is None else "")
     assert f"stopped by {signal.Signals(number).name} after step 4 of 6" in said and "pidistill resume" in said
     assert code is None or raised.code == code
-    assert [path.name for path in by_step(tmp_path / "b" / "checkpoints")] == ["000003", "000004"]
+    assert [path.name for path in list_checkpoints(tmp_path / "b" / "checkpoints")] == ["000003", "000004"]
     assert before == [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)]
     assert same(whole, start_run(tmp_path / "b")) and metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
@@ -209,16 +209,16 @@ def test_a_kill_at_any_step_loses_the_steps_since_the_last_checkpoint(tmp_path):
 def poison(monkeypatch):
     """Draws of these steps (counted from 0) are NaN."""
     steps: set[int] = set()
-    plain = batches.draws
+    plain = batches.draw_batch
 
-    def draws(objective, seed, step, ks, device):
+    def draw_batch(objective, seed, step, ks, device):
         batch = plain(objective, seed, step, ks, device)
         if step in steps:
             batch["z"][0] = float("nan")
         return batch
 
-    monkeypatch.setattr(batches, "draws", draws)
-    monkeypatch.setattr(trainer, "draws", draws)
+    monkeypatch.setattr(batches, "draw_batch", draw_batch)
+    monkeypatch.setattr(trainer, "draw_batch", draw_batch)
     return steps
 
 
@@ -274,7 +274,7 @@ def test_after_so_many_in_a_row_the_run_stops_with_what_it_knows(tmp_path, poiso
     message = str(caught.value)
     assert "3 steps in a row, up to step 9" in message and "1 of 4 samples" in message and "\n" not in message
     assert "learning rate 0.01" in message and ("loss scale" in message) == (precision == "fp16")
-    batch = trainer.draws(*objective_and_seed(), 8, range(1), torch.device("cpu"))
+    batch = trainer.draw_batch(*objective_and_seed(), 8, range(1), torch.device("cpu"))
     t = objective_and_seed()[0].times(batch).item()
     assert f"t from {t:.4g} to {t:.4g}" in message
     poison.clear()
@@ -330,7 +330,7 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("minutes, steps", [(1e-9, ["000004", "000006"]), (None, ["000006"]), (1000, ["000006"])])
 def test_checkpoints_by_the_clock(tmp_path, minutes, steps):
     start_run(tmp_path / "a", {"checkpoint.every": 1000, "checkpoint.minutes": minutes})
-    assert [path.name for path in by_step(tmp_path / "a" / "checkpoints")] == steps
+    assert [path.name for path in list_checkpoints(tmp_path / "a" / "checkpoints")] == steps
 
 
 def test_two_runs_cannot_write_one_folder(tmp_path):
@@ -377,7 +377,7 @@ def test_force_replaces_a_run_and_nothing_else(tmp_path):
     with pytest.raises(PidistillError, match="holds another run"), claimed(folder)[1]:
         pass
     with claimed(folder, force=True)[1]:
-        assert [path.name for path in run_folder.visible(folder)] == ["config.yaml"]
+        assert [path.name for path in run_folder.list_entries(folder)] == ["config.yaml"]
     with pytest.raises(PidistillError, match="one of the two"), claimed(folder, force=True, resume=True)[1]:
         pass
     (tmp_path / "other").mkdir()
@@ -453,4 +453,4 @@ def test_a_folder_that_turns_read_only_leaves_the_run_going(tmp_path, monkeypatc
     monkeypatch.setattr(log, "write_text", lambda path, text: path.write_text(text))  # the log was there before
     assert same(whole, start_run(tmp_path / "b"))
     assert "Read-only file system" in " ".join(capsys.readouterr().err.split())
-    assert not by_step(tmp_path / "b" / "checkpoints")
+    assert not list_checkpoints(tmp_path / "b" / "checkpoints")

@@ -14,7 +14,7 @@ import torch
 
 from pidistill.files.reading import read_json
 from pidistill.files.weights import read_tensors
-from pidistill.training.checkpoint import by_step, newest
+from pidistill.training.checkpoint import list_checkpoints, newest
 from pidistill.training.log import read_metrics
 from tests.helpers import exit_code, in_clean_child
 
@@ -25,9 +25,9 @@ FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: ran
 SCRIPT = """
 import json, os, sys
 from pidistill.training import batches, setup
-plain, rank = batches.draws, os.environ.get("RANK", "0")
+plain, rank = batches.draw_batch, os.environ.get("RANK", "0")
 who, when, number = os.environ.get("SIGNAL", "- 0 0").split()
-def draws(objective, seed, step, ks, device):
+def draw_batch(objective, seed, step, ks, device):
     batch = plain(objective, seed, step, ks, device)
     with open(f"{sys.argv[-1]}.draws{rank}", "a") as file:
         for row, k in enumerate(ks):
@@ -38,7 +38,7 @@ class Step(setup.Step):
         if (rank, str(step)) == (who, when):
             os.kill(os.getpid(), int(number))
         return super().__call__(step, *arguments)
-batches.draws, setup.Step = draws, Step
+batches.draw_batch, setup.Step = draw_batch, Step
 from pidistill.cli import main
 main()
 """
@@ -163,4 +163,4 @@ def test_the_others_end_when_one_dies(tmp_path):
     assert [code for code, *_ in done] == [2, -signal.SIGKILL, 2]
     for _, _, said in (done[0], done[2]):
         assert "error: another process of this run has ended" in said and "Traceback" not in said
-    assert [path.name for path in by_step(tmp_path / "run" / "checkpoints")] == ["000003"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["000003"]

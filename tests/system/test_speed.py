@@ -14,7 +14,7 @@ from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts.native import build
 from pidistill.training import batches, setup
-from pidistill.training.batches import draws
+from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.step import Step, place
@@ -38,7 +38,7 @@ def digits_step(compile_: str = "never", device: str = "cpu", **overrides) -> tu
     step = Step(objective, config, torch.device(device))
     if compile_ != "never":
         objective.compile_networks(functools.partial(try_compile, dynamic=False, mode=compile_))
-    return step, [draws(objective, 0, s, range(8), torch.device(device)) for s in range(config.train.steps)]
+    return step, [draw_batch(objective, 0, s, range(8), torch.device(device)) for s in range(config.train.steps)]
 
 
 @pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
@@ -82,8 +82,8 @@ def test_what_is_compiled(tmp_path, monkeypatch, choice, compiles):
 
 def test_the_next_draws_are_made_by_another_thread(tmp_path, monkeypatch):
     names = set()
-    draw = batches.draws
-    monkeypatch.setattr(batches, "draws", lambda *a: (names.add(threading.current_thread().name), draw(*a))[1])
+    draw = batches.draw_batch
+    monkeypatch.setattr(batches, "draw_batch", lambda *a: (names.add(threading.current_thread().name), draw(*a))[1])
     losses(tmp_path / "a", images=False)
     assert names and threading.main_thread().name not in names
     assert not names & {thread.name for thread in threading.enumerate()}  # it ends with the run
@@ -141,7 +141,7 @@ def test_teacher_and_lpips_in_half_precision(half):
         values = {"train.batch": 16, "objective.teacher_precision": teacher,
                   "objective.distance": distance | {"precision": perceptual}}
         objective = build_objective(load_config(DistillConfig, "digits", values), load_teacher("bundled:digits")).train()
-        loss = objective(draws(objective, 0, 0, range(16), torch.device("cpu"))).mean()
+        loss = objective(draw_batch(objective, 0, 0, range(16), torch.device("cpu"))).mean()
         gradients = torch.autograd.grad(loss, list(objective.student.parameters()))
         results.append((loss.item(), torch.cat([g.flatten().double() for g in gradients])))
     (loss, g), (other, h) = results

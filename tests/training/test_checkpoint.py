@@ -20,7 +20,16 @@ from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
 from pidistill.training import checkpoint_writer
-from pidistill.training.checkpoint import by_step, clean, collect, config_of, latest, newest, restore, set_aside
+from pidistill.training.checkpoint import (
+    clean,
+    collect,
+    latest,
+    list_checkpoints,
+    newest,
+    read_trained_config,
+    restore,
+    set_aside,
+)
 from pidistill.training.checkpoint_writer import Checkpoints
 from pidistill.training.ema import EMA
 from pidistill.training.optimizer import RAdam
@@ -112,25 +121,25 @@ def test_the_last_one_takes_no_memory_of_its_own(tmp_path, monkeypatch, final):
 
 
 def test_none_is_there(tmp_path):
-    assert newest(tmp_path) == (None, []) and latest(tmp_path) is None and config_of(tmp_path) is None
+    assert newest(tmp_path) == (None, []) and latest(tmp_path) is None and read_trained_config(tmp_path) is None
 
 
 def test_newest_is_the_largest_number_that_is_whole(tmp_path):
     write(tmp_path, 5, 999000, 1000000, keep=9)
     assert newest(tmp_path) == (tmp_path / "1000000", [])  # names sort otherwise from a million steps on
-    assert latest(tmp_path).name == "1000000" and config_of(tmp_path) == {"k": 1000000}
+    assert latest(tmp_path).name == "1000000" and read_trained_config(tmp_path) == {"k": 1000000}
     (tmp_path / "1000000" / "student.safetensors").write_bytes(b"")
     found, wrong = newest(tmp_path)
     assert found.name == "999000" and len(wrong) == 1 and "student.safetensors has 0 bytes" in wrong[0]
     (tmp_path / "999000" / "state.json").unlink()
-    assert newest(tmp_path)[0].name == "000005" and config_of(tmp_path) == {"k": 1000000}
+    assert newest(tmp_path)[0].name == "000005" and read_trained_config(tmp_path) == {"k": 1000000}
     (tmp_path / "000005" / MANIFEST).unlink()
     with pytest.raises(PidistillError, match="none of the 3 checkpoints") as caught:
         newest(tmp_path)
     assert "\n" not in str(caught.value)
     set_aside(tmp_path, 5, "damaged")
     assert names(tmp_path) == ["000005", "1000000.damaged", "999000.damaged"]
-    assert [path.name for path in by_step(tmp_path)] == ["000005"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["000005"]
 
 
 def test_pruning_keeps_the_newest_and_the_first_of_each_so_many_steps(tmp_path):
@@ -241,7 +250,7 @@ def test_killed_at_every_stage_of_a_write_a_whole_checkpoint_is_left(tmp_path, s
         found, wrong = newest(folder)  # what is under a number is whole: nothing has to be skipped
         assert wrong == [] and found.name in ("000002", "000003")
         clean(folder.parent)
-        assert all(not name.startswith(".") for name in names(folder)) and len(by_step(folder)) >= 2
+        assert all(not name.startswith(".") for name in names(folder)) and len(list_checkpoints(folder)) >= 2
         left.append(found.name)
         act(lambda n, what: None)
         write(folder, 4, state=state)  # and the next run goes on

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from pidistill.core.precision import autocast
+from pidistill.core.registry import build
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts import native
-from pidistill.nets.parts.native import build
-from pidistill.training.batches import draws
+from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.footprint import GROWING, Ledger, LikeGPU, Rehearsal, owned
+from pidistill.training.footprint import GROWING_LABELS, GPUEmulation, Ledger, Rehearsal, group_tensors
 from pidistill.training.optimizer import make_optimizer
 from tests.helpers import tiny_teacher, vgg_weights
 
@@ -47,11 +47,11 @@ def test_a_ledger_follows_births_and_deaths():
         b = a[:10]                              # a view holds its base
         del a
         c = torch.ones(2000, dtype=torch.int8)  # 2000
-        ledger.note(c, "kept")
+        ledger.count(c, "kept")
         d = b + 1                               # 40
         del b
         e = d * 2                               # 40: the first 4000 are gone
-    assert ledger.peak == {GROWING[0]: 4040, "kept": 2000} and ledger.total == 2080
+    assert ledger.peak == {GROWING_LABELS[0]: 4040, "kept": 2000} and ledger.total == 2080
     del c, d, e
     assert ledger.total == 0
 
@@ -69,17 +69,17 @@ def test_without_values_as_with_them(changes):
         recompute_blocks(real.networks["student"])
     ledger = Ledger(64)
     with ledger:
-        for tensors in owned(real):
+        for tensors in group_tensors(real):
             for tensor in tensors:
-                ledger.note(tensor, "there")
-        batch = draws(real, 0, 0, range(16), CPU)
+                ledger.count(tensor, "there")
+        batch = draw_batch(real, 0, 0, range(16), CPU)
         with autocast(config.precision, CPU):
             loss = real(batch).sum()
         loss.backward()
     found = rehearse(config, 16)
     there = ledger.peak["there"]
     assert sum(found.get(label, 0) for label in ("weights", "teacher", "distance")) == there
-    growing = sum(found.get(label, 0) for label in (*GROWING, "gradients"))
+    growing = sum(found.get(label, 0) for label in (*GROWING_LABELS, "gradients"))
     assert growing == pytest.approx(sum(ledger.peak.values()) - there, rel=0.02)
 
 
@@ -89,8 +89,8 @@ def test_what_a_footprint_consists_of():
     weights = found["weights"]
     assert found["teacher"] == weights and found["EMA"] == 2 * weights
     assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and found.get("gradients", 0) < 0.1 * weights
-    assert twice[GROWING[0]] == pytest.approx(2 * found[GROWING[0]], rel=0.02)
-    assert {k: v for k, v in twice.items() if k not in GROWING} == {k: v for k, v in found.items() if k not in GROWING}
+    assert twice[GROWING_LABELS[0]] == pytest.approx(2 * found[GROWING_LABELS[0]], rel=0.02)
+    assert {k: v for k, v in twice.items() if k not in GROWING_LABELS} == {k: v for k, v in found.items() if k not in GROWING_LABELS}
     accumulated = rehearse(configure(), accumulate=True)
     exchanged = rehearse(configure(), accumulate=True, processes=2)
     assert accumulated["gradients"] == pytest.approx(weights, rel=0.05)
@@ -101,23 +101,23 @@ def test_options_that_save_memory_do():
     lpips = {"name": "lpips", "weights": str(vgg_weights()), "size": 32}
     plain, parts = (rehearse(configure(**{"objective.distance": {**lpips, **more}}), gpu=True)
                     for more in ({}, {"microbatch": 1}))
-    assert parts[GROWING[1]] < 0.6 * plain[GROWING[1]]
-    kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[GROWING[0]] for recompute in (True, False)]
+    assert parts[GROWING_LABELS[1]] < 0.6 * plain[GROWING_LABELS[1]]
+    kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[GROWING_LABELS[0]] for recompute in (True, False)]
     assert kept[0] < 0.6 * kept[1]
 
 
 @pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
 def test_the_cpu_s_kernels_keep_less():
-    own = rehearse(configure(), 64, net=SMALL_NET)[GROWING[0]]
+    own = rehearse(configure(), 64, net=SMALL_NET)[GROWING_LABELS[0]]
     with native.switched_off():
-        assert own < 0.7 * rehearse(configure(), 64, net=SMALL_NET)[GROWING[0]]
+        assert own < 0.7 * rehearse(configure(), 64, net=SMALL_NET)[GROWING_LABELS[0]]
 
 
 def test_an_objective_is_left_as_it_is():
     config = configure()
     objective = objective_of(config)
     Rehearsal(objective, config, make_optimizer, gpu=True)(4, True)
-    for tensors in owned(objective):
+    for tensors in group_tensors(objective):
         assert all(type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.grad is None for tensor in tensors)
 
 
@@ -125,9 +125,9 @@ def test_as_on_a_gpu():
     """Attention without its matrix; normalisation lifted to float32 by autocast; the optimiser over all tensors at once."""
     net = {**SMALL_NET, "attn_resolutions": [16]}
     with native.switched_off():
-        cpu, gpu = (rehearse(configure(), 64, net=net, gpu=gpu)[GROWING[0]] for gpu in (False, True))
+        cpu, gpu = (rehearse(configure(), 64, net=net, gpu=gpu)[GROWING_LABELS[0]] for gpu in (False, True))
     assert 0.5 * cpu < gpu <= 1.1 * cpu
-    with LikeGPU(), autocast("fp16", CPU):
+    with GPUEmulation(), autocast("fp16", CPU):
         x = torch.nn.functional.group_norm(torch.ones(2, 4, 3, 3, dtype=torch.float16), 2)
     assert x.dtype == torch.float32
 
@@ -139,7 +139,7 @@ def test_the_process_takes_what_is_predicted(name):
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     real, predicted = (json.loads(subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", "--child", f"{kind}:{name}"], capture_output=True, text=True, check=True,
-        env=environment, cwd=Path(__file__).parent.parent).stdout.splitlines()[-1]) for kind in ("ours", "predicted"))
+        env=environment, cwd=Path(__file__).parents[2]).stdout.splitlines()[-1]) for kind in ("ours", "predicted"))
     assert sum(predicted.values()) == pytest.approx(real, rel=0.2)
 
 

@@ -10,10 +10,10 @@ from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student_init import make_student
 from pidistill.objectives.pid import PID
 from pidistill.training import microbatch
-from pidistill.training.batches import draws
+from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.footprint import GROWING, Rehearsal
+from pidistill.training.footprint import GROWING_LABELS, Rehearsal
 from pidistill.training.microbatch import find_microbatch, fit_microbatch, halve_until_it_runs
 from pidistill.training.optimizer import make_optimizer
 from tests.helpers import SHAPE, grid_of, tiny_teacher
@@ -28,7 +28,7 @@ def steps(fixed: float, each: float, gradients: float = 0):
 
     def rehearse(micro: int, accumulate: bool) -> dict[str, float]:
         asked.append((micro, accumulate))
-        return {"weights": fixed, "gradients": gradients * accumulate, GROWING[0]: each * micro}
+        return {"weights": fixed, "gradients": gradients * accumulate, GROWING_LABELS[0]: each * micro}
 
     return rehearse, asked
 
@@ -39,7 +39,7 @@ def test_as_few_equal_parts_as_the_memory_allows(share, room, expected):
     """50 for the weights and 1 for every sample."""
     rehearse, asked = steps(50, 1)
     micro, found = fit_microbatch(rehearse, share, room)
-    assert micro == expected and found[GROWING[0]] == micro
+    assert micro == expected and found[GROWING_LABELS[0]] == micro
     assert asked[0] == (share, False) and len(asked) <= 3
 
 
@@ -57,7 +57,7 @@ def objective_and_config(**changes):
 
 
 def found(objective, config, share=64):
-    return find_microbatch(objective, config, share, make_optimizer, CPU, 1, lambda n: draws(objective, 0, 0, range(n), CPU))
+    return find_microbatch(objective, config, share, make_optimizer, CPU, 1, lambda n: draw_batch(objective, 0, 0, range(n), CPU))
 
 
 def test_on_this_machine_a_small_run_goes_through_at_once():
@@ -100,7 +100,7 @@ def test_what_the_device_cannot_bear_is_halved():
     _, config = objective_and_config()
     teacher = tiny_teacher()
     objective = Bounded(make_student(teacher), teacher, grid_of(teacher, 10))
-    batch = lambda n: draws(objective, 0, 0, range(n), CPU)
+    batch = lambda n: draw_batch(objective, 0, 0, range(n), CPU)
     assert halve_until_it_runs(objective, config, 20, batch) == 3 and halve_until_it_runs(objective, config, 2, batch) == 2
     assert all(p.grad is None for p in objective.parameters())
     objective.most = 0
@@ -146,5 +146,5 @@ def test_a_gpu_tries_and_halves_in_place_of_a_prediction(monkeypatch):
     monkeypatch.setattr(microbatch, "free_memory", lambda device: 2**30)
     monkeypatch.setattr(microbatch, "Rehearsal", lambda *_, **__: pytest.fail("predicted"))
     micro, why = find_microbatch(objective, config, 20, make_optimizer, torch.device("cuda"), 1,
-                                 lambda n: draws(objective, 0, 0, range(n), CPU))
+                                 lambda n: draw_batch(objective, 0, 0, range(n), CPU))
     assert micro == 3 and why == "microbatches of 3 of 20 (tried, 1 GiB free)"

@@ -10,7 +10,7 @@ import torch
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.pid import PID
-from pidistill.training.batches import draws
+from pidistill.training.batches import draw_batch
 from pidistill.training.config import OptimizerConfig
 from pidistill.training.optimizer import RAdam, learning_rate, make_optimizer
 from pidistill.training.trainer import Watcher
@@ -139,8 +139,8 @@ def test_draws_do_not_depend_on_the_split():
     teacher = gaussian("2")
     objective = PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 50))
     cpu = torch.device("cpu")
-    whole = draws(objective, 3, 5, range(8), cpu)
-    parts = [draws(objective, 3, 5, ks, cpu) for ks in (range(0, 3), range(3, 8))]
+    whole = draw_batch(objective, 3, 5, range(8), cpu)
+    parts = [draw_batch(objective, 3, 5, ks, cpu) for ks in (range(0, 3), range(3, 8))]
     for key in whole:
         assert torch.equal(whole[key], torch.cat([part[key] for part in parts]))
     assert len(whole["z"].unique()) == 16 and whole["z"].dtype == torch.float32 and whole["i"].dtype == torch.int64

@@ -28,7 +28,7 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
                columns: Annotated[int, typer.Option(min=2, max=100, help="Times from T to eps.")] = 10,
                out: Out = Path("trajectory.png"), device: Device = "auto", force: Force = False) -> None:
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
-    from pidistill.jobs.trajectory import trajectory_of_spec
+    from pidistill.jobs.trajectory import draw_trajectory_of_spec
 
-    print(trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=ema, columns=columns, device=device,
+    print(draw_trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=ema, columns=columns, device=device,
                              force=force))

@@ -64,7 +64,7 @@ def reference(data: Annotated[str, typer.Argument(help="Images: a folder, a .zip
                                                             "recall.")] = 10_000,
               batch: BatchSize = 250, device: Device = "auto", force: Force = False) -> None:
     """Make reference statistics of images, for evaluate and compare; the feature network's hash is in the file."""
-    from pidistill.jobs.reference import reference as job
+    from pidistill.jobs.reference import measure_reference as job
 
     print(job(data, out, features=features, keep=keep, batch=batch, device=device, force=force))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pidistill.core.errors import PidistillError
 
 if TYPE_CHECKING:
-    from pidistill.jobs.distill import Distilled
+    from pidistill.jobs.distill import DistillationResult
 
 
 def parse_rates(text: str | None) -> list[float | None]:
@@ -39,7 +39,7 @@ def print_teacher(folder: Path | None) -> None:
         print(f"teacher in {folder}; distil it with: pidistill distill --teacher {folder}")
 
 
-def print_distilled(result: Distilled | None) -> None:
+def print_distilled(result: DistillationResult | None) -> None:
     """Print the table at the end of a distillation; all processes but the main one, which have no result, print nothing."""
     if result is None:
         return

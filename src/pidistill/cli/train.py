@@ -74,7 +74,7 @@ def reproduce(
 
     folder = out or Path(f"runs/reproduce-{scale}")
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
-    print("\n".join(reproduce.cost(names, scale, folder, seeds, override or [])))
+    print("\n".join(reproduce.estimate_cost(names, scale, folder, seeds, override or [])))
     if not plan:
         for name in names:
             for path in reproduce.reproduce(name, scale, folder, seeds=seeds, overrides=override or []):

@@ -33,7 +33,7 @@ from pidistill.models.student import Student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config_file import read_yaml
 
-PICTURED = 12  # images a row
+IMAGES_PER_ROW = 12  # of the picture
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Method:
     distance: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """The row as JSON."""
+        """Give the row as a mapping for JSON."""
         return {"method": self.name, "kind": "sampler" if self.sampler else "student", "distance": self.distance,
                 **self.measured.record()}
 
     def cells(self, keys: Sequence[str]) -> list[str]:
-        """The row as text, with the metrics of these keys."""
+        """Give the row's cells as text, with the metrics of these keys."""
         metrics, speed = self.measured.metrics, self.measured.images_per_s
         return [self.name, self.distance or "", str(self.measured.nfe), *format_metrics(metrics, keys),
                 format(speed, ".1f") if speed else "-", format(self.measured.seconds or 0, ".1f")]
@@ -64,7 +64,10 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     """Measure the teacher with every sampler, and every student, on the same seeds; write the report's files into `out`.
 
     teacher: a spec, or the teacher itself, on its device.
-    students: folders of students or runs. samplers: as `parse_sampler` takes them. others: of both kinds.
+    students: folders of students or runs.
+    samplers: as `parse_sampler` takes them.
+    out: the folder of the report.
+    others: students and samplers, mixed.
     metrics: `fid,is,...`; by default the Frechet distance and the Inception Score.
     features, reference: as `load_features` and `load_reference` take them; `auto` and `none` are features too.
     num, first_seed: images of the seeds first_seed ... first_seed + num - 1.
@@ -78,7 +81,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     """
     processes.join()
     spec = teacher if isinstance(teacher, str) else teacher.spec
-    where = processes.choose_device(device) if isinstance(teacher, str) else find_device(teacher)
+    target = processes.choose_device(device) if isinstance(teacher, str) else find_device(teacher)
     network = pick_features(features or "none", spec)
     if metrics and not network:
         raise PidistillError(f"--metrics {metrics} needs a feature network: --features inception, dinov2, or a file")
@@ -87,31 +90,51 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
         raise PidistillError("rms is a metric of evaluate: compare has no one solution to measure from")
     if published and published not in PUBLISHED:
         raise suggest_choices("published table", published, list(PUBLISHED))
-    denoiser = load_teacher(teacher).to(where) if isinstance(teacher, str) else teacher
+    denoiser = load_teacher(teacher).to(target) if isinstance(teacher, str) else teacher
     plan = [sampler for text in (*samplers, *filter(is_sampler, others)) for sampler in parse_sampler(text)]
     subjects = {f"teacher, {sampler}": Subject.of(denoiser, sampler) for sampler in plan}
-    drawn_by = dict(zip(subjects, plan))
-    loaded: dict[str, Student] = {}
-    distances: dict[str, str] = {}
-    for folder in (*students, *(text for text in others if not is_sampler(text))):
-        name = name_student(folder, loaded)
-        loaded[name] = load_pair(folder, spec)[0].to(where)
-        subjects[name], distances[name] = Subject.of(loaded[name]), distance_of(folder)
+    sampler_of = dict(zip(subjects, plan))
+    loaded, distances = load_students([*students, *(text for text in others if not is_sampler(text))], spec, target)
+    subjects |= {name: Subject.of(student) for name, student in loaded.items()}
     if not subjects:
         raise PidistillError("there is nothing to compare: name --samplers, --students or both")
-    measure = Measure(network, reference, denoiser.image_shape, where, names)
-    found = measure_models(subjects, measure, range(first_seed, first_seed + num), num_classes=denoiser.num_classes,
-                           batch=batch, keep=out / "measured", what="comparing")
+    measure = Measure(network, reference, denoiser.image_shape, target, names)
+    measurements = measure_models(subjects, measure, range(first_seed, first_seed + num), num_classes=denoiser.num_classes,
+                                  batch=batch, keep=out / "measured", what="comparing")
     if not processes.is_main():
         return []
-    methods = [Method(name, measured, drawn_by.get(name), distances.get(name)) for name, measured in found.items()]
+    methods = [Method(name, measured, sampler_of.get(name), distances.get(name)) for name, measured in measurements.items()]
     about = {"command": command, "teacher": spec, "num": num, **collect_provenance(num, first_seed, 1)}
     return write_report(out, methods, about, published, denoiser, loaded, first_seed)
 
 
+def load_students(folders: Sequence[str], spec: str | None,
+                  device: torch.device) -> tuple[dict[str, Student], dict[str, str]]:
+    """Load students, and give them and the distances that they were trained with by the names of their rows.
+
+    folders: of students or runs.
+    spec: of the teacher, whose students they must be.
+    device: where they go.
+    """
+    students: dict[str, Student] = {}
+    distances: dict[str, str] = {}
+    for folder in folders:
+        name = name_student(folder, students)
+        students[name] = load_pair(folder, spec)[0].to(device)
+        distances[name] = read_distance(folder)
+    return students, distances
+
+
 def write_report(out: Path, methods: Sequence[Method], about: dict[str, Any], published: str | None, teacher: Denoiser,
                  students: dict[str, Student], first_seed: int) -> list[Path]:
-    """Write the files of `compare` and give their paths. about: command, teacher, number and seeds of images, commit."""
+    """Write the files of `compare` and give their paths.
+
+    out: the folder.
+    methods: the rows of the table.
+    about: command, teacher, number and seeds of images, commit.
+    published: whose rows of the paper are added, if any.
+    teacher, students, first_seed: what the picture is drawn with.
+    """
     paper = PUBLISHED[published] if published else []
     write_json(out / "compare.json", about | {"rows": [method.record() for method in methods],
                                               "published": [row.record() for row in paper], "published_as": published})
@@ -131,31 +154,36 @@ def write_report(out: Path, methods: Sequence[Method], about: dict[str, Any], pu
 
 
 def name_student(folder: str, taken: dict[str, Student]) -> str:
-    """A name for the student in a folder: its own, and as much of the path as tells it from the others."""
-    parts = [part for part in Path(folder).parts if part not in ("student", "/", ".")]
-    for k in range(1, len(parts) + 1):
-        name = "student " + "/".join(parts[-k:])
+    """Name the student in a folder: by its own name, and as much of the path as tells it from those that are taken."""
+    components = [component for component in Path(folder).parts if component not in ("student", "/", ".")]
+    for k in range(1, len(components) + 1):
+        name = "student " + "/".join(components[-k:])
         if name not in taken:
             return name
     raise PidistillError(f"the student {folder} is named twice")
 
 
-def distance_of(folder: str) -> str:
-    """The distance that a student was trained with, where its run says so."""
-    found = find_student_folder(Path(folder))
-    config = found.parent / "config.yaml" if found else Path(folder) / "config.yaml"
+def read_distance(folder: str) -> str:
+    """Read which distance a student was trained with, where its run says so; else it is `-`."""
+    student = find_student_folder(Path(folder))
+    config = student.parent / "config.yaml" if student else Path(folder) / "config.yaml"
     distance = read_yaml(config).get("objective", {}).get("distance", "-") if config.exists() else "-"
     return distance.get("name", "-") if isinstance(distance, dict) else str(distance)
 
 
 def format_metrics(metrics: dict[str, float], keys: Sequence[str]) -> list[str]:
-    """The numbers of these keys as text, `-` where one is missing."""
+    """Give the numbers of these keys as text, `-` where a number is missing."""
     return [format_metric(key, metrics[key]) if key in metrics else "-" for key in keys]
 
 
-def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[PublishedResult],
-                      published: str | None, plot: bool, pictures: bool) -> str:
-    """The table in the form of Table 1, and the pictures. Parameters as in `write_report`."""
+def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[PublishedResult], published: str | None,
+                    plot: bool, pictures: bool) -> str:
+    """Format the report: the table in the form of Table 1, and links to the pictures.
+
+    methods, about, published: as `write_report` takes them.
+    paper: the rows of the paper.
+    plot, pictures: whether compare.png and compare-samples.png are there.
+    """
     keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])
     at = about["commit"][:12] + "-dirty" * about["commit"].endswith("-dirty")
     head = ["method", "distance", "evaluations", *(UNITS[key] for key in keys), "images/s", "seconds"]
@@ -177,7 +205,7 @@ def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: S
 
 
 def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[PublishedResult]) -> None:
-    """The table as CSV, with the paper's rows marked as published."""
+    """Write the table as CSV, with the paper's rows marked as published."""
     keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])
     head = ["method", "distance", "nfe", *keys, "images_per_s", "seconds", "published"]
     with path.open("w", newline="") as file:
@@ -188,10 +216,16 @@ def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[PublishedRe
 
 
 def draw_methods(path: Path, teacher: Denoiser, plan: Sequence[Sampler], students: dict[str, Student], first: int) -> None:
-    """One row a method, the same seed in every column."""
-    seeds = list(range(first, first + PICTURED))
+    """Draw a row of images for every method, with the same seed in every column.
+
+    path: of the picture.
+    teacher, plan: the teacher and its samplers.
+    students: by the names of their rows.
+    first: the seed of the first column.
+    """
+    seeds = list(range(first, first + IMAGES_PER_ROW))
     labels = labels_of(seeds, teacher.num_classes)
     rows = [sample_teacher(teacher, seeds, labels, sampler=sampler) for sampler in plan]
     rows += [student.sample(seeds, labels) for student in students.values()]
     names = [str(sampler) for sampler in plan] + list(students)
-    write_captioned(path, torch.cat(rows), PICTURED, names, [])
+    write_captioned(path, torch.cat(rows), IMAGES_PER_ROW, names, [])

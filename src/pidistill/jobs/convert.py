@@ -1,4 +1,4 @@
-"""`pidistill convert`: any teacher that is a network, as a folder of config.json and safetensors."""
+"""`pidistill convert`: write any teacher that is a network as a folder of config.json and safetensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> Path:
     """Write OUT/config.json, model.safetensors (decoder.safetensors) and provenance.json; OUT is a teacher spec then.
 
-    dtype: of the weights in the file; they are float32 again once loaded. Raises PidistillError in one line.
+    Raises PidistillError for a teacher that has no network.
+
+    spec: of the teacher.
+    out: the folder; what is there is replaced.
+    dtype: of the weights in the file, fp32, fp16 or bf16; they are float32 again once loaded.
+    command: what the user typed, for the provenance.
     """
     teacher = load_teacher(spec)
     if not isinstance(teacher, Preconditioned) or teacher.net_spec is None:
@@ -28,10 +33,10 @@ def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> 
         raise PidistillError(f"--dtype must be fp32, fp16 or bf16, got {dtype}")
     files = {name: {key: value.to(DTYPES[dtype]) if value.is_floating_point() else value for key, value in tensors.items()}
              for name, tensors in collect_tensors(teacher).items()}
-    made = {"spec": spec, "command": command, "dtype": dtype, "commit": find_commit(), "versions": list_versions()}
+    provenance = {"spec": spec, "command": command, "dtype": dtype, "commit": find_commit(), "versions": list_versions()}
     if teacher.origin:
-        made |= {"source": teacher.origin}
+        provenance |= {"source": teacher.origin}
     elif teacher.source and (teacher.source / "provenance.json").exists():
-        made |= {"source": read_json(teacher.source / "provenance.json")}
-    write_folder(out, files, {"config": describe_teacher(teacher), "provenance": made})
+        provenance |= {"source": read_json(teacher.source / "provenance.json")}
+    write_folder(out, files, {"config": describe_teacher(teacher), "provenance": provenance})
     return out

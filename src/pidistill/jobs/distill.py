@@ -31,7 +31,7 @@ from pidistill.objectives.base import Objective
 from pidistill.objectives.schemes.autodiff import Autodiff
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import given_keys, load_config
-from pidistill.training.recompute import recomputable
+from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
 from pidistill.training.trainer import Averages, Watcher, train
 
@@ -59,13 +59,13 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
 
 
 def default_preset(teacher: str | None) -> str:
-    """The preset of a teacher for which none is named."""
+    """Choose the preset of a teacher for which none is named."""
     return "digits" if teacher == "bundled:digits" else "default"
 
 
 @dataclass(frozen=True)
-class Distilled:
-    """What a distillation leaves: the run's folder, the student at each EMA rate, their evaluation, seconds in all."""
+class DistillationResult:
+    """What a distillation has made: the run's folder, the student at each EMA rate, their evaluation, seconds in all."""
 
     folder: Path
     students: dict[float, Student]
@@ -74,9 +74,11 @@ class Distilled:
 
 
 def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool = False, resume: bool = False,
-        given: Collection[str] = (), step: int | None = None, began: float | None = None) -> Distilled | None:
+                     given: Collection[str] = (), step: int | None = None,
+                     began: float | None = None) -> DistillationResult | None:
     """Train (or continue) a run in the folder `config.out`, save the student, evaluate it at every EMA rate.
 
+    config: of the run.
     teacher: the one that `config.teacher` names, if it is loaded already.
     force, resume, given, step: see `claim`, which gives the run its folder.
     began: `time.perf_counter()` from which the run's seconds are counted.
@@ -94,8 +96,8 @@ def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, *, 
 
 
 def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int | None = None,
-           began: float | None = None) -> Distilled | None:
-    """Continue a distillation from its newest whole checkpoint, or from that of a step; later ones are set aside then.
+                        began: float | None = None) -> DistillationResult | None:
+    """Continue a distillation from its newest whole checkpoint, or from that of `step`; later ones are set aside then.
 
     folder: of the run, which may have been moved.
     overrides: `key=value`; these settings may differ from those that the run has had.
@@ -103,8 +105,8 @@ def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int |
     """
     check_run(folder)
     config = load_config(DistillConfig, folder / "config.yaml", [*overrides])
-    return run_distillation(config.model_copy(update={"out": str(folder)}), resume=True, given=given_keys([*overrides]), step=step,
-               began=began)
+    return run_distillation(config.model_copy(update={"out": str(folder)}), resume=True, given=given_keys([*overrides]),
+                            step=step, began=began)
 
 
 class Distillation:
@@ -119,20 +121,20 @@ class Distillation:
     def train(self, folder: Path, evaluator: Evaluator | None = None) -> dict[float, Student] | None:
         """Train (or continue) in a folder and save the student there; gives it at each EMA rate (main process only).
 
-        evaluator: measures the student every `evaluate.every` steps; one is made if none is given.
+        evaluator: measures the student every `evaluate.every` steps; without it a new one does.
         """
-        averages, main = train(self.objective, self.config, folder, self.watchers(evaluator))
+        averages, main = train(self.objective, self.config, folder, self.make_watchers(evaluator))
         if not main:
             return None
-        config, students = self.config, students_of(averages)
+        config, students = self.config, select_students(averages)
         source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
         provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps,
                       "commit": find_commit(), "versions": list_versions()}
         students[config.ema[0]].save(folder / "student", provenance, students)
         return students
 
-    def watchers(self, evaluator: Evaluator | None) -> list[Watcher]:
-        """What looks at the student while it is trained: previews, and with `evaluate.every` measurements."""
+    def make_watchers(self, evaluator: Evaluator | None) -> list[Watcher]:
+        """Make what looks at the student while it is trained: previews, and with `evaluate.every` measurements."""
         config, watchers = self.config, []
         if drawable(self.teacher.image_shape):
             watchers.append(Watcher(config.preview.every, Preview(self.teacher, self.seeds)))
@@ -141,26 +143,34 @@ class Distillation:
         elif config.evaluate.every:
             measure = evaluator or Evaluator(self.teacher, num=config.evaluate.num, batch=config.evaluate.batch,
                                              features=config.evaluate.features, reference=config.evaluate.reference)
-            watchers.append(Watcher(config.evaluate.every, lambda averages, *_: measure.compare(students_of(averages))))
+            watchers.append(Watcher(config.evaluate.every,
+                                    lambda averages, *_: measure.compare(select_students(averages))))
         return watchers
 
-    def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> Distilled:
-        """Measure teacher and students on the same seeds and write results.json. began: as in `run_distillation`."""
+    def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> DistillationResult:
+        """Measure teacher and students on the same seeds and write results.json.
+
+        folder, students: of the run, as `train` gives them.
+        began: as in `run_distillation`.
+        """
         config = self.config
         first, *others = students
         named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
-        found = evaluate(self.teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
-                         features=config.evaluate.features, reference=config.evaluate.reference)
+        evaluation = evaluate(self.teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
+                              features=config.evaluate.features, reference=config.evaluate.reference)
         seconds = round(time.perf_counter() - began, 1)
-        write_json(folder / "results.json", found.record() | {
+        write_json(folder / "results.json", evaluation.record() | {
             "seconds": seconds, "seeds": f"0-{config.evaluate.num - 1}", "ema": list(students),
             "train_seed": config.train.seed, "steps": config.train.steps, "batch": config.train.batch,
             "threads": torch.get_num_threads(), "commit": find_commit(), "versions": list_versions()})
-        return Distilled(folder, students, found, seconds)
+        return DistillationResult(folder, students, evaluation, seconds)
 
 
 def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu") -> Objective:
-    """The objective over a new student of the teacher. device: `meta` for a dry run, else `cpu`."""
+    """Build the objective over a new student of the teacher. device: `meta` for a dry run, else `cpu`.
+
+    Raises PidistillError for settings that cannot be had together.
+    """
     torch.manual_seed(config.train.seed)  # initial weights, where they are random
     grid = Grid(teacher.grid_times(config.grid.points))
     if grid.points < config.grid.points:
@@ -170,20 +180,20 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
         student = make_student(teacher, config.student.init, config.student.net, config.student.width)
         objective: Objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
     if config.train.recompute:
-        recomputable(student)
+        find_recomputable_blocks(student)
         if isinstance(getattr(objective, "scheme", None), Autodiff):
             raise PidistillError("train.recompute=true does not go with objective.scheme=autodiff, whose derivative PyTorch "
                                  "cannot compute again; set train.microbatch=auto instead")
     return objective
 
 
-def students_of(averages: Averages) -> dict[float, Student]:
-    """The averaged students by EMA rate."""
+def select_students(averages: Averages) -> dict[float, Student]:
+    """Select the averaged students, by EMA rate."""
     return {rate: student for rate, networks in averages.items() if isinstance(student := networks["student"], Student)}
 
 
 class Preview:
-    """Teacher and student for the same fixed seeds; the teacher's part is drawn once. The last is the run's picture."""
+    """Draws teacher and student for the same fixed seeds, the teacher once; the last picture is also the run's own."""
 
     def __init__(self, teacher: Denoiser, seeds: list[int]):
         self.teacher, self.seeds = teacher, seeds
@@ -191,7 +201,7 @@ class Preview:
         self.images: torch.Tensor | None = None
 
     def __call__(self, averages: Averages, step: int, folder: Path) -> None:
-        student = next(iter(students_of(averages).values()))
+        student = next(iter(select_students(averages).values()))
         if self.images is None:
             self.images = sample_teacher(self.teacher, self.seeds, self.labels)
         for path in (folder / "samples" / f"{step:06d}.png", folder / "teacher-student.png"):

@@ -19,7 +19,7 @@ from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
-from pidistill.training.footprint import LikeGPU, Rehearsal, parameters_and_buffers
+from pidistill.training.footprint import GPUEmulation, Rehearsal, list_tensors
 from pidistill.training.microbatch import USABLE, fit_microbatch
 from pidistill.training.optimizer import make_optimizer
 
@@ -33,9 +33,11 @@ MEMORY = 80.0  # GB of a GPU, an A100's
 
 
 def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dict[str, Any]:
-    """Parameters, operations, memory of each of `gpus` GPUs, checkpoint size and time of the run, to print.
+    """Estimate parameters, operations, memory of each GPU, checkpoint size and time of a run; gives facts to print.
 
-    memory: of a GPU, in GB; train.microbatch=auto is what it holds.
+    config: of the run.
+    gpus: how many train it.
+    memory: of each, in GB; train.microbatch=auto is what it holds.
     """
     if config.train.batch % gpus:
         raise PidistillError(f"train.batch must be a multiple of the GPUs, got {config.train.batch} and {gpus}")
@@ -43,20 +45,20 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
     teacher = load_teacher(config.teacher, weights=False).to("meta")
     objective = build_objective(config, teacher, "meta")
     student = objective.networks["student"]
-    flops = operations(objective)
+    flops = count_operations(objective)
     micro = min(config.train.microbatch, share) if isinstance(config.train.microbatch, int) else share
     room = USABLE * memory * 1e9
     try:
         rehearse = Rehearsal(objective, config, make_optimizer, gpu=True, processes=gpus)
         if config.train.microbatch == "auto":
-            micro, parts = fit_microbatch(rehearse, share, room)
+            micro, footprint = fit_microbatch(rehearse, share, room)
         else:
-            parts = rehearse(micro, micro < share)
-        needed = sum(parts.values())
+            footprint = rehearse(micro, micro < share)
+        needed = sum(footprint.values())
         together = f"{format_bytes(needed)}, and what the kernels need beside; " \
                    f"{'fits' if needed <= room else 'too much for'} {memory:g} GB"
     except Exception as error:  # what cannot run without values, such as a class-conditional network inside jvp
-        parts, together = {}, f"not known: the step does not run without values ({type(error).__name__})"
+        footprint, together = {}, f"not known: the step does not run without values ({type(error).__name__})"
     total_flops = flops * config.train.batch
     seconds = total_flops / gpus / SUSTAINED[config.precision]
     rates = len(config.ema)
@@ -65,32 +67,33 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
         "teacher's parameters": count_parameters(teacher), "student's parameters": count_parameters(student),
         "batch": f"{config.train.batch} = {gpus} GPU{'s' * (gpus > 1)} x {math.ceil(share / micro)} x {micro}",
         "operations": {"a sample": f"{format_engineering(flops)}FLOP", "a step": f"{format_engineering(total_flops)}FLOP",
-                       "the run": f"{format_engineering(total_flops * config.train.steps)}FLOP ({config.train.steps:,} steps)"},
+                       "the run": f"{format_engineering(total_flops * config.train.steps)}FLOP "
+                                  f"({config.train.steps:,} steps)"},
         f"memory of each GPU at its fullest, {micro} at a time": {
-            **{label: format_bytes(size) for label, size in parts.items()},
+            **{label: format_bytes(size) for label, size in footprint.items()},
             "together": together},
-        "checkpoint": f"{format_bytes((3 + rates) * bytes_of(student))}; {config.checkpoint.keep} are kept",
-        "time": f"{format_engineering(seconds)}s a step, {format_duration(seconds * config.train.steps)} in all, on {gpus} x A100 at "
-                f"{format_engineering(SUSTAINED[config.precision])}FLOP/s each",
+        "checkpoint": f"{format_bytes((3 + rates) * count_bytes(student))}; {config.checkpoint.keep} are kept",
+        "time": f"{format_engineering(seconds)}s a step, {format_duration(seconds * config.train.steps)} in all, on "
+                f"{gpus} x A100 at {format_engineering(SUSTAINED[config.precision])}FLOP/s each",
     }
 
 
-def gpu_hours(config: DistillConfig) -> float:
-    """Hours of one A100 that the run's steps take."""
+def estimate_gpu_hours(config: DistillConfig) -> float:
+    """Estimate the hours of a single A100 that the run's steps take."""
     teacher = load_teacher(config.teacher, weights=False).to("meta")
-    flops = operations(build_objective(config, teacher, "meta"))
+    flops = count_operations(build_objective(config, teacher, "meta"))
     return flops * config.train.batch * config.train.steps / SUSTAINED[config.precision] / 3600
 
 
 def format_engineering(value: float) -> str:
-    """1.2e9 -> `1.2 G`."""
+    """Format a number with the prefix of its power of 1000: 1.2e9 -> `1.2 G`."""
     power = max(-3, min(6, math.floor(math.log10(value) / 3)))
     unit = {-3: "n", -2: "u", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E"}[power]
     return f"{value / 10 ** (3 * power):.4g} {unit}"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in the largest unit of which there are two."""
+    """Format seconds in the largest unit of which there are two."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
@@ -98,29 +101,29 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes in the largest binary unit that gives at least 1."""
+    """Format bytes in the largest binary unit that gives at least 1."""
     power = min(4, int(math.log2(size) // 10)) if size >= 1 else 0
     return f"{size / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-def operations(objective: Objective) -> float:
-    """FLOP of one sample, forward and backward."""
-    with FlopCounterMode(display=False) as counter, LikeGPU():
-        objective(batch_of(objective, SAMPLES, "meta")).sum().backward()
+def count_operations(objective: Objective) -> float:
+    """Count the FLOP of a single sample, forward and backward."""
+    with FlopCounterMode(display=False) as counter, GPUEmulation():
+        objective(make_empty_batch(objective, SAMPLES, "meta")).sum().backward()
     return counter.get_total_flops() / SAMPLES
 
 
-def batch_of(objective: Objective, batch: int, device: str) -> dict[str, Tensor]:
-    """A batch of the right shapes and types, without values."""
+def make_empty_batch(objective: Objective, batch: int, device: str) -> dict[str, Tensor]:
+    """Make a batch of the objective's shapes and types, without values."""
     sample = {key: torch.as_tensor(value) for key, value in objective.draw(stream(0)).items()}
     return {key: torch.empty((batch, *value.shape), dtype=value.dtype, device=device) for key, value in sample.items()}
 
 
 def count_parameters(module: nn.Module) -> int:
-    """How many numbers a module's parameters have."""
+    """Count the numbers in a module's parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
-def bytes_of(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in parameters_and_buffers(module))
+def count_bytes(module: nn.Module) -> int:
+    """Count the bytes of a module's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in list_tensors(module))

@@ -1,4 +1,4 @@
-"""`pidistill evaluate`: what a student loses and gains against its teacher; the checkpoints of a run as a curve."""
+"""`pidistill evaluate`: measure a student against its teacher, and the checkpoints of a run as a curve."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pidistill.models.samplers.base import parse_single_sampler
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.training.checkpoint import by_step
+from pidistill.training.checkpoint import list_checkpoints
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.run_folder import check_run
@@ -36,7 +36,8 @@ from pidistill.training.run_folder import check_run
 class Protocol:
     """How models are measured.
 
-    num, first_seed, repeats: images of the seeds first_seed ... first_seed + num - 1, and as often on the seeds after them.
+    num, first_seed: images of the seeds first_seed ... first_seed + num - 1.
+    repeats: how often, each time with the seeds after those before.
     batch: images at a time; None: what the memory holds.
     metrics: `fid,is,...`; None: the Frechet distance and the distance to the teacher's solutions.
     features, reference: as `load_features` and `load_reference` take them; `auto` and `none` are features too.
@@ -54,59 +55,67 @@ class Protocol:
     command: str = ""
 
     def record(self) -> dict[str, Any]:
-        """What must be known to repeat the numbers."""
+        """Record what must be known to repeat the numbers."""
         return collect_provenance(self.num, self.first_seed, self.repeats) | {"command": self.command}
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is printed of an evaluation: a table, and a line below it."""
+class Report:
+    """The part of an evaluation that is printed: a table, and a line below it."""
 
     table: list[list[str]]
     note: str = ""
 
 
 def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None, rates: Sequence[float | None] = (None,),
-                   sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False) -> Shown | None:
+                   sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False) -> Report | None:
     """Measure a student against its teacher, or a teacher alone; None on all but the main process.
 
     spec: of a student, a run or a teacher.
+    protocol: how.
     teacher: of the student, if not the one that it was made from. It is drawn unless `metrics` are named without rms.
     rates: EMA rates of the student, a row each; None: the first of its run.
     sampler, steps: of the teacher, as `parse_single_sampler` takes them.
     out: a JSON file.
+    force: what is there is replaced.
     """
     if out:
         check_free(out, force)
     names = parse_metric_names(protocol.metrics or "frechet,trajectory_rmse")
-    chosen = parse_single_sampler(sampler, steps)
+    solver = parse_single_sampler(sampler, steps)
     processes.join()
     device = processes.choose_device(protocol.device)
     features = pick_features(protocol.features, spec, teacher)
     if protocol.metrics and not features and names != ["trajectory_rmse"]:
-        raise PidistillError(f"--metrics {protocol.metrics} needs a feature network: --features inception, dinov2, or a file")
-    alone = bool(protocol.metrics) and not teacher and "trajectory_rmse" not in names
-    denoiser, students = load_subjects(spec, teacher, rates, device, alone)
+        raise PidistillError(f"--metrics {protocol.metrics} needs a feature network: --features inception, dinov2, "
+                             "or a file")
+    with_teacher = not protocol.metrics or bool(teacher) or "trajectory_rmse" in names
+    denoiser, students = load_subjects(spec, teacher, rates, device, with_teacher)
     options: dict[str, Any] = {"teacher": denoiser, "students": students, "batch": protocol.batch, "features": features,
-               "reference": protocol.reference, "metrics": names, "sampler": chosen}
+                               "reference": protocol.reference, "metrics": names, "sampler": solver}
     about = protocol.record()
-    found: Any
+    evaluation: Any
     if protocol.repeats == 1:
-        found = evaluate(num=protocol.num, first_seed=protocol.first_seed, **options)
-        table = tabulate(found)
+        evaluation = evaluate(num=protocol.num, first_seed=protocol.first_seed, **options)
+        table = tabulate(evaluation)
     else:
-        found = evaluate_repeats(protocol.repeats, protocol.num, protocol.first_seed, **options)
-        table = tabulate_repeats(found, about["seeds"])
+        evaluation = evaluate_repeats(protocol.repeats, protocol.num, protocol.first_seed, **options)
+        table = tabulate_repeats(evaluation, about["seeds"])
     if not processes.is_main():
         return None
     if out:
-        write_json(out, found.record() | about)
-    return Shown(table)
+        write_json(out, evaluation.record() | about)
+    return Report(table)
 
 
 def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None], device: torch.device,
-                  alone: bool) -> tuple[Denoiser | None, dict[str, Student]]:
-    """The teacher and the students by name that `spec` stands for, on the device. alone: without a student's teacher."""
+                  with_teacher: bool) -> tuple[Denoiser | None, dict[str, Student]]:
+    """Load the teacher, if there is one, and the students by name that a spec stands for.
+
+    spec, teacher, rates: as `evaluate_model` takes them.
+    device: where they go.
+    with_teacher: whether a student's teacher is loaded beside it.
+    """
     first = load_model(spec, rates[0])
     if not isinstance(first, Student):
         return first.to(device), {}
@@ -114,35 +123,38 @@ def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None],
     students: dict[str, Student] = {}
     for rate in rates:
         name = "student" if rate == rates[0] else f"student, EMA {rate}"
-        if alone:
+        if with_teacher:
+            students[name], denoiser = load_pair(spec, teacher, rate)
+            students[name].to(device)
+        else:
             model = load_model(spec, rate)
             assert isinstance(model, Student)
             students[name] = model.to(device)
-        else:
-            students[name], denoiser = load_pair(spec, teacher, rate)
-            students[name].to(device)
     return denoiser.to(device) if denoiser else None, students
 
 
 def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None = None, out: Path | None = None,
-                         force: bool = False) -> Shown | None:
+                         force: bool = False) -> Report | None:
     """Measure every checkpoint and EMA rate of a run; a JSON file and a plot. None on all but the main process.
 
     run: the folder of a distillation; what is finished lies in RUN/evaluation/ and is not measured again.
+    protocol: how.
     teacher: another than the run's own.
     out: the JSON file, by default RUN/evaluation.json; the plot lies beside it.
+    force: what is there is replaced.
     """
     if out:
         check_free(out, force)
     names = parse_metric_names(protocol.metrics or "frechet,trajectory_rmse")
     processes.join()
     device = processes.choose_device(protocol.device)
-    chosen = pick_features(protocol.features, str(run), teacher)
-    if protocol.metrics and not chosen and names != ["trajectory_rmse"]:
-        raise PidistillError(f"--metrics {protocol.metrics} needs a feature network: --features inception, dinov2, or a file")
+    features = pick_features(protocol.features, str(run), teacher)
+    if protocol.metrics and not features and names != ["trajectory_rmse"]:
+        raise PidistillError(f"--metrics {protocol.metrics} needs a feature network: --features inception, dinov2, "
+                             "or a file")
     check_run(run)
     config = load_config(DistillConfig, run / "config.yaml")
-    features = chosen or config.evaluate.features
+    features = features or config.evaluate.features
     if not features:
         raise PidistillError("the checkpoints need a feature network: --features inception, dinov2, digits or a file")
     denoiser = load_teacher(teacher or config.teacher)
@@ -157,34 +169,40 @@ def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None =
     plot_curves(path.with_suffix(".png"), list(curves.values()), key, UNITS[key])
     rows = [[rate, str(step), ", ".join(format_metric(key, line[key][k][1]) for line in curve.runs)]
             for rate, curve in curves.items() for k, (step, _) in enumerate(curve.runs[0][key])]
-    return Shown([["EMA", "step", f"{UNITS[key]}, each set of seeds"], *rows],
+    return Report([["EMA", "step", f"{UNITS[key]}, each set of seeds"], *rows],
                  f"numbers in {path}, curve in {path.with_suffix('.png')}")
 
 
 def measure_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser, measure: Measure,
                         protocol: Protocol) -> dict[str, Curve]:
-    """A curve for each EMA rate of a run, by the rate; each set of seeds is a line of it."""
+    """Measure the checkpoints of a run as a curve for each EMA rate, by the rate; each set of seeds is a line of it.
+
+    run, config: the folder and the settings of a distillation.
+    teacher: of its students.
+    measure: what is measured.
+    protocol: on which seeds.
+    """
     curves: dict[str, Curve] = {}
-    for step, rate, student in checkpoints_of(run, config, teacher):
+    for step, rate, student in load_checkpoints(run, config, teacher):
         student = student.to(measure.device)
         curve = curves.setdefault(str(rate), Curve(f"EMA {rate}", [{} for _ in range(protocol.repeats)]))
         for k, line in enumerate(curve.runs):
             start = protocol.first_seed + k * protocol.num
             name = f"step {step}, EMA {rate}"
-            found = measure_models({name: Subject.of(student)}, measure, range(start, start + protocol.num),
-                                   batch=protocol.batch, num_classes=student.num_classes, keep=run / "evaluation",
-                                   what=name)[name]
-            for key in order_metrics([found.metrics]):
-                line.setdefault(key, []).append((step, found.metrics[key]))
+            measured = measure_models({name: Subject.of(student)}, measure, range(start, start + protocol.num),
+                                      batch=protocol.batch, num_classes=student.num_classes, keep=run / "evaluation",
+                                      what=name)[name]
+            for key in order_metrics([measured.metrics]):
+                line.setdefault(key, []).append((step, measured.metrics[key]))
     return curves
 
 
-def checkpoints_of(run: Path, config: DistillConfig, teacher: Denoiser) -> Iterator[tuple[int, float, Student]]:
-    """(step, EMA rate, student) of every checkpoint of a distillation's folder."""
-    found = by_step(run / "checkpoints")
-    if not found:
+def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Iterator[tuple[int, float, Student]]:
+    """Load every checkpoint of a distillation's folder; yields (step, EMA rate, student)."""
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not checkpoints:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
-    for folder in found:
+    for folder in checkpoints:
         for rate in config.ema:
             path = folder / f"student-ema-{rate}.safetensors"
             student = make_student(teacher, config.student.init, config.student.net, config.student.width)
@@ -193,7 +211,11 @@ def checkpoints_of(run: Path, config: DistillConfig, teacher: Denoiser) -> Itera
 
 
 def pick_features(name: str, *specs: str | None) -> str | None:
-    """The feature network for FD: `none`, a name, or `auto`, which is `digits` for the bundled digits and their students."""
+    """Pick the feature network that a name stands for, None for `none`.
+
+    name: `none`, a network's name, or `auto`, which is `digits` for the bundled digits and their students, and else `none`.
+    specs: of the models that are measured.
+    """
     if name == "auto":
         return "digits" if any(spec and "bundled:digits" in (spec, read_teacher_spec(spec)) for spec in specs) else None
     return None if name == "none" else name

@@ -1,7 +1,7 @@
 """The paper's experiments: which runs each compares, what differs in them, and the numbers that the paper reports.
 
 A curve is what one setting gives; it differs from the scale's preset in the keys given here and in nothing else, so that
-experiments share it. `paper_steps`: how far the paper trains it (the ends of its figures' axes).
+experiments share it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Setting:
+    """One curve: its label, what differs from the preset, and how far the paper trains it (the end of its figure's axis)."""
+
     label: str
     overrides: dict[str, Any] = field(default_factory=dict)
     paper_steps: int = 200_000
@@ -19,19 +21,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Experiment:
-    """kind: a table of last values, curves over iterations, trajectories, or sample grids."""
+    """An experiment of the paper. kind: a table of last values, curves over iterations, trajectories, or sample grids."""
 
     title: str
     section: str
     kind: Literal["table", "curves", "trajectories", "samples"]
     paper: dict[str, str]  # by curve: what the paper reports of it
-    says: str              # the paper's finding, to be read against ours
+    finding: str           # the paper's, to be read against ours
 
 
 PAPER_TEACHER = "2.04"  # EDM on CIFAR-10, Tables 1 and 7
 
 CURVES = {
-    "base": Setting("PID as in the paper (N = 250)", paper_steps=800_000),  # 1st order, N = 250, teacher's weights, perceptual
+    # First order, N = 250, teacher's weights, perceptual distance.
+    "base": Setting("PID as in the paper (N = 250)", paper_steps=800_000),
     "midpoint": Setting("2nd order, two evaluations", {"objective.scheme": "midpoint"}, 800_000),
     "central": Setting("2nd order, three evaluations", {"objective.scheme": "central"}, 800_000),
     "small": Setting("half the channels, random start", {"student.init": "random", "student.width": 0.5}, 800_000),

@@ -1,4 +1,4 @@
-"""`pidistill inspect`: what a teacher, a student or a run is."""
+"""`pidistill inspect`: describe what a teacher, a student or a run is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from pidistill.training.log import read_metrics
 
 
 def describe(spec: str) -> dict[str, Any]:
-    """Facts in the order to print them: kind, network, parameters, shape, classes, noise range, provenance, progress."""
+    """Describe the model or run that a spec names, as facts in the order to print them.
+
+    They are kind, network, parameters, shape, classes, noise range and provenance, of a run its progress before them.
+    """
     path = Path(spec)
     if path.is_file() and path.suffix == ".onnx":
         return describe(f"onnx:{spec}") | {"model": spec}
@@ -54,7 +57,7 @@ def describe(spec: str) -> dict[str, Any]:
 
 
 def describe_state(path: Path) -> dict[str, Any]:
-    """A file with a state dictionary."""
+    """Describe a file with a state dictionary."""
     state = read_state_dict(path)
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
     return {"model": str(path), "kind": "weights", "parameters": sum(value.numel() for value in state.values()),

@@ -1,4 +1,4 @@
-"""`pidistill inspect` of folders and files of ours: what they say of themselves, read without torch and without weights."""
+"""`pidistill inspect` of folders and files of ours: describe them from what they record, without torch and weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS = {"pidistill-student": "student: 1 evaluation an image", "pidistill-tea
 
 
 def describe_weights(path: Path) -> dict[str, Any]:
-    """Parameters (with buffers, which the file does not tell apart), types and size of a safetensors file."""
+    """Describe a safetensors file: parameters (with buffers, which the file does not tell apart), types and size."""
     entries = {name: entry for name, entry in read_header(path).items() if name != "__metadata__"}
     types = Counter(entry["dtype"] for entry in entries.values())
     return {"parameters": sum(prod(entry["shape"]) for entry in entries.values()),
@@ -27,7 +27,10 @@ def describe_weights(path: Path) -> dict[str, Any]:
 
 
 def describe_stored(spec: str) -> dict[str, Any] | None:
-    """Facts to print of a student's, teacher's or bundled folder, a safetensors file or EDM's pickle; else None."""
+    """Describe a student's, teacher's or bundled folder, a safetensors file or EDM's pickle; gives facts to print.
+
+    Gives None for anything else. Raises PidistillError for a damaged file.
+    """
     pickle = Path(spec.removeprefix("edm:"))
     if pickle.suffix == ".pkl" and pickle.is_file():
         return describe_pickle(pickle)
@@ -49,7 +52,7 @@ def describe_stored(spec: str) -> dict[str, Any] | None:
     try:
         preconditioning = config.get("preconditioning", "edm")
         facts = {
-            "model": spec, "kind": kind, "network": shortened(config["net"]),
+            "model": spec, "kind": kind, "network": shorten_net(config["net"]),
             "preconditioning": preconditioning if isinstance(preconditioning, str) else preconditioning["name"],
             **describe_weights(path / "model.safetensors"), "shape": "x".join(map(str, config["shape"])),
             "classes": config["num_classes"] or "none (unconditional)",
@@ -64,6 +67,6 @@ def describe_stored(spec: str) -> dict[str, Any] | None:
     return facts | ({"provenance": read_json(provenance)} if provenance.is_file() else {})
 
 
-def shortened(net: dict[str, Any]) -> dict[str, Any]:
-    """A network's description without long lists."""
+def shorten_net(net: dict[str, Any]) -> dict[str, Any]:
+    """Shorten a network's description: long lists are left out."""
     return {key: value for key, value in net.items() if len(str(value)) < 200}

@@ -1,4 +1,4 @@
-"""`pidistill reference`: statistics of images in the features of a network, for evaluate and compare."""
+"""`pidistill reference`: measure the statistics of images in the features of a network, for evaluate and compare."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pidistill.files.folders import check_free
 from pidistill.nets.features.base import fingerprint, load_features
 
 
-def reference(data: str, out: Path, *, features: str, keep: int, batch: int, device: str = "auto",
+def measure_reference(data: str, out: Path, *, features: str, keep: int, batch: int, device: str = "auto",
               force: bool = False) -> str:
-    """Write the statistics of a data set of images into an .npz; gives a line that says what is in it.
+    """Write the statistics of a data set of images into an .npz; gives a line that describes them.
 
     data: `digits`, a folder, a .zip (EDM's data sets) or an .npz of images.
     features: the feature network, as `load_features` takes it.
     keep: images whose features are kept, for KID, precision and recall.
     batch: images at a time.
+    force: what is there is replaced.
     """
     if out.suffix != ".npz":
         raise PidistillError(f"--out must end in .npz, got {out}")
@@ -26,7 +27,8 @@ def reference(data: str, out: Path, *, features: str, keep: int, batch: int, dev
     if data != "digits" and not Path(data).exists():  # before a network is downloaded for it
         raise PidistillError(f"{data} does not exist")
     net = load_features(features).to(choose_device(device))
-    found = make_reference(data, net, features, fingerprint(net), keep=keep, batch=batch)
-    write_reference(out, found)
-    kept = 0 if found.features is None else len(found.features)
-    return f"statistics of {found.num} images in {len(found.mean)} features of {features} in {out}; features of {kept} kept"
+    statistics = make_reference(data, net, features, fingerprint(net), keep=keep, batch=batch)
+    write_reference(out, statistics)
+    kept = 0 if statistics.features is None else len(statistics.features)
+    return (f"statistics of {statistics.num} images in {len(statistics.mean)} features of {features} in {out}; "
+            f"features of {kept} kept")

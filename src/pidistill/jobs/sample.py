@@ -1,4 +1,4 @@
-"""`pidistill sample`: images of a student (one evaluation each) or a teacher, as a grid, a folder of PNGs or an NPZ."""
+"""`pidistill sample`: draw images of a student or a teacher, as a grid, a folder of PNGs or an NPZ."""
 
 from __future__ import annotations
 
@@ -37,43 +37,54 @@ PNGS_AT_ONCE = 32  # PNGs that a thread writes before it takes the next
 def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = None, *, ema: float | None = None,
                 columns: int | None = None, batch: int | None = None, sampler: str = "heun", steps: int = STEPS,
                 device: str = "auto", precision: str = "fp32", compile: bool = False, force: bool = False) -> str:
-    """Load the model that `spec` names and draw its images into `out`; gives a line on what was written.
+    """Load the model that a spec names and draw its images into `out`; gives a line on what was written.
 
+    spec: of a student or a teacher.
+    out: as `sample` takes it.
     seeds, labels: numbers and ranges, `0-63,70`; without labels each seed has its own.
-    ema: EMA rate of a student. columns: of a grid.
+    ema: EMA rate of a student.
+    columns: of a grid.
     batch: images at a time; None: what the memory holds.
-    sampler, steps: of a teacher, as `parse_single_sampler` takes them.
-    precision: of the network's products. compile: the network first.
+    sampler, steps: of a teacher, as `one_sampler` takes them.
+    device: as `choose_device` takes it.
+    precision: of the network's products.
+    compile: whether the network is compiled first.
     force: what is there is replaced.
     """
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
-    chosen, rounding = parse_single_sampler(sampler, steps), parse_precision(precision)
+    solver, rounding = parse_single_sampler(sampler, steps), parse_precision(precision)
     check_free(out, force)
-    where = choose_device(device)
+    target = choose_device(device)
     set_float32_products(rounding)
-    model = load_model(spec, ema).to(where)
+    model = load_model(spec, ema).to(target)
     check_target(out, model.image_shape)
-    at_once = min(batch or fit_batch_size(model, where), len(numbers))
+    at_once = min(batch or fit_batch_size(model, target), len(numbers))
     call = prepare_call(model, rounding, at_once if compile else None)
-    return sample(out, model, numbers, classes, columns=columns, batch_size=at_once, sampler=chosen, call=call)
+    return sample(out, model, numbers, classes, columns=columns, batch_size=at_once, sampler=solver, call=call)
 
 
 def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: Sequence[int] | None = None, *,
            columns: int | None = None, batch_size: int = 250, sampler: Sampler | None = None,
            call: Callable[..., Tensor] | None = None) -> str:
-    """Draw the images of `seeds` into `out`; returns what was written, and images/s. labels default to the seeds' own.
+    """Draw the images of `seeds` into `out`; returns what was written, and images/s.
 
-    x.png is one grid; x.npz holds images (N, H, W, C) uint8 (float32 (N, *shape) for vectors), seeds and labels; any other
-    name is a folder of SEED.png. Only for a grid are all images in memory at once. call: as in `Student.draw`.
+    out: x.png is one grid; x.npz holds images (N, H, W, C) uint8 (float32 (N, *shape) for vectors), seeds and labels; any
+        other name is a folder of SEED.png. Only for a grid are all images in memory at once.
+    model: the student or the teacher, on its device.
+    seeds, labels: of the images; labels default to the seeds' own.
+    columns: of a grid, by default about as many as rows.
+    batch_size: images at a time.
+    sampler: of a teacher.
+    call: what is called in place of the model, as in `Student.draw`.
     """
     check_target(out, model.image_shape)
     y = choose_labels(labels, model.num_classes, seeds)
     began = time.perf_counter()
     if isinstance(model, Student):
-        batches = model.draw(seeds, y, batch_size=batch_size, finish=pixels, call=call)
+        batches = model.draw(seeds, y, batch_size=batch_size, finish=to_pixels, call=call)
     else:
-        batches = draw_teacher(model, seeds, y, sampler=sampler or Sampler(), batch_size=batch_size, finish=pixels,
+        batches = draw_teacher(model, seeds, y, sampler=sampler or Sampler(), batch_size=batch_size, finish=to_pixels,
                                call=call)
     try:
         with closing(batches):  # an error or Ctrl-C ends its threads
@@ -89,28 +100,33 @@ def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: S
         raise PidistillError(f"cannot write {out}: {error.strerror or error}") from None
     except torch.OutOfMemoryError:
         raise PidistillError(f"the memory does not hold {batch_size} images at a time; set --batch to fewer") from None
-    what = {".npz": "", ".png": "the grid "}.get(out.suffix, "the folder ")
-    return f"{len(seeds)} images in {what}{out}, {len(seeds) / (time.perf_counter() - began):.4g} images/s"
+    kind = {".npz": "", ".png": "the grid "}.get(out.suffix, "the folder ")
+    return f"{len(seeds)} images in {kind}{out}, {len(seeds) / (time.perf_counter() - began):.4g} images/s"
 
 
 def check_target(out: Path, shape: Sequence[int]) -> None:
-    """Refuse what could not be written, before an hour of sampling."""
+    """Refuse to write images of this shape into `out` if that cannot be done, before an hour of sampling."""
     if out.suffix not in ("", ".png", ".npz"):
         raise PidistillError(f"--out must end in .png (a grid) or .npz, or name a folder without a dot, got {out}")
     if out.suffix != ".npz":
         check_drawable(shape)
 
 
-def pixels(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W, C) uint8 before it crosses the bus; vectors as float32."""
+def to_pixels(x: Tensor) -> Tensor:
+    """Turn images (B, C, H, W) into pixels (B, H, W, C), uint8, before they cross the bus; vectors become float32."""
     return quantise(x.float()).permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x.float()
 
 
 def write_npz(out: Path, batches: Iterable[Tensor], shape: Sequence[int], seeds: Sequence[int],
               labels: Tensor | None) -> None:
-    """As numpy.savez would, but batch by batch, and whole or not at all.
+    """Write an archive as numpy.savez would, but batch by batch, and whole or not at all.
 
-    Stored: deflate takes 180 us for 32x32 photographs and saves 2 %.
+    It is stored: deflate takes 180 us for 32x32 photographs and saves 2 %.
+
+    out: the .npz.
+    batches: pixels of the images, as `to_pixels` gives them.
+    shape: of an image (C, H, W), or of a vector.
+    seeds, labels: of the images; labels (N,) or None.
     """
     shape = (*shape[1:], shape[0]) if len(shape) == 3 else tuple(shape)
     kind = np.dtype(np.uint8 if len(shape) == 3 else np.float32)
@@ -132,29 +148,40 @@ def write_npz(out: Path, batches: Iterable[Tensor], shape: Sequence[int], seeds:
 
 
 def write_pngs(out: Path, batches: Iterable[Tensor], seeds: Sequence[int]) -> None:
-    """SEED.png of each image, encoded and written by several threads."""
+    """Write SEED.png of every image; several threads encode and write.
+
+    out: the folder.
+    batches: pixels of the images, as `to_pixels` gives them.
+    seeds: of the images.
+    """
     out.mkdir(exist_ok=True)
     for old in out.glob("*.png"):  # the folder holds what this call drew; --force was asked for
         old.unlink()
 
-    def chunks() -> Iterator[tuple[Sequence[int], np.ndarray]]:
+    def split_batches() -> Iterator[tuple[Sequence[int], np.ndarray]]:
         done = 0
         for batch in batches:
             for k in range(0, len(batch), PNGS_AT_ONCE):
-                part = batch[k:k + PNGS_AT_ONCE].numpy()
-                yield seeds[done:done + len(part)], part
-                done += len(part)
+                chunk = batch[k:k + PNGS_AT_ONCE].numpy()
+                yield seeds[done:done + len(chunk)], chunk
+                done += len(chunk)
 
     def save(chunk: tuple[Sequence[int], np.ndarray]) -> None:
         for seed, image in zip(*chunk):
             (out / f"{seed:06d}.png").write_bytes(encode_png(image))
 
-    for _ in run_ahead(save, chunks(), threads=min(8, count_cores()), depth=64):
+    for _ in run_ahead(save, split_batches(), threads=min(8, count_cores()), depth=64):
         pass
 
 
-def prepare_call(model: Student | Denoiser, precision: Precision = "fp32", compile_for: int | None = None) -> Callable[..., Tensor]:
-    """What to call in place of the model: its network at a precision; compiled, if a number of images at a time is given."""
+def prepare_call(model: Student | Denoiser, precision: Precision = "fp32",
+                 compile_for: int | None = None) -> Callable[..., Tensor]:
+    """Give what to call in place of the model, whose network it prepares.
+
+    model: the student or the teacher, on its device.
+    precision: of the network's products.
+    compile_for: the images at a time that the network is compiled for; None: it is not compiled.
+    """
     device, call = find_device(model), model.__call__
     network = model.net if isinstance(model, Student) else getattr(model, "model", None)
     network = network if isinstance(network, nn.Module) else model
@@ -162,23 +189,23 @@ def prepare_call(model: Student | Denoiser, precision: Precision = "fp32", compi
         network.to(memory_format=torch.channels_last)  # what the tensor cores' kernels want
     if compile_for:
         try_compile(network, what="the network", dynamic=False)
-        call = padded(call, compile_for)
+        call = pad_batches(call, compile_for)
     if precision not in HALF:
         return call
 
-    def rounded(*args: Any) -> Tensor:
+    def call_rounded(*args: Any) -> Tensor:
         with autocast(precision, device):
             return call(*args)
 
-    return rounded
+    return call_rounded
 
 
-def padded(call: Callable[..., Tensor], batch: int) -> Callable[..., Tensor]:
-    """call(x, t, labels) of always `batch` rows: a last batch of another size would be compiled anew."""
-    def full(x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
+def pad_batches(call: Callable[..., Tensor], batch: int) -> Callable[..., Tensor]:
+    """Let call(x, t, labels) see always `batch` images: a last batch of another size would be compiled anew."""
+    def call_full(x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         # Full batches are copied too: a view of what was made outside inference mode would be another type to the compiler.
         pad = lambda y: torch.cat([y, y[:1].expand(batch - len(y), *y.shape[1:])])
         t = pad(t) if isinstance(t, Tensor) and t.ndim else t
         return call(pad(x), t, None if labels is None else pad(labels))[:len(x)]
 
-    return full
+    return call_full

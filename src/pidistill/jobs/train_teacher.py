@@ -26,10 +26,11 @@ from pidistill.training.run_folder import claim
 from pidistill.training.trainer import Averages, Watcher, train
 
 
-def run_teacher_training(config: TeacherConfig, command: str, *, force: bool = False, resume: bool = False, given: Collection[str] = (),
-        step: int | None = None) -> Path | None:
+def run_teacher_training(config: TeacherConfig, command: str, *, force: bool = False, resume: bool = False,
+                         given: Collection[str] = (), step: int | None = None) -> Path | None:
     """Train (or continue) a teacher in the folder `config.out`; gives FOLDER/teacher (main process only).
 
+    config: of the training.
     command: what the user typed, for the teacher's provenance.
     force, resume, given, step: see `claim`, which gives the run its folder.
     """
@@ -39,10 +40,14 @@ def run_teacher_training(config: TeacherConfig, command: str, *, force: bool = F
 
 
 def resume_teacher_training(folder: Path, overrides: Sequence[str], step: int | None, command: str) -> Path | None:
-    """Continue a teacher's training. Parameters and result as in `run_teacher_training` and `resume_distillation`."""
+    """Continue a teacher's training; gives FOLDER/teacher (main process only).
+
+    folder, overrides, step: as `resume_distillation` takes them.
+    command: as `run_teacher_training` takes it.
+    """
     config = load_config(TeacherConfig, folder / "config.yaml", [*overrides])
-    return run_teacher_training(config.model_copy(update={"out": str(folder)}), command, resume=True, given=given_keys([*overrides]),
-               step=step)
+    return run_teacher_training(config.model_copy(update={"out": str(folder)}), command, resume=True,
+                                given=given_keys([*overrides]), step=step)
 
 
 class TeacherTraining:
@@ -62,7 +67,10 @@ class TeacherTraining:
         self.seeds = parse_integers(config.preview.seeds, "preview.seeds")
 
     def train(self, folder: Path, command: str) -> Path | None:
-        """Train (or continue) in a folder and save the averaged teacher there, with its provenance."""
+        """Train (or continue) in a folder and save the averaged teacher there, with its provenance.
+
+        Gives FOLDER/teacher, on the main process alone. command: as `run_teacher_training` takes it.
+        """
         config = self.config
         watchers = [Watcher(config.preview.every, self.preview)] if drawable(self.denoiser.shape) else []
         averages, main = train(self.objective, config, folder, watchers)
@@ -80,7 +88,7 @@ class TeacherTraining:
         return folder / "teacher"
 
     def preview(self, averages: Averages, step: int, folder: Path) -> None:
-        """Draw a grid of the averaged teacher's images."""
+        """Draw a grid of the averaged teacher's images into FOLDER/samples, as a watcher of the training."""
         teacher = averages[self.config.ema[0]]["teacher"]
         assert isinstance(teacher, Denoiser)
         images = sample_teacher(teacher, self.seeds, labels_of(self.seeds, self.num_classes))

@@ -15,26 +15,42 @@ from pidistill.core.threads import run_ahead
 from pidistill.objectives.base import Objective
 
 
-def draws(objective: Objective, seed: int, step: int, ks: range, device: torch.device) -> dict[str, Tensor]:
-    """Draws number `ks` of a step, stacked. The same whichever process asks and however the batch is split."""
-    rows = [objective.draw(stream(seed, step, k)) for k in ks]
-    return {key: send(torch.from_numpy(np.stack([row[key] for row in rows])), device) for key in rows[0]}
+def draw_batch(objective: Objective, seed: int, step: int, ks: range, device: torch.device) -> dict[str, Tensor]:
+    """Draw samples of one step and stack them; they are the same whichever process asks and however the batch is split.
+
+    objective: says what a sample consists of.
+    seed, step: of the run, and of the step in it, counted from 0.
+    ks: the samples' numbers in the global batch.
+    device: where the tensors (len(ks), ...) go.
+    """
+    samples = [objective.draw(stream(seed, step, k)) for k in ks]
+    return {key: send(torch.from_numpy(np.stack([sample[key] for sample in samples])), device) for key in samples[0]}
 
 
 class Batches:
-    """The microbatches of every step, drawn and sent by another thread while the device computes."""
+    """The microbatches of every step, which another thread draws and sends while the device computes.
 
-    def __init__(self, objective: Objective, seed: int, steps: range, parts: Sequence[range], device: torch.device):
-        self.parts = len(parts)
-        wanted = ((step, part) for step in steps for part in parts)
-        self.drawn = run_ahead(lambda each: draws(objective, seed, *each, device), wanted, threads=1, depth=2)
+    objective, seed, device: as `draw_batch` takes them.
+    steps: the steps to draw for, counted from 0.
+    microbatches: the numbers of the samples of each microbatch of a step.
+    """
 
-    def step(self) -> Iterator[dict[str, Tensor]]:
-        """Those of the next step."""
-        return itertools.islice(self.drawn, self.parts)
+    def __init__(self, objective: Objective, seed: int, steps: range, microbatches: Sequence[range], device: torch.device):
+        self.count = len(microbatches)
+        places = ((step, ks) for step in steps for ks in microbatches)
+        self.queue = run_ahead(lambda place: draw_batch(objective, seed, *place, device), places, threads=1, depth=2)
+
+    def take_step(self) -> Iterator[dict[str, Tensor]]:
+        """Give the microbatches of the next step, one after another."""
+        return itertools.islice(self.queue, self.count)
 
 
-def split(ks: range, batch: int, processes: int, micro: int) -> list[range]:
-    """A process's samples as microbatches of at most `micro`: of as many on every process, whose samples differ by one."""
+def split_samples(ks: range, batch: int, processes: int, micro: int) -> list[range]:
+    """Split a process's samples into microbatches, as many on every process.
+
+    ks: the samples' numbers in the global batch; processes differ by one sample at most.
+    batch: samples of all processes.
+    micro: samples that a microbatch has at most.
+    """
     count = min(-(-batch // (processes * micro)), batch // processes)
     return [ks[len(ks) * k // count:len(ks) * (k + 1) // count] for k in range(count)]

@@ -22,13 +22,13 @@ Files = dict[str, dict[str, Tensor]]  # tensors by name, by file
 
 
 def collect(objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> Files:
-    """The tensors of a checkpoint, where they are."""
-    files = {name: dict(net.state_dict()) for name, net in parts(objective, ema)}
-    return files | {"optimizer": flatten_optimizer(optimizer)}
+    """Give the tensors of a checkpoint by file; they are not copied and stay on their devices."""
+    files = {name: dict(net.state_dict()) for name, net in name_networks(objective, ema)}
+    return files | {"optimizer": collect_optimizer(optimizer)}
 
 
-def parts(objective: Objective, ema: EMA) -> Iterable[tuple[str, torch.nn.Module]]:
-    """The networks of a checkpoint and the names of their files."""
+def name_networks(objective: Objective, ema: EMA) -> Iterable[tuple[str, torch.nn.Module]]:
+    """Yield every network of a checkpoint, trained or averaged, after the name of its file: NAME or NAME-ema-RATE."""
     yield from objective.networks.items()
     for rate, copies in ema.networks.items():
         for name, net in copies.items():
@@ -36,25 +36,33 @@ def parts(objective: Objective, ema: EMA) -> Iterable[tuple[str, torch.nn.Module
 
 
 def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load one checkpoint; returns its record: `step`, and what else `save` was given."""
-    for name, net in parts(objective, ema):
+    """Load one checkpoint into networks, averages and optimiser; returns its record: `step`, and what else `save` was given.
+
+    Raises PidistillError where a file is missing or does not fit, or an averaging rate has no file.
+    """
+    for name, net in name_networks(objective, ema):
         path = folder / f"{name}.safetensors"
         if "-ema-" in name and not path.exists():
             raise PidistillError(f"{folder} holds no average at the rate {name.split('-ema-')[1]}: `ema` cannot change "
                                  "while a run goes on")
-        own = net.state_dict()
-        tensors = read_tensors(path)
-        load_weights(net, {key: shard_like(value, own[key]) if key in own else value for key, value in tensors.items()}, path)
-    unflatten_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors"), folder)
+        state = net.state_dict()
+        tensors = {key: shard_like(value, state[key]) if key in state else value
+                   for key, value in read_tensors(path).items()}
+        load_weights(net, tensors, path)
+    restore_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors"), folder)
     return read_json(folder / "state.json")
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Optimiser state as flat tensors `index.key`; learning rates are functions of the step and not saved."""
+def collect_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Give the optimiser's state as flat tensors `index.key`; learning rates are functions of the step and not saved."""
     return {f"{i}.{key}": value for i, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
 
 
-def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Load flat tensors `index.key` as the optimiser's state, in shards where its parameters are.
+
+    folder: of the checkpoint, to be named by the PidistillError that tensors of other networks raise.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, key = name.split(".")
@@ -67,32 +75,33 @@ def unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Ten
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def by_step(checkpoints: Path) -> list[Path]:
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """List a folder's checkpoints by step, oldest first."""
     return sorted((path for path in checkpoints.glob("[0-9]*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def newest(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and what is wrong with those after it. Each file is read and compared.
+    """Find the newest whole checkpoint, and say what is wrong with those after it. Each file is read and compared.
 
     Raises PidistillError if there are checkpoints and none is whole.
     """
-    found = by_step(checkpoints)
-    wrong: list[str] = []
-    for path in reversed(found):
+    paths = list_checkpoints(checkpoints)
+    damages: list[str] = []
+    for path in reversed(paths):
         try:
             verify(path)
-            return path, wrong
+            return path, damages
         except PidistillError as error:
-            wrong.append(str(error))
-    if found:
-        raise PidistillError(f"none of the {len(found)} checkpoints in {checkpoints} is whole ({wrong[0]}); to begin again, "
-                             "delete them")
+            damages.append(str(error))
+    if paths:
+        raise PidistillError(f"none of the {len(paths)} checkpoints in {checkpoints} is whole ({damages[0]}); to begin "
+                             "again, delete them")
     return None, []
 
 
 def set_aside(checkpoints: Path, after: int, why: str) -> None:
     """Rename the checkpoints after a step to NUMBER.WHY: they neither count nor stand in the way, and can be looked at."""
-    for path in by_step(checkpoints):
+    for path in list_checkpoints(checkpoints):
         if int(path.name) > after:
             target = path.with_name(f"{path.name}.{why}")
             shutil.rmtree(target, ignore_errors=True)
@@ -100,14 +109,14 @@ def set_aside(checkpoints: Path, after: int, why: str) -> None:
 
 
 def latest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint, unverified: to look at, not to go on from."""
-    found = by_step(checkpoints)
-    return found[-1] if found else None
+    """Find the newest checkpoint without verifying it: to look at, not to go on from."""
+    paths = list_checkpoints(checkpoints)
+    return paths[-1] if paths else None
 
 
-def config_of(checkpoints: Path) -> dict[str, Any] | None:
-    """The configuration that the newest checkpoint was trained with, of those whose record is whole."""
-    for path in reversed(by_step(checkpoints)):
+def read_trained_config(checkpoints: Path) -> dict[str, Any] | None:
+    """Read the configuration that the newest checkpoint was trained with, of those whose record is whole."""
+    for path in reversed(list_checkpoints(checkpoints)):
         try:
             verify(path, ["state.json"])
             return dict(read_json(path / "state.json")["config"])
@@ -117,6 +126,6 @@ def config_of(checkpoints: Path) -> dict[str, Any] | None:
 
 
 def clean(run: Path) -> None:
-    """Delete what a crash left half written or half deleted in a run's folder. Only for who holds its lock."""
+    """Delete what a crash left half written or half deleted in a run's folder. Only the holder of its lock may call this."""
     for path in (*run.glob("checkpoints/.*"), *run.glob(".*.[0-9]*"), *run.glob("samples/.*.[0-9]*"), *run.glob(".*.old")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

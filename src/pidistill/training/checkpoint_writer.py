@@ -15,8 +15,8 @@ from torch import Tensor
 from pidistill.core.console import console
 from pidistill.files.folders import mark_stage, sync, write_folder
 from pidistill.files.manifest import write_manifest
-from pidistill.training.checkpoint import Files, by_step
-from pidistill.training.sharding import whole
+from pidistill.training.checkpoint import Files, list_checkpoints
+from pidistill.training.sharding import gather_whole
 
 RETRY = 60.0  # seconds until a checkpoint that could not be written is tried again
 
@@ -55,7 +55,7 @@ class Checkpoints:
             self.replaced = True
             self.changed.set()
             self.future.result()
-        copied = {file: {name: whole(value) if final else self._copy(file, name, value) for name, value in tensors.items()}
+        copied = {file: {name: gather_whole(value) if final else self._copy(file, name, value) for name, value in tensors.items()}
                   for file, tensors in files.items()}
         arrived = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
         self.replaced = False
@@ -64,7 +64,7 @@ class Checkpoints:
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
         """From a GPU into memory that is kept for the next checkpoint, and without waiting: its stream keeps the order."""
-        value = whole(value)
+        value = gather_whole(value)
         if not value.is_cuda:
             return value.clone()
         buffer = self.buffers.get((file, name))
@@ -100,7 +100,7 @@ class Checkpoints:
             with suppress(OSError):  # what cannot be deleted is tried again after the next one
                 prune(self.folder, self.keep, self.every)
         except Exception as error:  # whatever it is, the run must not end for it
-            left = by_step(self.folder)
+            left = list_checkpoints(self.folder)
             console.print(f"WARNING: checkpoint {step} is not written: {error}. The run goes on and tries again; the newest "
                           f"on disk is {left[-1].name if left else 'none'}", style="bold red", soft_wrap=True)
             return error
@@ -124,14 +124,14 @@ def take_part(files: Files) -> None:
     """What a process does while the main one saves: its shards are asked for."""
     for tensors in files.values():
         for value in tensors.values():
-            whole(value)
+            gather_whole(value)
 
 
 def prune(checkpoints: Path, keep: int, every: int | None = None) -> None:
     """Delete all but the newest `keep` and, with `every`, the first in each so many steps."""
     for path in checkpoints.glob(".*.gone"):  # that could not be deleted before
         shutil.rmtree(path, ignore_errors=True)
-    found = by_step(checkpoints)
+    found = list_checkpoints(checkpoints)
     before = 0
     for path in found[:-keep]:
         step = int(path.name)

@@ -11,11 +11,13 @@ from pidistill.core.seeds import MAX_SEED
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
+    """Settings that cannot change and refuse unknown keys, NaN and infinity."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _part(value: Any) -> Any:
+def _member(value: Any) -> Any:
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -24,7 +26,7 @@ def _part(value: Any) -> Any:
 
 
 # A member of an open family: `l2`, or `{name: pseudo_huber, c: 0.1}`. Its options are checked where it is built.
-Part = Annotated[dict[str, Any], BeforeValidator(_part)]
+Member = Annotated[dict[str, Any], BeforeValidator(_member)]
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -40,17 +42,23 @@ def _rates(value: Any) -> Any:
 Rates = Annotated[tuple[Beta, ...], BeforeValidator(_rates)]
 
 
-class GridConfig(Strict):
+class GridConfig(StrictModel):
+    """The grid of times that the student is trained on."""
+
     points: int = Field(250, ge=2)
 
 
-class StudentConfig(Strict):
+class StudentConfig(StrictModel):
+    """The student's network and the weights that it starts from; without `net` it is the teacher's, times `width`."""
+
     init: str = "teacher"  # or `random`, or the folder of a student or a teacher
-    net: Part | None = None
+    net: Member | None = None
     width: float = Field(1.0, gt=0)
 
 
-class OptimizerConfig(Strict):
+class OptimizerConfig(StrictModel):
+    """The optimiser, its learning rate over the steps, and the norm that gradients are clipped to."""
+
     name: Literal["radam", "adam"] = "radam"
     lr: float = Field(2e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -60,7 +68,9 @@ class OptimizerConfig(Strict):
     clip: float | None = Field(None, gt=0)
 
 
-class TrainConfig(Strict):
+class TrainConfig(StrictModel):
+    """How long a run trains, on how many samples a step, and how many of them go through at a time."""
+
     steps: int = Field(ge=1)
     batch: int = Field(ge=1)
     microbatch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
@@ -69,23 +79,31 @@ class TrainConfig(Strict):
     seed: int = Field(0, ge=0, lt=MAX_SEED)
 
 
-class LogConfig(Strict):
+class LogConfig(StrictModel):
+    """How often metrics are written, in steps."""
+
     every: int = Field(20, ge=1)
 
 
-class PreviewConfig(Strict):
+class PreviewConfig(StrictModel):
+    """How often a picture is drawn, in steps, and of which seeds."""
+
     every: int = Field(500, ge=1)
     seeds: str = "0-15"
 
 
-class CheckpointConfig(Strict):
+class CheckpointConfig(StrictModel):
+    """How often checkpoints are written, in steps and minutes, and which of them are kept."""
+
     every: int = Field(1000, ge=1)
     minutes: float | None = Field(10.0, gt=0)  # also after so long, whatever a step takes
     keep: int = Field(2, ge=2)  # the newest may turn out to be damaged
     keep_every: int | None = Field(None, ge=1)
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(StrictModel):
+    """How the student is measured at the end of a run, and every so many steps."""
+
     every: int | None = Field(None, ge=1)
     num: int = Field(default=5000, ge=2)
     batch: int = Field(default=250, ge=1)
@@ -93,8 +111,8 @@ class EvaluateConfig(Strict):
     reference: str | None = None
 
 
-class RunConfig(Strict):
-    """What every training run has."""
+class RunConfig(StrictModel):
+    """The settings that every training run has."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     precision: Precision = "fp32"
@@ -108,19 +126,23 @@ class RunConfig(Strict):
 
 
 class DistillConfig(RunConfig):
+    """The settings of a distillation."""
+
     teacher: str = "bundled:digits"
-    objective: Part = {"name": "pid"}
+    objective: Member = {"name": "pid"}
     grid: GridConfig = GridConfig()
     student: StudentConfig = StudentConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
 class TeacherConfig(RunConfig):
+    """The settings of a teacher's training."""
+
     ema: Annotated[Rates, Field(max_length=1)] = (0.999,)
     data: str
-    net: Part
+    net: Member
     conditional: bool = True
-    objective: Part = {"name": "edm"}
+    objective: Member = {"name": "edm"}
     t_min: float = Field(T_MIN, gt=0)
     t_max: float = Field(T_MAX, gt=0)
     sigma_data: float = Field(SIGMA_DATA, gt=0)

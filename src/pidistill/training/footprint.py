@@ -1,4 +1,4 @@
-"""What a training step holds in memory, found by running it on tensors that have shapes and no values.
+"""The memory of a training step, found by running the step on tensors that have shapes and no values.
 
 Every storage's birth and death is followed through forward pass, backward pass, optimiser and averages. What kernels take
 for themselves (convolutions' workspaces) is not seen, nor what an allocator loses between blocks.
@@ -30,16 +30,16 @@ from pidistill.training.config import OptimizerConfig, RunConfig
 from pidistill.training.recompute import recompute_blocks
 
 MakeOptimizer = Callable[[OptimizerConfig, Iterator[nn.Parameter]], torch.optim.Optimizer]
-GROWING = ("activations", "activations of the distance")  # with the number of samples at a time; all else is there for any
+GROWING_LABELS = ("activations", "activations of the distance")  # grow with the samples at a time; all else does not
 
 # What autocast lifts to float32 on a GPU and leaves alone on the CPU (PyTorch's lists of operations).
-LIFTED = {"group_norm", "layer_norm", "softmax", "log_softmax", "sum", "prod", "cumsum", "exp", "expm1", "log", "log1p",
-          "pow", "reciprocal", "rsqrt", "softplus", "logsumexp", "cosine_similarity", "mse_loss", "l1_loss",
-          "huber_loss"}
+LIFTED_OPERATIONS = {"group_norm", "layer_norm", "softmax", "log_softmax", "sum", "prod", "cumsum", "exp", "expm1", "log",
+                     "log1p", "pow", "reciprocal", "rsqrt", "softplus", "logsumexp", "cosine_similarity", "mse_loss",
+                     "l1_loss", "huber_loss"}
 
 
-class LikeGPU(TorchFunctionMode):
-    """What a GPU computes in another way than the CPU: attention without its matrix in memory, autocast's float32 lists.
+class GPUEmulation(TorchFunctionMode):
+    """Computes on the CPU as a GPU would: attention without its matrix in memory, autocast's float32 lists.
 
     The tensors stay those of the CPU: a backward pass on pretended GPU tensors needs a GPU.
     """
@@ -47,21 +47,24 @@ class LikeGPU(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is scaled_dot_product_attention and torch.backends.cuda.mem_efficient_sdp_enabled():
             return torch.ops.aten._scaled_dot_product_efficient_attention(*args[:3], None, True)[0]
-        if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in LIFTED:
+        if torch.is_autocast_enabled("cpu") and getattr(function, "__name__", "") in LIFTED_OPERATIONS:
             args = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
         return function(*args, **(kwargs or {}))
 
 
 class Ledger(TorchDispatchMode):
-    """Bytes alive while tensors come and go, by what they are for. `peak` is the split when the sum was highest."""
+    """Counts the bytes alive while tensors come and go, by what they are for; `peak` is the split when the sum was highest.
+
+    block: sizes are rounded up to its multiples, as an allocator does.
+    """
 
     def __init__(self, block: int):
         super().__init__()
-        self.block = block  # sizes are rounded up to its multiples
+        self.block = block
         self.alive: Counter[str] = Counter()
         self.total = self.highest = 0
         self.peak: dict[str, int] = {}
-        self.label = GROWING[0]
+        self.label = GROWING_LABELS[0]
         self._entries: dict[int, tuple[str, int, Any]] = {}  # of every storage: label, bytes, and what tells of its end
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,17 +74,17 @@ class Ledger(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (list, tuple)) else (result,):
             if isinstance(tensor, Tensor):
-                self.note(tensor)
+                self.count(tensor)
         return result
 
-    def note(self, tensor: Tensor, label: str | None = None) -> None:
+    def count(self, tensor: Tensor, label: str | None = None) -> None:
         """Count the tensor's storage, or, given a label, count it under that one from now on."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._entries and label:
-            before, size, reference = self._entries[key]
+            former, size, reference = self._entries[key]
             self._entries[key] = label, size, reference
-            self.alive[before] -= size
+            self.alive[former] -= size
             self.alive[label] += size
         elif key not in self._entries:
             label, size = label or self.label, -(-storage.nbytes() // self.block) * self.block
@@ -98,10 +101,13 @@ class Ledger(TorchDispatchMode):
 
 
 class Rehearsal:
-    """The steps of a run over an objective on the CPU or the meta device, which stays as it is.
+    """Rehearses the steps of a run without values; a call gives the memory that a step takes.
 
-    make_optimizer: from the configuration and the parameters. gpu: as on a GPU, else as on the CPU. processes: more than
-    one exchange their gradients, which takes a copy of them.
+    objective: of the run, on the CPU or the meta device; it stays as it is.
+    config: of the run.
+    make_optimizer: makes the optimiser from the configuration and the parameters.
+    gpu: as on a GPU, else as on the CPU.
+    processes: more than a single one exchange their gradients, which takes a copy of them.
     """
 
     def __init__(self, objective: Objective, config: RunConfig, make_optimizer: MakeOptimizer, gpu: bool,
@@ -109,15 +115,15 @@ class Rehearsal:
         self.config, self.make_optimizer, self.gpu, self.processes = config, make_optimizer, gpu, processes
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.example = {key: torch.as_tensor(np.asarray(value)) for key, value in objective.draw(stream(0)).items()}
-        self.objective = without_values(objective, self.fake)
+        self.objective = copy_as_fake(objective, self.fake)
         if config.train.recompute:
             for network in self.objective.networks.values():
                 recompute_blocks(network)
 
     def __call__(self, micro: int, accumulate: bool) -> dict[str, int]:
-        """Bytes at the fullest moment of a step with `micro` samples at a time, by what they are for.
+        """Give the bytes at the fullest moment of a step with `micro` samples at a time, by what they are for.
 
-        accumulate: the step has several such parts, and the gradients of those before are there already.
+        accumulate: the step has several such microbatches, and the gradients of those before are there already.
         """
         objective, config = self.objective, self.config
         parameters = [p for network in objective.networks.values() for p in network.parameters()]
@@ -127,15 +133,15 @@ class Rehearsal:
             stack.enter_context(self.fake)
             stack.enter_context(ledger)
             if self.gpu:
-                stack.enter_context(LikeGPU())
+                stack.enter_context(GPUEmulation())
                 stack.enter_context(native.switched_off())
-            for label, tensors in zip(("weights", "teacher", "distance"), owned(objective), strict=True):
+            for label, tensors in zip(("weights", "teacher", "distance"), group_tensors(objective), strict=True):
                 for tensor in tensors:
-                    ledger.note(tensor, label)
+                    ledger.count(tensor, label)
             for module in objective.frozen[1:]:
-                stack.enter_context(Labelled(module, ledger, GROWING[1]))
+                stack.enter_context(ModuleLabel(module, ledger, GROWING_LABELS[1]))
             ledger.label = "EMA"
-            averages = [torch.empty_like(t) for net in objective.networks.values() for t in parameters_and_buffers(net)
+            averages = [torch.empty_like(t) for net in objective.networks.values() for t in list_tensors(net)
                         for _ in config.ema]
             ledger.label = "gradients"
             for p in trained:
@@ -151,14 +157,14 @@ class Rehearsal:
             if not accumulate:
                 optimizer.zero_grad(set_to_none=True)
 
-            ledger.label = GROWING[0]
+            ledger.label = GROWING_LABELS[0]
             for p in trained:
-                hook = p.register_post_accumulate_grad_hook(lambda p: ledger.note(p.grad, "gradients"))
+                hook = p.register_post_accumulate_grad_hook(lambda p: ledger.count(p.grad, "gradients"))
                 stack.callback(hook.remove)
             batch = {key: value.new_empty((micro, *value.shape)) for key, value in self.example.items()}
             with autocast(config.precision, torch.device("cpu")):
                 loss = objective(batch).sum()
-            # loss.backward() would leave `LikeGPU` meanwhile, and blocks that are computed again would not see it.
+            # loss.backward() would leave `GPUEmulation` meanwhile, and blocks that are computed again would not see it.
             Variable._execution_engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (),
                                                     allow_unreachable=True, accumulate_grad=True)
             for p in trained:
@@ -167,37 +173,38 @@ class Rehearsal:
         return {label: size for label, size in ledger.peak.items() if size}
 
 
-class Labelled:
-    """While it is entered, what a module makes is counted under a label of its own."""
+class ModuleLabel:
+    """While this is entered, the tensors that a module makes are counted in the ledger under a label of their own."""
 
     def __init__(self, module: Any, ledger: Ledger, label: str):
         self.module, self.ledger, self.label = module, ledger, label
 
     def __enter__(self) -> None:
-        before = self.ledger.label
+        former = self.ledger.label
         self.hooks = [self.module.register_forward_pre_hook(lambda *_: setattr(self.ledger, "label", self.label)),
-                      self.module.register_forward_hook(lambda *_: setattr(self.ledger, "label", before))]
+                      self.module.register_forward_hook(lambda *_: setattr(self.ledger, "label", former))]
 
     def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
 
 
-def without_values(objective: Objective, mode: FakeTensorMode) -> Objective:
-    """A copy of the objective and all that it calls, whose weights are fake tensors on the CPU."""
+def copy_as_fake(objective: Objective, mode: FakeTensorMode) -> Objective:
+    """Copy the objective and all that it calls, with fake tensors on the CPU (of `mode`) as weights."""
     with mode:
-        made = {}
-        for tensor in (tensor for tensors in owned(objective) for tensor in tensors):
+        copies = {}
+        for tensor in (tensor for tensors in group_tensors(objective) for tensor in tensors):
             empty = torch.empty_like(tensor, device="cpu")
-            made[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    return copy.deepcopy(objective, made)
+            copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(objective, copies)
 
 
-def owned(objective: Objective) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """What is in memory before a step: tensors of the objective, of the teacher, of the distance."""
-    frozen = [parameters_and_buffers(module) for module in objective.frozen]
-    return parameters_and_buffers(objective), frozen[0] if frozen else [], [tensor for found in frozen[1:] for tensor in found]
+def group_tensors(objective: Objective) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Group what is in memory before a step: the tensors of the objective, of the teacher, of the distance."""
+    frozen = [list_tensors(module) for module in objective.frozen]
+    return list_tensors(objective), frozen[0] if frozen else [], [tensor for tensors in frozen[1:] for tensor in tensors]
 
 
-def parameters_and_buffers(module: Any) -> list[Tensor]:
+def list_tensors(module: Any) -> list[Tensor]:
+    """List the parameters and buffers of a module; what is no module has none."""
     return [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl and TensorBoard, each line and event once, on a full disk too."""
+"""The log of a run: metrics.jsonl and TensorBoard get each line and event once, on a full disk too."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from pidistill.files.folders import write_text
 from pidistill.files.reading import parse_json, read_bytes
 
 
-class Growing:
-    """A file that grows by whole pieces. What does not fit on the disk waits in memory for the next piece."""
+class GrowingFile:
+    """A file that grows by whole records. What does not fit on the disk waits in memory for the next record."""
 
     def __init__(self, path: Path):
         self.path, self.waiting = path, b""
 
-    def add(self, piece: bytes) -> None:
-        before, self.waiting = self.waiting, self.waiting + piece
+    def add(self, record: bytes) -> None:
+        """Append a record and all that waits; a full disk is a warning, once until there is room again."""
+        before, self.waiting = self.waiting, self.waiting + record
         try:
             with self.path.open("ab", buffering=0) as file:
                 size = file.seek(0, io.SEEK_END)
@@ -44,41 +45,45 @@ class Growing:
 
 
 class Log:
-    """Continuing at step `start` drops the lines that will be written again, and tells TensorBoard to.
+    """Writes a run's metrics.jsonl and TensorBoard events. Continuing drops the lines that will be written again.
 
     PyTorch's SummaryWriter has a thread that a full disk ends, and then waits for it for ever; events are few, so they are
     written here and now.
+
+    folder: of the run.
+    start: the step that the run continues at; TensorBoard is told to drop what it has after it.
     """
 
     def __init__(self, folder: Path, start: int):
-        kept = [record for record in read_metrics(folder) if record["step"] <= start]
+        records = [record for record in read_metrics(folder) if record["step"] <= start]
         self.path = folder / "metrics.jsonl"
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        before = kept[-1].get("seconds", 0.0) if kept else 0.0
-        self.started = time.monotonic() - before  # the time of a run is the sum of its parts
-        self.lines = Growing(self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+        before = records[-1].get("seconds", 0.0) if records else 0.0
+        self.started = time.monotonic() - before  # the time of a run is the sum of its sessions
+        self.lines = GrowingFile(self.path)
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
         # TensorBoard reads files in the order of their names, so a clock that was put back must not give an earlier one.
-        stamps = [int(part) for path in board.glob("events.out.tfevents.*") if (part := path.name.split(".")[3]).isdigit()]
+        stamps = [int(text) for path in board.glob("events.out.tfevents.*") if (text := path.name.split(".")[3]).isdigit()]
         stamp = max([int(time.time()), *(stamp + 1 for stamp in stamps)])
-        self.events = Growing(board / f"events.out.tfevents.{stamp:010d}.pidistill.{os.getpid()}")
-        self.events.add(record_of(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        self.events = GrowingFile(board / f"events.out.tfevents.{stamp:010d}.pidistill.{os.getpid()}")
+        self.events.add(encode_event(Event(wall_time=time.time(), file_version="brain.Event:2")))
         if start:
             restart = SessionLog(status=SessionLog.START)
-            self.events.add(record_of(Event(wall_time=time.time(), step=start + 1, session_log=restart)))
+            self.events.add(encode_event(Event(wall_time=time.time(), step=start + 1, session_log=restart)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step, by name, as one line and one event; of none nothing is written."""
         if not values:
             return
         seconds = round(time.monotonic() - self.started, 3)
         self.lines.add((json.dumps({"step": step, **values, "seconds": seconds}) + "\n").encode())
         scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
-        self.events.add(record_of(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))))
+        self.events.add(encode_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))))
 
 
-def record_of(event: Any) -> bytes:
-    """An event as it stands in TensorBoard's files: its length and its bytes, each with a checksum."""
+def encode_event(event: Any) -> bytes:
+    """Encode an event as it stands in TensorBoard's files: its length and its bytes, each with a checksum."""
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())
     return buffer.getvalue()
@@ -88,7 +93,7 @@ METRICS_LIMIT = 256 * 10**6  # bytes; a million records
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's metrics.jsonl; a half-written last line is left out."""
+    """Read the records of a run's metrics.jsonl; a half-written last line is left out."""
     path = folder / "metrics.jsonl"
     records: list[dict[str, Any]] = []
     for line in read_bytes(path, METRICS_LIMIT).splitlines() if path.exists() else []:

@@ -13,7 +13,7 @@ from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Objective
 from pidistill.training.config import RunConfig
-from pidistill.training.footprint import GROWING, MakeOptimizer, Rehearsal
+from pidistill.training.footprint import GROWING_LABELS, MakeOptimizer, Rehearsal
 
 USABLE = 5 / 6  # of the free memory: a prediction may be a fifth too low
 
@@ -61,7 +61,7 @@ def fit_microbatch(rehearse: Callable[[int, bool], dict[str, int]], share: int, 
     parts, micro = 1, share
     while True:
         found = {label: size for label, size in rehearse(micro, parts > 1).items() if label not in there}
-        total, growing = sum(found.values()), sum(found.get(label, 0) for label in GROWING)
+        total, growing = sum(found.values()), sum(found.get(label, 0) for label in GROWING_LABELS)
         if total <= room or micro == 1:
             return micro, found
         most = int(max(room - (total - growing), 0) / growing * micro) if growing else 1

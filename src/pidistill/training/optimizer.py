@@ -61,7 +61,7 @@ class RAdam(torch.optim.Optimizer):
                 return
             found_inf = None
             self.t = t = int(steps[0].item()) + 1  # all weights are updated together
-            if length(t, beta2) <= 5:
+            if average_length(t, beta2) <= 5:
                 torch._foreach_add_(steps, 1)
                 if group["weight_decay"]:
                     gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
@@ -88,24 +88,25 @@ class RAdam(torch.optim.Optimizer):
             state["step"] = state["step"].to(p.device, torch.float32)
 
 
-def length(t: Any, beta2: float) -> Any:
-    """rho_t: the length of a simple moving average like that of v after t steps."""
+def average_length(t: Any, beta2: float) -> Any:
+    """rho_t: the length of a simple moving average that weighs like that of v after t steps. t: a number or a tensor."""
     return 2 / (1 - beta2) - 1 - 2 * t * beta2**t / (1 - beta2**t)
 
 
 def rectification(t: Any, beta2: float) -> Any:
-    """r_t, for rho_t > 4. t: a number or a tensor."""
-    rho, limit = length(t, beta2), 2 / (1 - beta2) - 1
+    """r_t: how much smaller than Adam's the step is, for rho_t > 4. t: a number or a tensor."""
+    rho, limit = average_length(t, beta2), 2 / (1 - beta2) - 1
     return ((rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)) ** 0.5
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then constant (the paper) or a half cosine to zero."""
+    """The rate of step number `step` of `steps`: a linear warm-up, then constant (the paper) or a half cosine to zero."""
     rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
     return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if config.decay == "cosine" else rate
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimiser that the configuration names over these parameters."""
     options: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
     if config.name == "adam":
         return torch.optim.Adam(parameters, fused=True, **options)

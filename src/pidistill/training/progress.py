@@ -11,11 +11,16 @@ from pidistill.core.console import console
 
 
 class Progress:
-    """Loss, images/s and time left of a training run."""
+    """Shows loss, images/s and time left of a training run.
+
+    start, total: steps done before, and in all.
+    batch: images a step.
+    enabled: false on all but the main process, where nothing is shown.
+    """
 
     def __init__(self, start: int, total: int, batch: int, enabled: bool = True):
         self.start, self.total, self.batch = start, total, batch
-        self.began, self.said = time.perf_counter(), start
+        self.began, self.printed_at = time.perf_counter(), start
         self.bar = None
         self.enabled = enabled
         if enabled and console.is_terminal:
@@ -26,14 +31,15 @@ class Progress:
             self.bar.start()
 
     def speed(self, done: int) -> float:
-        """Images per second since the run (or its continuation) began."""
+        """Give the images per second since the run (or its continuation) began. done: steps in all."""
         return (done - self.start) * self.batch / (time.perf_counter() - self.began)
 
     def update(self, done: int, loss: float) -> None:
+        """Show the state after `done` steps: at once on a terminal, elsewhere a line every twentieth of the run."""
         if self.bar:
             self.bar.update(self.task, completed=done, loss=loss, speed=self.speed(done))
-        elif self.enabled and (done - self.said >= self.total / 20 or done == self.total):
-            self.said = done
+        elif self.enabled and (done - self.printed_at >= self.total / 20 or done == self.total):
+            self.printed_at = done
             left = (self.total - done) * self.batch / self.speed(done)
             console.print(f"step {done}/{self.total}  loss {loss:.4g}  {self.speed(done):.0f} images/s  {left:.0f} s left",
                           soft_wrap=True)

@@ -15,30 +15,30 @@ from pidistill.nets.parts.unet import UNetBlock
 
 
 def recompute_blocks(network: nn.Module) -> None:
-    """Let every residual block of the network forget what it computed until the backward pass, about a quarter of a step's
-    work more. Names, values and gradients stay, and nothing changes where no gradient is taken.
+    """Let every residual block of the network forget what it computed until the backward pass.
 
-    Networks of diffusers do it by their own switch. Raises PidistillError for a network without such blocks. Forward-mode
-    derivatives (torch.func.jvp) cannot be taken through it.
+    It costs about a quarter of a step's work more. Names, values and gradients stay, and nothing changes where no gradient
+    is taken. Networks of diffusers do it by their own switch. Raises PidistillError for a network without such blocks.
+    Forward-mode derivatives (torch.func.jvp) cannot be taken through it.
     """
-    for block in recomputable(network):
+    for block in find_recomputable_blocks(network):
         if isinstance(block, (UNetBlock, EDM2Block)):  # bound to the block, so that a copy's is bound to the copy
-            block.forward = MethodType(_recomputed, block)  # type: ignore[method-assign]
+            block.forward = MethodType(_forward_recomputed, block)  # type: ignore[method-assign]
         else:
             block.enable_gradient_checkpointing()
 
 
-def recomputable(network: nn.Module) -> list[Any]:
-    """The network's residual blocks, or networks of diffusers in it; an error where it has neither."""
-    found = [module for module in network.modules()
-             if isinstance(module, (UNetBlock, EDM2Block)) or hasattr(module, "enable_gradient_checkpointing")]
-    if not found:
+def find_recomputable_blocks(network: nn.Module) -> list[Any]:
+    """Find the network's residual blocks, or networks of diffusers in it. Raises PidistillError where it has neither."""
+    blocks = [module for module in network.modules()
+              if isinstance(module, (UNetBlock, EDM2Block)) or hasattr(module, "enable_gradient_checkpointing")]
+    if not blocks:
         raise PidistillError("train.recompute=true needs a network with residual blocks (song_unet, dhariwal_unet, "
                              "edm2_unet or diffusers'), and this one has none; leave it false")
-    return found
+    return blocks
 
 
-def _recomputed(block: UNetBlock | EDM2Block, x: Tensor, emb: Tensor) -> Tensor:
+def _forward_recomputed(block: UNetBlock | EDM2Block, x: Tensor, emb: Tensor) -> Tensor:
     forward = type(block).forward
     if not torch.is_grad_enabled():
         return forward(block, x, emb)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A run's folder: made once, written by one process at a time, never overwritten unasked."""
+"""A run's folder is made once, written by a single process at a time, and never overwritten unasked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.files.folders import write_json, write_text
 from pidistill.files.reading import read_json
-from pidistill.training.checkpoint import by_step, clean, config_of, set_aside
+from pidistill.training.checkpoint import clean, list_checkpoints, read_trained_config, set_aside
 from pidistill.training.config import RunConfig
 from pidistill.training.config_file import dump_yaml, find_differences, read_yaml
 
@@ -28,31 +28,37 @@ LEASE = 120.0  # seconds; NFS takes the locks of a machine that vanished away af
 @contextmanager
 def claim(config: RunConfig, force: bool = False, resume: bool = False, given: Collection[str] = (),
           step: int | None = None) -> Iterator[Path]:
-    """The folder `config.out`, for this run alone, with its config.yaml in it.
+    """Hold the folder `config.out` for this run alone, with its config.yaml in it.
 
-    A run that is there already is refused, or replaced with `force`, or with `resume` continued, if its settings are these
-    but for the keys `given`. step: of the checkpoint to go on from, if not the newest.
+    A run that is there already is refused, unless `force` or `resume` says otherwise. Raises PidistillError for a folder
+    that cannot be had, and for settings that are not those of the run there.
+
+    config: of the run.
+    force: a run that is there already is replaced.
+    resume: it is continued, if its settings are these.
+    given: keys whose settings may differ nevertheless; `optimizer` stands for all below it.
+    step: the checkpoint to go on from, if not the newest; later ones are set aside.
     """
     folder = Path(config.out)
     if force and resume:
         raise PidistillError("--force begins a run again and --resume goes on with it: one of the two")
-    if not processes.is_main():  # one process of several makes the folder and holds the lock
+    if not processes.is_main():  # the main process alone makes the folder and holds the lock
         yield folder
         return
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             if folder.exists() and not folder.is_dir():
                 raise PidistillError(f"{folder} is a file; choose another folder with --out")
-            if not (folder / "config.yaml").exists() and any(visible(folder)):
+            if not (folder / "config.yaml").exists() and any(list_entries(folder)):
                 raise PidistillError(f"{folder} is not empty and holds no run; choose another folder with --out")
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(alone(folder))
+            stack.enter_context(hold_lock(folder))
             begun = (folder / "config.yaml").exists()
             if begun and not force and not resume:
                 raise PidistillError(f"{folder} holds another run; choose another folder with --out, continue it with "
                                      f"`pidistill resume {folder}` or --resume, or replace it with --force")
             if begun and force:
-                for path in visible(folder):
+                for path in list_entries(folder):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             elif begun:
                 go_back(folder / "checkpoints", step, config)
@@ -64,15 +70,23 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
         yield folder
 
 
-def visible(folder: Path) -> list[Path]:
-    """What is in a folder, if it is there, without locks and temporary files; config.yaml, which makes it a run, last."""
-    found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-    return sorted(found, key=lambda path: path.name == "config.yaml")
+def list_entries(folder: Path) -> list[Path]:
+    """List what is in a folder, if it is there, without locks and temporary files.
+
+    config.yaml, which makes the folder a run, comes last.
+    """
+    paths = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    return sorted(paths, key=lambda path: path.name == "config.yaml")
 
 
 def go_back(checkpoints: Path, step: int | None, config: RunConfig) -> None:
-    """Set aside the checkpoints after a step; refuse a run that is further than it shall go."""
-    steps = [int(path.name) for path in by_step(checkpoints)]
+    """Set aside the checkpoints after a step; refuse a run that is further than it shall go.
+
+    checkpoints: their folder in the run's.
+    step: to go back to; None: nothing is set aside.
+    config: whose `train.steps` the run shall not be beyond.
+    """
+    steps = [int(path.name) for path in list_checkpoints(checkpoints)]
     if step is not None and step not in steps:
         raise PidistillError(f"{checkpoints} has no checkpoint {step}; there are {', '.join(map(str, steps)) or 'none'}")
     reached = max(steps, default=0) if step is None else step
@@ -84,7 +98,7 @@ def go_back(checkpoints: Path, step: int | None, config: RunConfig) -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. The kernel lets go of it when the process ends, however it ends, so none is ever stale.
 
     On file systems without such locks filelock leaves a marker with process and host, and sees whether that one lives.
@@ -93,17 +107,17 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        said, host = "another process", socket.gethostname()
+        holder, host = "another process", socket.gethostname()
         with suppress(PidistillError, KeyError):
-            who = read_json(owner)
-            said, host = f"process {who['process']} on {who['host']}, since {who['since']}", who["host"]
+            record = read_json(owner)
+            holder, host = f"process {record['process']} on {record['host']}, since {record['since']}", record["host"]
         try:
             if host != socket.gethostname():  # a file server needs its time to see that another machine is gone
-                console.print(f"{folder} is being written by {said}; waiting for {LEASE:.0f} s", soft_wrap=True)
+                console.print(f"{folder} is being written by {holder}; waiting for {LEASE:.0f} s", soft_wrap=True)
             lock.acquire(timeout=0 if host == socket.gethostname() else LEASE)
         except Timeout:
-            raise PidistillError(f"{folder} is being written by {said}; wait for it, stop it, or choose another folder with "
-                                 f"--out (if it is gone, delete {folder / LOCK})") from None
+            raise PidistillError(f"{folder} is being written by {holder}; wait for it, stop it, or choose another folder "
+                                 f"with --out (if it is gone, delete {folder / LOCK})") from None
     try:
         write_json(owner, {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")})
         yield
@@ -114,28 +128,33 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def refuse_changes(folder: Path, config: RunConfig, given: Collection[str]) -> None:
-    """Compare with what the newest checkpoint was trained with, or the folder's config.yaml; `given` may differ."""
-    old = config_of(folder / "checkpoints") or read_yaml(folder / "config.yaml")
+    """Refuse other settings than those that the newest checkpoint was trained with, or else of the folder's config.yaml.
+
+    folder, config: of the run, and its settings now.
+    given: keys that may differ; the find_differences ones are printed.
+    """
+    old = read_trained_config(folder / "checkpoints") or read_yaml(folder / "config.yaml")
     changed = find_differences(old, config)
     free = [key for key in changed if any(key == name or key.startswith(f"{name}.") for name in given)]
     if free != changed:
-        raise changed_settings(folder, [key for key in changed if key not in free])
+        raise describe_changes(folder, [key for key in changed if key not in free])
     if changed:
         console.print(f"{folder} goes on with other settings: {', '.join(changed)}", soft_wrap=True)
 
 
-def changed_settings(folder: Path, keys: list[str]) -> PidistillError:
+def describe_changes(folder: Path, keys: list[str]) -> PidistillError:
+    """Give the error that refuses other settings of these keys in a run's folder."""
     return PidistillError(f"{folder} was made with other settings ({', '.join(keys)}); to go on with the new ones say so "
                           "with --set, or choose another folder with --out")
 
 
 def check_run(folder: Path) -> None:
-    """Refuse a folder that holds no run."""
+    """Raise PidistillError for a folder that holds no run."""
     if not (folder / "config.yaml").exists():
         raise PidistillError(f"{folder} holds no run: config.yaml was expected there")
 
 
 def trains_teacher(folder: Path) -> bool:
-    """Whether the run there trains a teacher (and no student)."""
+    """Tell whether the run in a folder trains a teacher (and no student)."""
     check_run(folder)
     return "data" in read_yaml(folder / "config.yaml")

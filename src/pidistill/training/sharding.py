@@ -25,8 +25,8 @@ from pidistill.nets.parts.unet import UNetBlock
 M = TypeVar("M", bound=nn.Module)
 
 
-def wanted() -> bool:
-    """Whether this process was started by `accelerate launch --use_fsdp --fsdp_version 2`."""
+def is_fsdp_launch() -> bool:
+    """Tell whether this process was started by `accelerate launch --use_fsdp --fsdp_version 2`."""
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -39,6 +39,10 @@ def shard(objective: nn.Module, processes: int, device: torch.device) -> None:
 
     Only what is called as a module may be a unit of its own: the weights of others are not gathered. All else belongs to
     the objective itself, which every step calls once, however it calls the student.
+
+    objective: whose networks are trained, on its device.
+    processes: the number of shards, one for each process of the run.
+    device: of the weights.
     """
     scalars = [name for name, p in objective.named_parameters() if p.ndim == 0]
     if scalars:
@@ -52,8 +56,8 @@ def shard(objective: nn.Module, processes: int, device: torch.device) -> None:
 
 
 @contextmanager
-def unsynced(model: Any) -> Iterator[None]:
-    """Gradients meanwhile stay whole on each process, and are added up there."""
+def accumulate_locally(model: Any) -> Iterator[None]:
+    """Keep gradients whole on each process meanwhile, where they are added up, and exchange none."""
     model.set_requires_gradient_sync(False)
     try:
         yield
@@ -61,30 +65,30 @@ def unsynced(model: Any) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-def skeleton(network: M) -> M:
-    """A copy whose parameters have no values; buffers are copied. A network in shards cannot be copied, so before that."""
+def copy_without_values(network: M) -> M:
+    """Copy a network with its buffers and without its parameters' values. A network in shards cannot be copied any more."""
     empty: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in network.parameters()}
     return copy.deepcopy(network, empty).eval()
 
 
-def filled(network: M, values: dict[str, Tensor]) -> M:
-    """A copy of a skeleton with these parameters."""
-    given: dict[int, Any] = {id(p): nn.Parameter(values[name], False) for name, p in network.named_parameters()}
-    return copy.deepcopy(network, given)
+def fill_skeleton(network: M, values: dict[str, Tensor]) -> M:
+    """Copy a network without values, and give the copy these parameters, by name."""
+    parameters: dict[int, Any] = {id(p): nn.Parameter(values[name], False) for name, p in network.named_parameters()}
+    return copy.deepcopy(network, parameters)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor of which this may be a shard. All processes must ask, in the same order."""
+def gather_whole(tensor: Tensor) -> Tensor:
+    """Gather the tensor of which this may be a shard. All processes must ask, in the same order."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This process's part."""
+def to_local(tensor: Tensor) -> Tensor:
+    """Give this process's shard, or the tensor itself if it is whole."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def shard_like(tensor: Tensor, p: Tensor) -> Tensor:
-    """A whole tensor, as p is laid out: p's shard of it, or itself. Nothing is exchanged."""
+    """Lay a whole tensor out as p is: give p's shard of it, or itself if p is whole. Nothing is exchanged."""
     if not isinstance(p, DTensor):
         return tensor
     return distribute_tensor(tensor.to(p.device, p.dtype), p.device_mesh, p.placements, src_data_rank=None)

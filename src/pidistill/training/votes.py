@@ -1,4 +1,4 @@
-"""What the processes of a run agree on: small numbers of which all learn the largest, and what a lost process ends in."""
+"""The processes of a run agree on small numbers, of which all learn the largest; a lost process ends in one line."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Votes:
     def __call__(self, *values: int) -> list[int]:
         if self.group is None:
             return list(values)
-        before, mine = self.last, torch.tensor(values)
-        self.last = distributed.all_reduce(mine, distributed.ReduceOp.MAX, group=self.group, async_op=True), mine
-        if before is None:
+        previous, numbers = self.last, torch.tensor(values)
+        self.last = distributed.all_reduce(numbers, distributed.ReduceOp.MAX, group=self.group, async_op=True), numbers
+        if previous is None:
             return [0] * len(values)
-        before[0].wait()
-        return before[1].tolist()
+        previous[0].wait()
+        return previous[1].tolist()
 
 
 @contextmanager
-def lost_processes() -> Iterator[None]:
-    """What PyTorch raises where another process is gone, as one line."""
+def explain_lost_processes() -> Iterator[None]:
+    """Turn what PyTorch raises where another process is gone into a PidistillError of one line."""
     try:
         yield
     except RuntimeError as error:
