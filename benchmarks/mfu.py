@@ -5,7 +5,7 @@ as take as long: the student's network, forward and backward, on twice the batch
 steps of PID (student, teacher, distance, optimiser, average). MFU is the ratio of both FLOP/s within a pair.
 
 Operations are counted on the meta device, 2 a multiply-add, with every convolution a direct one. The CPU's own kernels
-(`pidistill.nets.parts.native`) convolve by Winograd's algorithm, which multiplies up to four times less: what they achieve, counted
+(`nets/parts/native`) convolve by Winograd's algorithm, which multiplies up to four times less: what they achieve, counted
 so, may exceed the peak of a matrix product, as may cuDNN's choice. Normalisation, activations and the optimiser count as
 nothing and take time. On the CPU in float32 a second column has PyTorch's operators in place of those kernels.
 

@@ -1,8 +1,8 @@
 """How far float32 may be from float64, on any processor: Monte Carlo arithmetic (Parker, 1997) on a float64 computation.
 
-What a processor changes in float32 is how the same numbers are rounded: the order of sums (vector width, threads, blocks of a
-matrix product), fused multiply-adds, and the algorithm of a convolution (direct, or Winograd's). In every case an operation's
-result is off by
+What a processor changes in float32 is how the same numbers are rounded: the order of sums (vector width, threads, blocks of
+a matrix product), fused multiply-adds, and the algorithm of a convolution (direct, or Winograd's). In every case the result
+of an operation is off by
 
     elementwise:              |error| <= u |y|,              u = 2^-24
     a sum of n products:      |error| ~  sqrt(n) u rms(y)    in whatever order (Higham & Mary, 2019)

@@ -74,7 +74,8 @@ def test_finished_runs_are_not_trained_again_and_stopped_ones_go_on(tmp_path, mo
     experiment, scale = EXPERIMENTS["table3"], reproduce.SCALES["bundled"]
     trained = []
     train = Distillation.train
-    monkeypatch.setattr(Distillation, "train", lambda self, folder, *rest: (trained.append(folder), train(self, folder, *rest))[1])
+    monkeypatch.setattr(Distillation, "train",
+                        lambda self, folder, *rest: (trained.append(folder), train(self, folder, *rest))[1])
     reproduce.reproduce("figure8", "bundled", tmp_path, seeds=1, overrides=SMALL)
     assert len(trained) == 1
     folder = tmp_path / "curves" / "base-seed0"

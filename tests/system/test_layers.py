@@ -15,7 +15,7 @@ STRANGERS = {"evaluation": "objectives"}  # rooms that could import another by t
 
 ROOT = Path(pidistill.__file__).parent
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-           for path in ROOT.rglob("*.py") if path not in (ROOT / "__init__.py", ROOT / "denoiser.py")}  # the latter: an alias
+           for path in ROOT.rglob("*.py") if path not in (ROOT / "__init__.py", ROOT / "denoiser.py")}  # that one: an alias
 
 
 def imported(name: str) -> set[str]:
@@ -75,7 +75,7 @@ def test_long_modules_have_tests_of_their_own(name):
 
 
 def test_a_name_is_defined_once():
-    """At the top of a module. The command line's verbs are called as the jobs are, and members of families as their files."""
+    """At the top of a module. The command line's verbs are called as the jobs are, members of families as their files."""
     homes: dict[str, list[str]] = {}
     for module, path in MODULES.items():
         if not module.startswith("cli."):

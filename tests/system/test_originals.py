@@ -1,7 +1,7 @@
 """Our networks against NVIDIA's own code on the same weights, as recorded by tools/record_originals.py.
 
-In two steps, neither of which depends on the processor: in float64 ours are the originals but for the rounding of the record,
-and in float32 they are as close to that as rounding lets them be in any order of sums (`tests/rounding.py`).
+In two steps, neither of which depends on the processor: in float64 ours are the originals but for the rounding of the
+record, and in float32 they are as close to that as rounding lets them be in any order of sums (`tests/rounding.py`).
 """
 
 from __future__ import annotations

@@ -57,7 +57,8 @@ def objective_and_config(**changes):
 
 
 def found(objective, config, share=64):
-    return find_microbatch(objective, config, share, make_optimizer, CPU, 1, lambda n: draw_batch(objective, 0, 0, range(n), CPU))
+    return find_microbatch(objective, config, share, make_optimizer, CPU, 1,
+                           lambda n: draw_batch(objective, 0, 0, range(n), CPU))
 
 
 def test_on_this_machine_a_small_run_goes_through_at_once():

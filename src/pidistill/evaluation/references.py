@@ -64,7 +64,8 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
         raise PidistillError(f"{name} does not exist" if not path.exists() else
                              f"{name} is no reference: a folder or .zip of images, an .npz, or EDM2's .pkl was expected")
     else:
-        reference = read_npz(fetch_published(f"{FID_REFERENCES}{name}.npz", f"the reference {name}", "evaluate.reference=FILE.npz",
+        reference = read_npz(fetch_published(f"{FID_REFERENCES}{name}.npz", f"the reference {name}",
+                                             "evaluate.reference=FILE.npz",
                                        find_cache_folder() / "fid-refs"))
     if reference.network and fingerprint and reference.network != fingerprint:
         raise PidistillError(f"{name} was made with another feature network ({reference.network[:12]}, this one is "

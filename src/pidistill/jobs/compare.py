@@ -176,8 +176,8 @@ def format_metrics(metrics: dict[str, float], keys: Sequence[str]) -> list[str]:
     return [format_metric(key, metrics[key]) if key in metrics else "-" for key in keys]
 
 
-def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[PublishedResult], published: str | None,
-                    plot: bool, pictures: bool) -> str:
+def format_comparison(methods: Sequence[Method], about: dict[str, Any], paper: Sequence[PublishedResult],
+                      published: str | None, plot: bool, pictures: bool) -> str:
     """Format the report: the table in the form of Table 1, and links to the pictures.
 
     methods, about, published: as `write_report` takes them.

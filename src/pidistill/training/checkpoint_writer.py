@@ -55,8 +55,8 @@ class Checkpoints:
             self.replaced = True
             self.changed.set()
             self.future.result()
-        copied = {file: {name: gather_whole(value) if final else self._copy(file, name, value) for name, value in tensors.items()}
-                  for file, tensors in files.items()}
+        copied = {file: {name: gather_whole(value) if final else self._copy(file, name, value)
+                         for name, value in tensors.items()} for file, tensors in files.items()}
         arrived = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
         self.replaced = False
         self.resting.clear()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import member
+from pidistill.core.registry import find_member
 from pidistill.core.seeds import noise
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.samplers.base import (
@@ -29,7 +29,7 @@ from tests.models.samplers.test_samplers import NAMES, STOCHASTIC, VARIANTS, dis
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_holds_a_sampler_function(name):
     """As SamplerFunction says: a generator of four arguments, whose options are keyword-only and may be left out."""
-    function = member("samplers", name)
+    function = find_member("samplers", name)
     assert inspect.isgeneratorfunction(function)
     parameters = list(inspect.signature(function).parameters.values())
     assert [parameter.name for parameter in parameters[:4]] == ["denoise", "z", "ts", "labels"]
