@@ -137,8 +137,8 @@ def test_compile_is_asked_for_one_shape_and_changes_nothing(cli, tmp_path, monke
         shapes.append([tuple(x.shape) for x in inputs if x.ndim == 4 and x.shape[1:] == (1, 8, 8)])
         return graph.forward
 
-    real = verb.compiled
-    monkeypatch.setattr(verb, "compiled", lambda target, **options: real(target, backend=backend, **options))
+    real = verb.try_compile
+    monkeypatch.setattr(verb, "try_compile", lambda target, **options: real(target, backend=backend, **options))
     make_student(tiny_teacher()).save(tmp_path / "s")
     for more in ([], ["--compile"]):
         done = cli("sample", tmp_path / "s", "--seeds", "0-9", "--batch", 4, *more, "--out", tmp_path / f"a{len(more)}.npz")

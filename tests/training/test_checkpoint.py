@@ -69,8 +69,8 @@ def stages(monkeypatch):
     """What `files.stage` was called with; `act(k, what)` is called at each."""
     seen = []
     monkeypatch.setattr(folders, "mark_stage", lambda what: (seen.append(what), stages_act[0](len(seen), what)))
-    monkeypatch.setattr("pidistill.training.checkpoint_writer.stage", folders.mark_stage)
-    monkeypatch.setattr("pidistill.files.manifest.stage", folders.mark_stage)
+    monkeypatch.setattr("pidistill.training.checkpoint_writer.mark_stage", folders.mark_stage)
+    monkeypatch.setattr("pidistill.files.manifest.mark_stage", folders.mark_stage)
     stages_act = [lambda k, what: None]
     seen_of = lambda act: stages_act.__setitem__(0, act)
     return seen, seen_of
