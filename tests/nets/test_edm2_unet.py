@@ -69,6 +69,8 @@ def test_every_operation_keeps_the_magnitude_of_unit_normal_input():
     joined = mp_cat(x, y, 0.5)
     assert rms(joined) == pytest.approx(1, abs=0.01)
     assert rms(joined[:, :24]) ** 2 * 24 == pytest.approx(rms(joined[:, 24:]) ** 2 * 8, rel=0.02)  # both count the same
+    uneven = mp_cat(x, y, 0.25)
+    assert rms(uneven[:, :24]) ** 2 * 24 == pytest.approx(9 * rms(uneven[:, 24:]) ** 2 * 8, rel=0.02)
     layer = MPConv(24, 512)
     layer.weight.data *= torch.rand(512, 1) * 10  # whatever the weights' scale
     assert rms(layer(torch.randn(512, 24))) == pytest.approx(1, abs=0.02)

@@ -42,7 +42,7 @@ class DiffusersNet(nn.Module):
 def build_from_diffusers(kind: str, config: dict[str, Any]) -> nn.Module:
     """Build the class `kind` of diffusers from its config.json, without the options that the class does not know.
 
-    Raises PidistillError in one line.
+    Raises PidistillError for a configuration that the class refuses.
     """
     model_class = getattr(import_diffusers(), kind)
     parameters = inspect.signature(model_class.__init__).parameters

@@ -51,7 +51,7 @@ def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """Concatenate channels of a and b, with the weights 1 - t and t in the sum of squares of what follows (Eq. 103)."""
+    """Concatenate the channels of a and b, whose shares of the sum of squares are as (1 - t)^2 to t^2 (Eq. 103)."""
     n_a, n_b = a.shape[1], b.shape[1]
     scale = math.sqrt(n_a + n_b) / math.hypot(1 - t, t)
     return torch.cat([a * (scale * (1 - t) / math.sqrt(n_a)), b * (scale * t / math.sqrt(n_b))], dim=1)

@@ -15,7 +15,7 @@ class Distance(Protocol):
     """A distance tells how far predictions are from targets, (B, ...) and (B, ...) -> (B,).
 
     It gives one value a sample, which depends on that sample alone: only the trainer averages. It is differentiable in the
-    prediction, and in the target, whose gradient is asked for where stop_gradient is off. A distance that cannot take every
+    prediction, and in the target, whose gradient is needed where stop_gradient is off. A distance that cannot take every
     shape has a `check(shape)` too, which refuses samples of shape (C, H, W) with PidistillError before a run begins.
     """
 
