@@ -74,4 +74,5 @@ def test_a_plot_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_a_curve_s_record_has_its_facts():
-    assert Curve("a", [{"fid": [(1, 2.0)]}], {"seed": 3}).record() == {"label": "a", "seed": 3, "runs": [{"fid": [(1, 2.0)]}]}
+    runs = [{"fid": [(1, 2.0)]}]
+    assert Curve("a", runs, {"seed": 3}).record() == {"label": "a", "seed": 3, "runs": runs}
