@@ -239,4 +239,4 @@ def test_one_host_synchronisation_a_batch(teacher):
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert len([w for w in caught if "synchroniz" in str(w.message)]) <= 2
-    assert measure_models({"t": Subject.of(model)}, Measure("digits", None, SHAPE, "cuda"), range(40))["t"]["fd"] > 0
+    assert measure_models({"t": Subject.of(model)}, Measure("digits", None, SHAPE, "cuda"), range(40))["t"].metrics["fd"] > 0

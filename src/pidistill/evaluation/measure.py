@@ -25,7 +25,7 @@ def parse_metric_names(text: str) -> list[str]:
 
     Raises PidistillError for unknown names.
     """
-    metrics = [SHORT_NAMES.get(part.strip(), part.strip()) for part in text.split(",")]
+    metrics = [SHORT_NAMES.get(name.strip(), name.strip()) for name in text.split(",")]
     for name in metrics:
         if name not in list_members("metrics"):
             raise suggest_choices("metric", name, sorted([*list_members("metrics"), *SHORT_NAMES]))

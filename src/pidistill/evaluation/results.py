@@ -32,9 +32,9 @@ class Measurement:
     @classmethod
     def from_record(cls, record: dict[str, Any], settings: dict[str, Any]) -> Measurement:
         """Read the measurement that `record` wrote, whose settings are known. Raises KeyError for another kind of record."""
-        known = {"nfe", "images_per_s", "seconds", *settings}
+        fields = {"nfe", "images_per_s", "seconds", *settings}
         return cls(record["nfe"], record["images_per_s"], record["seconds"],
-                   {key: value for key, value in record.items() if key not in known}, settings)
+                   {key: value for key, value in record.items() if key not in fields}, settings)
 
 
 @dataclass(frozen=True)

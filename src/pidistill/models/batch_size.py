@@ -1,4 +1,4 @@
-"""The number of images that a network may take at a time, from the memory that is free."""
+"""The memory that is free decides how many images a network takes at a time."""
 
 from __future__ import annotations
 

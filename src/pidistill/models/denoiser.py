@@ -111,8 +111,8 @@ class Preconditioned(Denoiser):
         if self.guidance == 1 or labels is None:
             return self.model(u, c_noise, labels)[:, :self.shape[0]]
         null = torch.full_like(labels, self.null_label or 0)
-        both = self.model(u.repeat(2, *[1] * (u.ndim - 1)), c_noise.repeat(2), torch.cat([labels, null]))
-        conditional, unconditional = both[:, :self.shape[0]].chunk(2)
+        outputs = self.model(u.repeat(2, *[1] * (u.ndim - 1)), c_noise.repeat(2), torch.cat([labels, null]))
+        conditional, unconditional = outputs[:, :self.shape[0]].chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
 
@@ -149,11 +149,11 @@ def parse_facts(config: dict[str, Any]) -> dict[str, Any]:
     for name, value in facts.items():
         if name == "shape":
             possible = isinstance(value, list) and 0 < len(value) <= 4 and all(type(n) is int and n > 0 for n in value)
-            wanted, possible = f"1 to 4 sides of at most {ELEMENTS} in all", possible and math.prod(value) <= ELEMENTS
+            expected, possible = f"1 to 4 sides of at most {ELEMENTS} in all", possible and math.prod(value) <= ELEMENTS
         elif name == "num_classes":
-            wanted, possible = f"an integer from 0 to {CLASSES}", type(value) is int and 0 <= value <= CLASSES
+            expected, possible = f"an integer from 0 to {CLASSES}", type(value) is int and 0 <= value <= CLASSES
         else:
-            wanted, possible = "a positive number", type(value) in (int, float) and 0 < value < 1e9
+            expected, possible = "a positive number", type(value) in (int, float) and 0 < value < 1e9
         if not possible:
-            raise ValueError(f"{name} must be {wanted}, got {str(value)[:40]}")
+            raise ValueError(f"{name} must be {expected}, got {str(value)[:40]}")
     return facts

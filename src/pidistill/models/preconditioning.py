@@ -125,7 +125,7 @@ def copy_to_device(table: Tensor, device: torch.device) -> Tensor:
 @functools.cache
 @torch.inference_mode(False)
 def iddpm_times(*, C_1: float = 0.001, C_2: float = 0.008, M: int = 1000) -> Tensor:
-    """The noise levels u_0 > ... > u_M = 0 that iDDPM was trained at (Karras et al., 2022, Table 1), (M + 1,) float64.
+    """Compute the noise levels u_0 > ... > u_M = 0 of iDDPM's training (Karras et al., 2022, Table 1), (M + 1,) float64.
 
     u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1}/abar_j, C_1) - 1).
     """

@@ -147,8 +147,8 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if ema is not None and ema not in rates:
-        known = ", ".join(map(str, rates)) or "not recorded"
-        raise PidistillError(f"{folder} has no average with rate {ema} (rates: {known})")
+        listing = ", ".join(map(str, rates)) or "not recorded"
+        raise PidistillError(f"{folder} has no average with rate {ema} (rates: {listing})")
     if ema is not None and ema != rates[0]:
         path = folder / f"ema-{float(ema)}.safetensors"
     load_weights(student.net, read_tensors(path), path)

@@ -1,4 +1,4 @@
-"""The Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 2017): FID, FD-DINOv2 and others.
+"""The Frechet distance compares Gaussians fitted to two sets of features (Heusel et al., 2017): FID, FD-DINOv2 and others.
 
 FD = |mu_a - mu_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
 """

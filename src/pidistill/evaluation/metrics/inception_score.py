@@ -23,20 +23,20 @@ class InceptionScore(Metric):
         super().__init__(num, width, reference)
         splits = min(SPLITS, num)
         order = np.random.RandomState(SEED).permutation(num)
-        part = np.empty(num, dtype=np.int64)
+        split = np.empty(num, dtype=np.int64)
         for k in range(splits):
-            part[order[k * num // splits:(k + 1) * num // splits]] = k
-        self.part = torch.from_numpy(part)
+            split[order[k * num // splits:(k + 1) * num // splits]] = k
+        self.split = torch.from_numpy(split)  # of each image
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
         self.state = {"n": zeros(splits), "entropy": zeros(splits), "p": zeros(splits, width)}
 
     def add(self, batch: Batch) -> None:
         assert batch.logits is not None
         log_p = batch.logits.to(self.state["p"]).log_softmax(dim=1)
-        p, part = log_p.exp(), self.part[list(batch.rows)].to(log_p.device)
-        self.state["n"].index_add_(0, part, torch.ones_like(p[:, 0]))
-        self.state["entropy"].index_add_(0, part, (p * log_p).sum(dim=1))
-        self.state["p"].index_add_(0, part, p)
+        p, split = log_p.exp(), self.split[list(batch.rows)].to(log_p.device)
+        self.state["n"].index_add_(0, split, torch.ones_like(p[:, 0]))
+        self.state["entropy"].index_add_(0, split, (p * log_p).sum(dim=1))
+        self.state["p"].index_add_(0, split, p)
 
     def result(self, stored: Tensor | None = None) -> dict[str, float]:
         n, entropy, p = (self.state[key].cpu() for key in ("n", "entropy", "p"))

@@ -1,4 +1,4 @@
-"""The Kernel Inception Distance (Binkowski et al., 2018), by torch-fidelity.
+"""The Kernel Inception Distance (Binkowski et al., 2018) is computed by torch-fidelity.
 
 KID = E k(x, x') + E k(y, y') - 2 E k(x, y) with k(x, y) = (x.y/d + 1)^3, the squared maximum mean discrepancy.
 """

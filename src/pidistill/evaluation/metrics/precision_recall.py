@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkaanniemi et al., 2019) tell fidelity from variety. By torch-fidelity."""
+"""Improved precision and recall (Kynkaanniemi et al., 2019) tell fidelity from variety; torch-fidelity computes them."""
 
 from __future__ import annotations
 

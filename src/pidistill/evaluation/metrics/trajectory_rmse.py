@@ -1,4 +1,4 @@
-"""The distance of a student's images x to the teacher's own solutions y for the same noise: (mean |x - y|^2)^1/2."""
+"""A student's images x are compared with the teacher's own solutions y for the same noise: (mean |x - y|^2)^1/2."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Samplers of a teacher's ODE or SDE. One file = one sampler, its name on the command line."""
+"""A sampler integrates a teacher's ODE or SDE. One file = one sampler, its name on the command line."""

@@ -137,7 +137,7 @@ def parse_sampler(text: str) -> list[Sampler]:
         options[key.strip()] = parse_value(value.strip())
     spacing = options.pop("spacing", "karras")
     try:
-        steps = [int(part) for part in budgets.split(",")] if budgets else [STEPS]
+        steps = [int(number) for number in budgets.split(",")] if budgets else [STEPS]
     except ValueError:
         raise PidistillError(f"steps of the sampler {name} must be whole numbers such as 10,50, got {budgets!r}") from None
     return [Sampler(name, number, options, spacing) for number in steps]

@@ -1,4 +1,4 @@
-"""Euler's method, x(u) = x(t) + (u - t) (x - D)/t.
+"""Euler's method is x(u) = x(t) + (u - t) (x - D)/t.
 
 A PID student with zero first-order loss equals it (Lemma 1).
 """

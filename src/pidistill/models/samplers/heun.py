@@ -1,6 +1,6 @@
-"""Heun's second-order method, x(u) = x(t) + (u - t) (d(t) + d(u))/2 with d = (x - D)/t, and EDM's stochastic sampler.
+"""Heun's second-order method is x(u) = x(t) + (u - t) (d(t) + d(u))/2 with d = (x - D)/t, d(u) where Euler's step ends.
 
-Karras et al. (2022), Algorithms 1 and 2; d(u) is taken where Euler's step ends.
+With noise in every step it is EDM's stochastic sampler (Karras et al., 2022, Algorithms 1 and 2).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ def bundled(rest: str, *, weights: bool = True) -> Denoiser:
 
     rest: the name. weights: as in `load_teacher`.
     """
-    known = sorted(path.parent.name for path in ASSETS.glob("*/teacher"))
-    if rest not in known:
-        raise suggest_choices("bundled teacher", rest, known)
+    bundles = sorted(path.parent.name for path in ASSETS.glob("*/teacher"))
+    if rest not in bundles:
+        raise suggest_choices("bundled teacher", rest, bundles)
     return read_teacher(ASSETS / rest / "teacher", weights=weights)

@@ -107,8 +107,8 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
     if path.suffix == ".pkl":
         return load_pickle(path, licence=LICENCES["edm"])
     teacher = build_network_teacher(**CHECKPOINTS[name])
-    kept, left_out = _select_weights(read_state_dict(path), path)
-    load_weights(teacher.model, kept, path, f"edm:{name}")
+    tensors, left_out = _select_weights(read_state_dict(path), path)
+    load_weights(teacher.model, tensors, path, f"edm:{name}")
     return _record_origin(teacher, path, left_out, LICENCES["edm" if not file else "file"])
 
 
@@ -130,8 +130,8 @@ def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
         raise PidistillError(f"cannot build the network of {path}: {error}") from None
     if not weights:
         return teacher
-    kept, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
-    load_weights(teacher.model, {k: v.float() for k, v in kept.items()}, path, file.class_name)
+    tensors, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
+    load_weights(teacher.model, {k: v.float() for k, v in tensors.items()}, path, file.class_name)
     return _record_origin(teacher, path, left_out, licence)
 
 
@@ -179,15 +179,15 @@ def _select_weights(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Ten
 
     Augmentation and EDM2's loss weights are left out: sampling uses neither.
     """
-    kept = {key: value for key, value in state.items() if not key.startswith(("logvar_fourier.", "logvar_linear."))}
-    left_out = ["logvar is left out, since it weighs the training loss alone"] if len(kept) < len(state) else []
+    tensors = {key: value for key, value in state.items() if not key.startswith(("logvar_fourier.", "logvar_linear."))}
+    left_out = ["logvar is left out, since it weighs the training loss alone"] if len(tensors) < len(state) else []
     for prefix in ("module.", "_orig_mod.", "ema.", "model.", "unet."):
-        if kept and all(key.startswith(prefix) for key in kept):
-            kept = {key.removeprefix(prefix): value for key, value in kept.items()}
-    if any(key.startswith("map_augment.") for key in kept):
-        kept = {key: value for key, value in kept.items() if not key.startswith("map_augment.")}
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    if any(key.startswith("map_augment.") for key in tensors):
+        tensors = {key: value for key, value in tensors.items() if not key.startswith("map_augment.")}
         left_out.append("map_augment is left out, since sampling never augments")
-    return kept, left_out
+    return tensors, left_out
 
 
 def _record_origin(teacher: Denoiser, path: Path, left_out: list[str], licence: str) -> Denoiser:
