@@ -151,8 +151,8 @@ def test_compile_is_asked_for_one_shape_and_changes_nothing(cli, tmp_path, monke
     (["inspect", "bundled:digits"], ["torch", "numpy", "rich", "yaml"]),
     (["sample", "bundled:digits", "--seeds", "0-1", "--steps", "1", "--out", "a"],
      ["torchvision", "matplotlib", "accelerate", "tensorboard", "scipy", "lpips", "torch_fidelity", "diffusers",
-      "onnxruntime", "rich", "torch._dynamo", "torch._inductor", "pidistill.training.trainer", "pidistill.evaluation.evaluate",
-      "pidistill.nets.features.base"])])
+      "onnxruntime", "rich", "torch._dynamo", "torch._inductor", "pidistill.training.trainer",
+      "pidistill.evaluation.evaluate", "pidistill.nets.features.base"])])
 def test_a_verb_imports_only_what_it_needs(args, unused, tmp_path):
     code = ("import sys\nfrom pidistill.cli import main\nsys.argv = ['pidistill', *sys.argv[1:]]\n"
             f"try:\n    main()\nexcept SystemExit as done:\n    print(done.code, [n for n in {unused} if n in sys.modules])")

@@ -89,7 +89,8 @@ def test_what_a_footprint_consists_of():
     assert found["teacher"] == weights and found["EMA"] == 2 * weights
     assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and found.get("gradients", 0) < 0.1 * weights
     assert twice[GROWING_LABELS[0]] == pytest.approx(2 * found[GROWING_LABELS[0]], rel=0.02)
-    assert {k: v for k, v in twice.items() if k not in GROWING_LABELS} == {k: v for k, v in found.items() if k not in GROWING_LABELS}
+    assert {k: v for k, v in twice.items() if k not in GROWING_LABELS} == {
+        k: v for k, v in found.items() if k not in GROWING_LABELS}
     accumulated = rehearse(configure(), accumulate=True)
     exchanged = rehearse(configure(), accumulate=True, processes=2)
     assert accumulated["gradients"] == pytest.approx(weights, rel=0.05)
@@ -101,7 +102,8 @@ def test_options_that_save_memory_do():
     plain, parts = (rehearse(configure(**{"objective.distance": {**lpips, **more}}), gpu=True)
                     for more in ({}, {"microbatch": 1}))
     assert parts[GROWING_LABELS[1]] < 0.6 * plain[GROWING_LABELS[1]]
-    kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[GROWING_LABELS[0]] for recompute in (True, False)]
+    kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[GROWING_LABELS[0]]
+            for recompute in (True, False)]
     assert kept[0] < 0.6 * kept[1]
 
 
