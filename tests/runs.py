@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import torch
 
@@ -49,3 +52,10 @@ def cut(source, target, step: int):
     for path in (target / "checkpoints").iterdir():
         if int(path.name) > step:
             shutil.rmtree(path)
+
+
+def run_verb(*args: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run `pidistill ARGS` as a process of its own, or as several that torchrun starts."""
+    launch = [] if processes == 1 else ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    return subprocess.run([sys.executable, "-m", *launch, "pidistill.cli", *map(str, args)], capture_output=True, text=True,
+                          timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)

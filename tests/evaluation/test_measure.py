@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from PIL import Image
 
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError

@@ -67,6 +67,36 @@ def test_mistakes_are_named(mistake):
         assert "needs D = x - t eps" in checks[name].says
 
 
+CALLED = ["shape", "type", "input", "finite"]
+ASKED = [*CALLED, "small t", "large t", "noise level", "denoises", "range", "repeatable", "batch", "labels", "speed"]
+
+
+@pytest.mark.parametrize("spec, names", [
+    ("bundled:digits", ASKED), ("gaussian:2", [name for name in ASKED if name not in ("range", "labels")]),
+    ("gaussian:3,modes=3,classes", [name for name in ASKED if name != "range"])])
+def test_questions_in_their_order_and_those_that_do_not_apply_are_left_out(spec, names):
+    assert [check.name for check in check_teacher(load_teacher(spec), batch=4)] == names
+
+
+@pytest.mark.parametrize("mistake, names", [("raises", ["call"]), ("drops a channel", ["shape"]), ("not finite", CALLED)])
+def test_nothing_more_is_asked_after_an_answer_that_leaves_nothing_to_ask_about(mistake, names):
+    assert [check.name for check in check_teacher(broken(MISTAKES[mistake][0]))] == names
+
+
+def test_a_teacher_of_few_noise_levels_is_not_asked_about_those_between():
+    narrow = FunctionDenoiser(lambda x, t, y: x * 0, (1, 4, 4), t_min=0.01, t_max=0.5, sigma_data=0.5)
+    names = [check.name for check in check_teacher(narrow)]
+    assert "large t" in names and not {"noise level", "denoises"} & set(names)
+
+
+def test_an_error_is_told_by_its_first_line():
+    def fail(x, t, y):
+        raise ValueError("no such layer\nand more")
+
+    check, = check_teacher(FunctionDenoiser(fail, (1, 4, 4), t_min=0.01, t_max=10, sigma_data=0.5), batch=2)
+    assert check.says == "D(x, t, labels), x (2, 1, 4, 4): ValueError: no such layer"
+
+
 def test_verb(command, tmp_path, monkeypatch):
     done = command("inspect", "bundled:digits", "--check")
     assert done.code == 0 and "small t" in done.out and "wrong" not in done.out

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pidistill.core.errors import PidistillError
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import sha256
 from pidistill.files.safetensors_header import read_header
 from pidistill.jobs.convert import convert
-from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.teachers.base import collect_tensors, describe_teacher, load_teacher
 from tests.edm_pickles import write
@@ -81,29 +78,3 @@ def test_verb(cli, tmp_path):
     pickle_of(tmp_path / "net.pkl", sigma_data=0.5)
     done = cli("inspect", tmp_path / "net.pkl")
     assert done.code == 0 and "EDMPrecond" in done.out and "SongUNet" in done.out
-
-
-def test_a_large_file_is_described_from_its_header(tmp_path):
-    """100 M parameters without reading one; a hole in the file stands for them."""
-    header = json.dumps({"w": {"dtype": "F32", "shape": [10_000, 10_000], "data_offsets": [0, 400_000_000]}}).encode()
-    with (tmp_path / "big.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + 400_000_000)
-    began = time.process_time()
-    facts = describe_stored(str(tmp_path / "big.safetensors"))
-    assert facts["parameters"] == 100_000_000 and time.process_time() - began < 0.5
-
-
-@pytest.mark.parametrize("content", [
-    b"", b"123", b"\xff" * 8, (10**9).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]",
-    (40).to_bytes(8, "little") + b'{"a": {"data_offsets": [0, 1000000]}}   '])
-def test_damaged_headers_are_one_line(tmp_path, content):
-    (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(PidistillError, match="truncated or not a safetensors file"):
-        describe_stored(str(tmp_path / "a.safetensors"))
-
-
-def test_other_files_are_left_to_others(tmp_path):
-    assert describe_stored(str(tmp_path)) is None and describe_stored(str(tmp_path / "no")) is None
-    save_file({"a": torch.zeros(2, 3)}, tmp_path / "w.safetensors")
-    assert describe_stored(str(tmp_path / "w.safetensors"))["parameters"] == 6

@@ -17,11 +17,6 @@ SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20"
          "objective.distance=pseudo_huber"]
 
 
-def test_the_issue_s_experiments_are_there():
-    assert list(EXPERIMENTS) == ["table3", "table7", *(f"figure{n}" for n in range(3, 9)), "samples"]
-    assert {curve for experiment in EXPERIMENTS.values() for curve in experiment.paper} <= CURVES.keys()
-
-
 @pytest.mark.parametrize("scale", ["bundled", "paper"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tmp_path):

@@ -401,7 +401,7 @@ def draw_on_a_full_disk(folder, first: int, last: int):
     import resource
 
     from pidistill.evaluation.pictures import write_grid
-    from pidistill.training import checkpoint
+    from pidistill.training import checkpoint_writer
 
     def look(averages, step, folder):
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -410,7 +410,7 @@ def draw_on_a_full_disk(folder, first: int, last: int):
         write_grid(folder / f"{step}.png", torch.zeros(4, 1, 8, 8), 2)
         return {"seen": float(step)}
 
-    checkpoint.RETRY = 0.01
+    checkpoint_writer.RETRY = 0.01
     return start_run(folder, FULL, [Watcher(1, look)])
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pidistill.training.optimizer import RAdam
+from pidistill.training.config import OptimizerConfig
+from pidistill.training.optimizer import RAdam, learning_rate, make_optimizer
 
 
 def net() -> nn.Module:
@@ -89,6 +90,24 @@ def test_gradscaler_hands_it_over():
         optimizer.zero_grad()
         assert bool((weights(model) != before).any()) == moves
     assert scaler.get_scale() == 2.0
+
+
+def test_learning_rates():
+    config = OptimizerConfig(lr=1.0, warmup=4)
+    assert [learning_rate(config, step, 100) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    config = OptimizerConfig(lr=2.0, decay="cosine")
+    assert learning_rate(config, 0, 100) == 2 and learning_rate(config, 50, 100) == pytest.approx(1)
+    assert 0 < learning_rate(config, 99, 100) < 1e-3
+
+
+def test_optimizers():
+    p = [torch.nn.Parameter(torch.ones(2))]
+    made = make_optimizer(OptimizerConfig(name="radam", lr=0.1, betas=(0.5, 0.6)), iter(p))
+    assert isinstance(made, RAdam) and made.defaults["betas"] == (0.5, 0.6)
+    assert made.defaults["weight_decay"] == 0
+    assert isinstance(make_optimizer(OptimizerConfig(name="adam"), iter(p)), torch.optim.Adam)
+    for name in ("radam", "adam"):
+        assert make_optimizer(OptimizerConfig(name=name, weight_decay=0.2), iter(p)).defaults["weight_decay"] == 0.2
 
 
 @pytest.mark.gpu

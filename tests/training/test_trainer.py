@@ -9,12 +9,8 @@ import torch
 
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
-from pidistill.objectives.pid import PID
-from pidistill.training.batches import draw_batch
-from pidistill.training.config import OptimizerConfig
-from pidistill.training.optimizer import RAdam, learning_rate, make_optimizer
 from pidistill.training.trainer import Watcher
-from tests.helpers import MLP, grid_of
+from tests.helpers import MLP
 from tests.runs import cut, metrics, start_run
 
 
@@ -115,35 +111,6 @@ def test_clipping_shortens_the_step_and_logs_the_norm_before_it(tmp_path):
     before = torch.cat([p.detach().flatten() for p in student.parameters()])
     assert (clipped - before).abs().max() < 1e-5 < 1e-3 < (free - before).abs().max()
     assert metrics(tmp_path / "a")[0]["grad_norm"] == metrics(tmp_path / "b")[0]["grad_norm"] > 0
-
-
-def test_learning_rates():
-    config = OptimizerConfig(lr=1.0, warmup=4)
-    assert [learning_rate(config, step, 100) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
-    config = OptimizerConfig(lr=2.0, decay="cosine")
-    assert learning_rate(config, 0, 100) == 2 and learning_rate(config, 50, 100) == pytest.approx(1)
-    assert 0 < learning_rate(config, 99, 100) < 1e-3
-
-
-def test_optimizers():
-    p = [torch.nn.Parameter(torch.ones(2))]
-    made = make_optimizer(OptimizerConfig(name="radam", lr=0.1, betas=(0.5, 0.6)), iter(p))
-    assert isinstance(made, RAdam) and made.defaults["betas"] == (0.5, 0.6)
-    assert made.defaults["weight_decay"] == 0
-    assert isinstance(make_optimizer(OptimizerConfig(name="adam"), iter(p)), torch.optim.Adam)
-    for name in ("radam", "adam"):
-        assert make_optimizer(OptimizerConfig(name=name, weight_decay=0.2), iter(p)).defaults["weight_decay"] == 0.2
-
-
-def test_draws_do_not_depend_on_the_split():
-    teacher = gaussian("2")
-    objective = PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 50))
-    cpu = torch.device("cpu")
-    whole = draw_batch(objective, 3, 5, range(8), cpu)
-    parts = [draw_batch(objective, 3, 5, ks, cpu) for ks in (range(0, 3), range(3, 8))]
-    for key in whole:
-        assert torch.equal(whole[key], torch.cat([part[key] for part in parts]))
-    assert len(whole["z"].unique()) == 16 and whole["z"].dtype == torch.float32 and whole["i"].dtype == torch.int64
 
 
 def test_weight_decay_pulls_towards_zero(tmp_path):

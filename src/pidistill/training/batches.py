@@ -50,7 +50,7 @@ def split_samples(ks: range, batch: int, processes: int, micro: int) -> list[ran
 
     ks: the samples' numbers in the global batch; processes differ by one sample at most.
     batch: samples of all processes.
-    micro: samples that a microbatch has at most.
+    micro: samples that a microbatch has at most, or one more where another process could not have as many microbatches.
     """
     count = min(-(-batch // (processes * micro)), batch // processes)
     return [ks[len(ks) * k // count:len(ks) * (k + 1) // count] for k in range(count)]

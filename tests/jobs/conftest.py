@@ -1,0 +1,19 @@
+"""A run that several jobs are tested on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runs import run_verb
+
+
+@pytest.fixture(scope="session")
+def image_run(tmp_path_factory):
+    """A distillation of a teacher whose images the bundled features take, with three checkpoints and two EMA rates."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    done = run_verb("distill", "--teacher", "gaussian:1x16x16,mean=-0.5,std=0.4", "--out", folder,
+                     "--set", "student={init: random, net: {name: mlp, width: 16, depth: 2}}", "--set", "evaluate.num=8",
+                     "--set", "train={steps: 6, batch: 8}", "--set", "checkpoint={every: 2, keep: 5}",
+                     "--set", "ema=[0.0,0.9]", "--set", "grid.points=10", "--set", "objective.distance=l1")
+    assert done.returncode == 0, done.stderr[-1000:]
+    return folder

@@ -1,0 +1,98 @@
+"""`pidistill compare`: its report, and that its numbers are those of the models."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of
+from pidistill.evaluation.measure import Measure
+from pidistill.files.folders import write_text
+from pidistill.files.reading import read_json
+from pidistill.jobs.compare import compare, name_student, read_distance
+from pidistill.models.samplers.base import Sampler, sample_teacher
+from pidistill.models.teachers.gaussian import gaussian
+from tests.runs import run_verb
+
+SHAPE = (1, 16, 16)
+
+
+@pytest.fixture
+def teacher():
+    return gaussian("1x16x16,mean=-0.5,std=0.4")
+
+
+def test_compare_writes_its_report(image_run, tmp_path):
+    args = ["compare", "--teacher", "gaussian:1x16x16,mean=-0.5,std=0.4", "--students", image_run, "--samplers", "euler:2,4",
+            "heun:3", "--features", "digits", "--num", 40, "--batch", 16, "--published", "cifar10", "--out", tmp_path / "c"]
+    done = run_verb(*args)
+    assert done.returncode == 0, done.stderr[-1000:]
+    record = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert [row["method"] for row in record["rows"]] == ["teacher, euler:2", "teacher, euler:4", "teacher, heun:3",
+                                                         "student run"]
+    assert [row["nfe"] for row in record["rows"]] == [2, 4, 5, 1] and record["rows"][-1]["distance"] == "l1"
+    assert all(row["fd"] > 0 and row["is"] >= 1 and row["images_per_s"] > 0 for row in record["rows"])
+    pid = next(row for row in record["published"] if row["method"] == "PID")
+    assert (pid["nfe"], pid["fid"], pid["is"]) == (1, 3.92, 9.13)  # Table 1
+    text = (tmp_path / "c" / "compare.md").read_text()
+    assert "published" in text and "| student run | l1 | 1 |" in text
+    assert text.count("\n|") == 2 + 4 + 1 + len(record["published"])
+    with (tmp_path / "c" / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["published"] for row in rows] == ["False"] * 4 + ["True"] * len(record["published"])
+    for name in ("compare.png", "compare-samples.png"):
+        with Image.open(tmp_path / "c" / name) as picture:
+            assert picture.width > 300
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "measured").iterdir()}
+    more = run_verb(*args[:-8], "--samplers", "euler:2,4,3", "--batch", 16, "--num", 40, "--out", tmp_path / "c")
+    assert more.returncode == 0, more.stderr[-1000:]
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "measured").iterdir()}
+    assert len(after) == len(kept) + 1 and all(after[path] == kept[path] for path in kept)  # only euler:3 was measured
+
+
+def test_comparison_is_of_the_models(teacher, tmp_path):
+    compare(teacher, [], ["ddim:3"], tmp_path, features="digits", num=40, batch=40)
+    row, = read_json(tmp_path / "compare.json")["rows"]
+    images = sample_teacher(teacher, range(40), labels_of(range(40), 0), sampler=Sampler("ddim", 3), batch_size=40)
+    assert row["fd"] == pytest.approx(Measure("digits", None, SHAPE)(images)["fd"], rel=1e-6)
+
+
+@pytest.mark.parametrize("args, words", [
+    (["compare", "--teacher", "gaussian:2"], "nothing to compare"),
+    (["compare", "--teacher", "gaussian:2", "--samplers", "eulr:2"], "did you mean 'euler'"),
+    (["compare", "--teacher", "gaussian:2", "--samplers", "euler:2", "--published", "cifar"], "did you mean 'cifar10'"),
+    (["compare", "--teacher", "gaussian:2", "--samplers", "euler:2", "--metrics", "fid"], "needs a feature network"),
+    (["compare", "--teacher", "gaussian:2", "--students", "nowhere"], "does not exist"),
+    (["compare", "--teacher", "gaussian:2", "--samplers", "euler:2", "eulr:2"], "did you mean 'euler'"),
+    (["compare", "--teacher", "gaussian:2", "--students", "nowhere", "elsewhere"], "nowhere does not exist"),
+    (["compare", "--samplers", "euler:2"], "--teacher")])
+def test_bad_input_is_one_line(cli, args, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("pidistill.files.downloads.fetch", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    assert words in cli(*args).error()
+
+
+def test_students_are_named_by_as_much_of_their_path_as_tells_them_apart():
+    names: dict[str, object] = {}
+    for folder in ("runs/a/student", "runs/b", "other/b/student", "/b"):
+        try:
+            names[name_student(folder, names)] = folder
+        except PidistillError as error:
+            assert str(error) == "the student /b is named twice"
+    assert list(names) == ["student a", "student b", "student other/b"]
+
+
+@pytest.mark.parametrize("text, distance", [
+    ("objective: {name: pid, distance: l1}", "l1"), ("objective: {name: pid, distance: {name: pseudo_huber, c: 1}}",
+                                                     "pseudo_huber"),
+    ("objective: {name: pid}", "-"), ("out: x", "-")])
+def test_the_distance_is_that_of_the_run(tmp_path, text, distance):
+    assert read_distance(str(tmp_path)) == "-"
+    write_text(tmp_path / "config.yaml", text)
+    assert read_distance(str(tmp_path)) == distance

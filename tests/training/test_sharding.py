@@ -1,0 +1,119 @@
+"""Networks in shards, with a single process; several are in tests/system/test_processes.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from pidistill.core.errors import PidistillError
+from pidistill.training.ema import EMA
+from pidistill.training.sharding import (
+    accumulate_locally,
+    copy_without_values,
+    fill_skeleton,
+    gather_whole,
+    is_fsdp_launch,
+    shard,
+    shard_like,
+    to_local,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+def make_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+
+
+@pytest.mark.parametrize("use, version, expected", [("true", "2", True), ("True", "2", True), ("false", "2", False),
+                                                    (None, "2", False)])
+def test_a_launch_with_fsdp_is_known_by_its_environment(monkeypatch, use, version, expected):
+    for name, value in (("ACCELERATE_USE_FSDP", use), ("FSDP_VERSION", version)):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    assert is_fsdp_launch() == expected
+
+
+@pytest.mark.parametrize("version", ["1", None])
+def test_another_version_of_fsdp_is_refused(monkeypatch, version):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version) if version else monkeypatch.delenv("FSDP_VERSION", raising=False)
+    with pytest.raises(PidistillError, match="of FSDP, version 2 alone works"):
+        is_fsdp_launch()
+
+
+def test_a_copy_without_values_is_filled_with_others():
+    net = make_net()
+    net[1].running_mean.fill_(3)
+    skeleton = copy_without_values(net)
+    assert {p.device.type for p in skeleton.parameters()} == {"meta"} and not skeleton.training and net.training
+    values = {name: torch.full_like(p, 2) for name, p in net.named_parameters()}
+    copy = fill_skeleton(skeleton, values)
+    assert all((p == 2).all() and not p.requires_grad for p in copy.parameters())
+    assert (copy[1].running_mean == 3).all() and {p.device.type for p in skeleton.parameters()} == {"meta"}
+    x = torch.ones(4, 3)
+    assert torch.equal(copy(x), nn.Sequential(*copy)(x)) and torch.isfinite(copy(x)).all()
+
+
+def test_whole_tensors_pass_through():
+    p = nn.Parameter(torch.ones(2))
+    for function in (gather_whole, to_local):
+        assert function(p).data_ptr() == p.data_ptr() and not function(p).requires_grad
+    assert shard_like(p, torch.zeros(2)) is p
+
+
+def test_shards_are_gathered_and_laid_out_again(group):
+    net, plain = make_net(), make_net()
+    shard(net, 1, CPU)
+    for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+        assert isinstance(p, DTensor) and torch.equal(gather_whole(p), q) and torch.equal(to_local(p), q)
+        again = shard_like(2 * q.detach(), p)
+        assert isinstance(again, DTensor) and again.placements == p.placements and torch.equal(gather_whole(again), 2 * q)
+
+
+def test_averages_of_shards_can_be_called_once_they_are_gathered(group):
+    net, plain = make_net(), make_net()
+    skeletons = {"net": copy_without_values(net)}
+    shard(net, 1, CPU)
+    ema = EMA({"net": net}, [0.0], skeletons)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2)
+        for p in plain.parameters():
+            p.mul_(2)
+    ema.update(0)
+    x = torch.ones(4, 3)
+    assert torch.equal(ema.gather(True)[0.0]["net"](x), plain.eval()(x)) and ema.gather(False) == {}
+
+
+def test_gradients_add_up_while_none_are_exchanged(group):
+    net, plain = make_net(), make_net()
+    shard(net, 1, CPU)
+    for model in (net, plain):
+        for k in (1.0, 2.0):
+            x = k * torch.arange(12.0).reshape(4, 3)
+            if model is net and k == 1:
+                with accumulate_locally(model):
+                    model(x).square().sum().backward()
+            else:
+                model(x).square().sum().backward()
+    for p, q in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(gather_whole(p.grad), q.grad)
+
+
+def test_a_single_number_has_no_shards():
+    net = nn.Module()
+    net.gain = nn.Parameter(torch.ones(()))
+    with pytest.raises(PidistillError, match="no shards of a single number, such as gain"):
+        shard(net, 1, CPU)
