@@ -90,13 +90,8 @@ def test_what_a_footprint_consists_of():
     assert found["teacher"] == weights and found["EMA"] == 2 * weights
     assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and found.get("gradients", 0) < 0.1 * weights
     assert twice[GROWING_LABELS[0]] == pytest.approx(2 * found[GROWING_LABELS[0]], rel=0.02)
-<<<<<<< HEAD
-    fixed = [{key: size for key, size in sizes.items() if key not in GROWING_LABELS} for sizes in (twice, found)]
-    assert fixed[0] == fixed[1]
-=======
     assert {k: v for k, v in twice.items() if k not in GROWING_LABELS} == {
         k: v for k, v in found.items() if k not in GROWING_LABELS}
->>>>>>> h4
     accumulated = rehearse(configure(), accumulate=True)
     exchanged = rehearse(configure(), accumulate=True, processes=2)
     assert accumulated["gradients"] == pytest.approx(weights, rel=0.05)
