@@ -59,7 +59,8 @@ def train(config: DistillConfig, steps: int) -> tuple[Student, Student, float, f
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, steps)
-        loss = objective(draw_batch(objective, config.train.seed, step, range(config.train.batch), torch.device("cpu"))).mean()
+        batch = draw_batch(objective, config.train.seed, step, range(config.train.batch), torch.device("cpu"))
+        loss = objective(batch).mean()
         loss.backward()
         if config.optimizer.clip:
             torch.nn.utils.clip_grad_norm_(student.parameters(), config.optimizer.clip)
