@@ -20,7 +20,8 @@ from benchmarks import harness, networks
 from benchmarks.ours import Ours
 
 from pidistill.training.checkpoint_writer import Checkpoints
-from pidistill.training.trainer import save
+from pidistill.training.setup import START, PreparedRun
+from pidistill.training.trainer import Means, save
 
 
 def main() -> None:
@@ -35,7 +36,8 @@ def main() -> None:
     ours = Ours(networks.teacher_of(options.network), options.batch)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     checkpoints, delays, k = Checkpoints(folder), [], 0
-    accelerator = Accelerator()
+    run = PreparedRun(Accelerator(), ours.step, START, [range(options.batch)])
+    means = Means(run)
 
     def steps() -> None:
         for _ in range(options.steps):
@@ -46,13 +48,11 @@ def main() -> None:
         k += 1
         ours()
         began = time.perf_counter()
-        assert save(accelerator, checkpoints, k, ours.objective, ours.step, {})
+        assert save(run, checkpoints, ours.objective, ours.config, means, k, final=False)
         delays.append(time.perf_counter() - began)
         for _ in range(options.steps - 1):
             ours()
-        with checkpoints.changed:  # what is not done by now counts too
-            checkpoints.changed.wait_for(lambda: checkpoints.job is None or checkpoints.error is not None)
-        assert checkpoints.error is None
+        assert checkpoints.future and checkpoints.future.result() is None  # what is not done by now counts too
 
     try:
         ratio = harness.alternate(saved, steps, options.pairs)

@@ -96,3 +96,12 @@ def test_the_distance_is_that_of_the_run(tmp_path, text, distance):
     assert read_distance(str(tmp_path)) == "-"
     write_text(tmp_path / "config.yaml", text)
     assert read_distance(str(tmp_path)) == distance
+
+
+def test_a_sampler_that_is_named_twice_is_one_row(teacher, tmp_path):
+    compare(teacher, [], ["euler:2", "euler:2"], tmp_path, others=["heun:3", "euler:2"], features="digits", num=40, batch=40)
+    rows = read_json(tmp_path / "compare.json")["rows"]
+    assert [(row["method"], row["sampler"], row["nfe"]) for row in rows] == [
+        ("teacher, euler:2", "euler:2", 2), ("teacher, heun:3", "heun:3", 5)]
+    with Image.open(tmp_path / "compare-samples.png") as picture:
+        assert picture.height < 1.3 * picture.width * 2 / 12  # two rows of twelve images

@@ -93,7 +93,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     denoiser = load_teacher(teacher).to(target) if isinstance(teacher, str) else teacher
     plan = [sampler for text in (*samplers, *filter(is_sampler, others)) for sampler in parse_sampler(text)]
     subjects = {f"teacher, {sampler}": Subject.of(denoiser, sampler) for sampler in plan}
-    sampler_of = dict(zip(subjects, plan))
+    sampler_of = {f"teacher, {sampler}": sampler for sampler in plan}
     loaded, distances = load_students([*students, *(text for text in others if not is_sampler(text))], spec, target)
     subjects |= {name: Subject.of(student) for name, student in loaded.items()}
     if not subjects:
