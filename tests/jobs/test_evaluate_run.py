@@ -60,7 +60,7 @@ def test_every_checkpoint_and_rate_of_a_run(image_run):
 def test_bad_input_is_one_line(cli, args, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("pidistill.files.downloads.fetch", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("pidistill.files.downloads.download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     assert words in cli(*args).error()
 
 

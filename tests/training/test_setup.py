@@ -93,7 +93,7 @@ def test_an_automatic_microbatch_does_not_go_with_shards(monkeypatch):
     ("max-autotune", "cpu", True)])
 def test_what_is_compiled_and_where(monkeypatch, setting, device, compiles):
     objective, calls = make_objective(), []
-    monkeypatch.setattr(objective, "compile_parts", calls.append)
+    monkeypatch.setattr(objective, "compile_networks", calls.append)
     compile_objective(objective, configure(compile=setting), torch.device(device))
     assert len(calls) == compiles
     for call in calls:

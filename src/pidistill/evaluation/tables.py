@@ -11,14 +11,14 @@ from pidistill.evaluation.results import Evaluation, Measurement, Repeats
 
 UNITS = {"fid": "FID", "fd_dinov2": "FD-DINOv2", "fd": "FD %", "is": "IS", "kid": "KID x 1000", "precision": "precision",
          "recall": "recall", "trajectory_rmse": "rms to teacher"}
-FORMATS = {"fid": ".2f", "fd_dinov2": ".1f", "fd": ".2f", "is": ".2f", "kid": ".4g", "precision": ".3f", "recall": ".3f",
-           "trajectory_rmse": ".3f"}
+METRIC_FORMATS = {"fid": ".2f", "fd_dinov2": ".1f", "fd": ".2f", "is": ".2f", "kid": ".4g", "precision": ".3f",
+                  "recall": ".3f", "trajectory_rmse": ".3f"}
 FRECHET = ("fid", "fd_dinov2", "fd")  # the Frechet distance by its names in different features
 
 
 def format_metric(key: str, value: float) -> str:
     """Write a metric's number for people, in the unit of `UNITS`."""
-    return format(1000 * value if key == "kid" else value, FORMATS[key])
+    return format(1000 * value if key == "kid" else value, METRIC_FORMATS[key])
 
 
 def order_metrics(metrics: Iterable[Iterable[str]]) -> list[str]:

@@ -60,6 +60,8 @@ def scan(data: memoryview, message: str, folder: Path, left: list[int], depth: i
     entry: dict[int, bytes] = {}
     for number, value in fields(data, left):
         if message == "Model" and number == TRAINING:
+            if value is not None:
+                value.release()  # or the file could not be closed
             raise Malformed("it holds a training graph; export the model for inference")
         kind = MESSAGES[message].get(number)
         if kind and value is None:
