@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from pidistill.core.errors import first_line
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -49,7 +51,7 @@ def add_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) 
                 from pidistill.core.console import console
 
                 cause = getattr(error, "inner_exception", error)
-                reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+                reason = first_line(cause)
                 console.print(f"{what} is not compiled, and slower: {reason}", soft_wrap=True, markup=False)
                 fast = eager
         return eager(*args, **kwargs)

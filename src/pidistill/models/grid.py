@@ -9,6 +9,9 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 
+# Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
+T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
+
 
 def karras_times(points: int, t_min: float, t_max: float, rho: float, times: Tensor | None = None) -> Tensor:
     """Compute t_i, i = 0 ... N - 1, of Eq. (5): (N,) float64, descending from T to eps exactly.
@@ -52,7 +55,3 @@ class Grid:
     def points(self) -> int:
         """The number N of times."""
         return len(self.t)
-
-
-# Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
-T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5

@@ -58,15 +58,15 @@ def fit_microbatch(rehearse: Callable[[int, bool], dict[str, int]], share: int, 
     share: samples of the step. They are split into as few equal microbatches as will do; 1 a time where nothing does.
     there: entries of the bytes that do not count.
     """
-    parts, micro = 1, share
+    count, micro = 1, share
     while True:
-        found = {label: size for label, size in rehearse(micro, parts > 1).items() if label not in there}
-        total, growing = sum(found.values()), sum(found.get(label, 0) for label in GROWING_LABELS)
+        sizes = {label: size for label, size in rehearse(micro, count > 1).items() if label not in there}
+        total, growing = sum(sizes.values()), sum(sizes.get(label, 0) for label in GROWING_LABELS)
         if total <= room or micro == 1:
-            return micro, found
+            return micro, sizes
         most = int(max(room - (total - growing), 0) / growing * micro) if growing else 1
-        parts = max(parts + 1, -(-share // max(most, 1)))
-        micro = -(-share // parts)
+        count = max(count + 1, -(-share // max(most, 1)))
+        micro = -(-share // count)
 
 
 def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, batch: Callable[[int], dict[str, Tensor]],
