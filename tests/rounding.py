@@ -38,17 +38,20 @@ class Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         name = function.__name__.partition(".")[0]
-        first = result[0] if isinstance(result, tuple) else result
-        if not isinstance(first, Tensor) or first.dtype != torch.float64 or name.endswith("_"):
+        if name.endswith("_") or not (name.startswith(SUMS) or name in ELEMENTWISE):
             return result
-        noise = torch.empty(first.shape, dtype=first.dtype).normal_(generator=self.generator)
+        if isinstance(result, tuple):  # of a backward pass: gradients of input, weight and bias
+            return tuple(self.round(value, name) for value in result)
+        return self.round(result, name)
+
+    def round(self, value: Any, name: str) -> Any:
+        """The value of an operation with an error of float32's size; what is not in float64 stays."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float64:
+            return value
+        noise = torch.empty(value.shape, dtype=value.dtype).normal_(generator=self.generator)
         if name.startswith(SUMS):
-            rounded = first + SUM * first.square().mean().sqrt() * noise
-        elif name in ELEMENTWISE:
-            rounded = first * (1 + ELEMENT * noise)
-        else:
-            return result
-        return (rounded, *result[1:]) if isinstance(result, tuple) else rounded
+            return value + SUM * value.square().mean().sqrt() * noise
+        return value * (1 + ELEMENT * noise)
 
 
 def float32_bound(function: Callable[[], Tensor], error: Callable[[Tensor, Tensor], float], draws: int = 4) -> float:
