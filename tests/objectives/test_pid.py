@@ -90,7 +90,7 @@ def compare_with_float64(teacher, student, points: int, exact_loss):
 
 
 def test_float32_loss_and_gradient_against_algorithm_1_in_float64():
-    """Every sample's loss, and the gradient, within 1e-4 (1.5e-5 and less), of a network whose sums have 72 terms at most."""
+    """Every sample's loss, and the gradient, within 1e-4 (1.5e-5 here), of a network whose sums have 72 terms at most."""
     errors, _ = compare_with_float64(*setting(torch.float32)[:2], POINTS, algorithm_1)
     assert max(errors) < 1e-4
 
