@@ -18,7 +18,7 @@ from pidistill.evaluation.metrics.kid import Kid
 from pidistill.evaluation.metrics.precision_recall import PrecisionRecall
 from pidistill.evaluation.references import make_reference, write_reference
 
-NUM = 24
+NUM = 12
 
 
 class Pictures(Dataset):
