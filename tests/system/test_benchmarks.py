@@ -1,0 +1,32 @@
+"""Benchmarks and tools use names of the package that are there. What they measure is theirs; running them takes minutes."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("examples/*.py")])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_name_of_the_package_is_there(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("pidistill", "benchmarks", "tests"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in ROOT.glob("benchmarks/*.py")])
+def test_every_patched_name_is_there(name):
+    """A name that a benchmark replaces by another, as `patch("pidistill.x.y", ...)`."""
+    for node in ast.walk(ast.parse((ROOT / "benchmarks" / f"{name}.py").read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("pidistill.") \
+                and node.value.replace(".", "").replace("_", "").isalnum() and node.value != "pidistill.cli":
+            module, _, attribute = node.value.rpartition(".")
+            assert hasattr(importlib.import_module(module), attribute), node.value
