@@ -30,7 +30,7 @@ def test_continuing_drops_the_lines_that_are_written_again(tmp_path):
     assert seconds == sorted(seconds)
 
 
-def test_the_seconds_of_a_run_are_those_of_all_its_sessions(tmp_path):
+def test_the_seconds_of_a_run_go_on_where_it_went_on(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 1, "seconds": 1000.0}\n')
     Log(tmp_path, 5).write(6, {"loss": 1.0})
     assert 1000 <= read_metrics(tmp_path)[-1]["seconds"] < 1010

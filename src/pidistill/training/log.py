@@ -59,7 +59,7 @@ class Log:
         self.path = folder / "metrics.jsonl"
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
         before = records[-1].get("seconds", 0.0) if records else 0.0
-        self.started = time.monotonic() - before  # the time of a run is the sum of its sessions
+        self.started = time.monotonic() - before  # a run that goes on counts from there
         self.lines = GrowingFile(self.path)
         board = folder / "tensorboard"
         board.mkdir(exist_ok=True)
