@@ -13,23 +13,9 @@ from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.samplers.base import sample_teacher
-from pidistill.models.student_init import make_student
-from pidistill.models.teachers.gaussian import gaussian
-from tests.helpers import MLP
 
 SHAPE = (1, 16, 16)
 ALL = ["frechet", "inception_score", "kid", "precision_recall", "trajectory_rmse"]
-
-
-@pytest.fixture
-def teacher():
-    return gaussian("1x16x16,mean=-0.5,std=0.4")
-
-
-@pytest.fixture
-def student(teacher):
-    torch.manual_seed(0)
-    return make_student(teacher, "random", MLP).eval()
 
 
 def test_metric_names():

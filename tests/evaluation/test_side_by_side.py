@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from pidistill.evaluation import side_by_side
 from pidistill.evaluation.evaluate import evaluate
@@ -11,22 +10,8 @@ from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
 from pidistill.models.samplers.base import Sampler
-from pidistill.models.student_init import make_student
-from pidistill.models.teachers.gaussian import gaussian
-from tests.helpers import MLP
 
 ALL = ["frechet", "inception_score", "kid", "precision_recall", "trajectory_rmse"]
-
-
-@pytest.fixture
-def teacher():
-    return gaussian("1x16x16,mean=-0.5,std=0.4")
-
-
-@pytest.fixture
-def student(teacher):
-    torch.manual_seed(0)
-    return make_student(teacher, "random", MLP).eval()
 
 
 class Stop(Exception):

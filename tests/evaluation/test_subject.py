@@ -8,21 +8,7 @@ import torch
 from pidistill.core.errors import PidistillError
 from pidistill.evaluation.subject import Subject
 from pidistill.models.samplers.base import Sampler, sample_teacher
-from pidistill.models.student_init import make_student
-from pidistill.models.teachers.gaussian import gaussian
 from pidistill.nets.features.base import fingerprint
-from tests.helpers import MLP
-
-
-@pytest.fixture
-def teacher():
-    return gaussian("1x16x16,mean=-0.5,std=0.4")
-
-
-@pytest.fixture
-def student(teacher):
-    torch.manual_seed(0)
-    return make_student(teacher, "random", MLP).eval()
 
 
 def test_memory_that_does_not_suffice_halves_the_batch(teacher, student):

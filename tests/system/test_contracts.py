@@ -20,6 +20,7 @@ from pidistill.files.datasets import Images
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import describe_teacher, load_teacher
+from pidistill.nets.features.base import FeatureNetwork
 from pidistill.nets.features.digit_classifier import DigitClassifier
 from pidistill.objectives.base import Objective
 from pidistill.objectives.pid import pid_residual
@@ -299,6 +300,7 @@ def test_net_gradient_reaches_every_parameter(net):
 def test_feature_net_gives_one_row_an_image(name):
     net = FEATURE_NETS[name]().eval()
     x = torch.rand(3, *net.shape)
+    assert isinstance(net, FeatureNetwork) and all(len(maps) == 3 for maps in net.layers(x))
     features = net.features(x)
     assert features.ndim == 2 and len(features) == 3
     torch.testing.assert_close(net.features(x[1:2]), features[1:2], rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from torch import nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.evaluation.references import load_reference
-from pidistill.nets.features.base import FeatureFunction, check_shape, fingerprint, load_features
+from pidistill.nets.features.base import FeatureFunction, FeatureNetwork, check_shape, fingerprint, load_features
 
 
 def test_unknown_names_list_the_choices():
@@ -67,3 +67,10 @@ def test_features_are_counted_and_wrong_images_refused():
         assert "\n" not in str(caught.value)
     with pytest.raises(PidistillError, match=r"'digits' are of images of shape \(1, 16, 16\), these have \(1, 8, 8\)"):
         check_shape(load_features("digits"), (1, 8, 8), "digits")
+
+
+def test_what_is_loaded_keeps_the_protocol(tmp_path):
+    torch.jit.script(torch.nn.Conv2d(1, 3, 3)).save(tmp_path / "net.ts")
+    for spec in ("digits", "digits_perceptual", str(tmp_path / "net.ts")):
+        assert isinstance(load_features(spec), FeatureNetwork)
+    assert not isinstance(torch.nn.Linear(1, 1), FeatureNetwork)
