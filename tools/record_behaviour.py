@@ -6,7 +6,7 @@
     python -m tools.record_behaviour compare before.json after.json
 
 Recorded are, on one thread: the losses and the weights of 100 steps on the digits (every scheme with every distance,
-microbatches, half precision, EDM's loss), those of 3 steps of a network of CIFAR-10's size, the images of 64 seeds of every
+microbatches, half precision, EDM's loss, two processes with whole weights and with shards), those of 3 steps of a network of CIFAR-10's size, the images of 64 seeds of every
 kind of teacher, and what an earlier `record` has saved: its student's images, and the end of a run that it left half done.
 Everything goes through public names and the command line.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -101,10 +102,15 @@ def make_inputs(folder: Path) -> None:
     shutil.rmtree(whole / "student")
 
 
-def run(folder: Path, *arguments: str) -> str:
-    """A command line of pidistill, in `folder`; gives what it printed."""
+def run(folder: Path, *arguments: str, processes: int = 1, shards: bool = False) -> str:
+    """A command line of pidistill, in `folder`, on CPUs; gives what it printed."""
     code = "import torch; torch.set_num_threads(1); from pidistill.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=folder, capture_output=True, text=True)
+    start, settings = [sys.executable, "-c", code], {"OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m",
+                 "pidistill.cli"]
+        settings |= {"ACCELERATE_USE_CPU": "true"} | ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if shards else {})
+    done = subprocess.run([*start, *arguments], cwd=folder, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
         raise SystemExit(f"{arguments}: {done.stderr}")
     return done.stdout
@@ -142,11 +148,20 @@ def draw_student(folder: Path) -> str:
     return digest({"x": pidistill.load_student(folder).sample(range(64))})
 
 
-def train_teacher(work: Path) -> dict[str, Any]:
-    """100 steps of EDM's loss."""
-    run(work, "train-teacher", "--set", "train.steps=100", "--set", "log.every=1", "--set", "train.batch=16", "--set",
-        "preview.every=100", "--set", f"net={NET}", "--out", str(work / "edm"))
-    return result(work / "edm", "teacher")
+def train_teacher(out: Path, *settings: str, **processes: Any) -> dict[str, Any]:
+    """100 steps of EDM's loss, or what else is set."""
+    given = ("train.steps=100", "log.every=1", "train.batch=16", "preview.every=100", f"net={NET}", *settings)
+    run(out.parent, "train-teacher", *(word for setting in given for word in ("--set", setting)), "--out", str(out),
+        **processes)
+    return result(out, "teacher")
+
+
+def distil_on_two(out: Path, *settings: str, shards: bool = False) -> dict[str, Any]:
+    """10 steps of a distillation on two processes."""
+    given = ("train.steps=10", "log.every=1", "train.batch=8", "evaluate.num=16", "evaluate.batch=16", *settings)
+    run(out.parent, "distill", "bundled:digits", *(word for setting in given for word in ("--set", setting)), "--out", str(out),
+        processes=2, shards=shards)
+    return result(out)
 
 
 def sample(spec: str, inputs: Path, out: Path) -> str:
@@ -171,9 +186,9 @@ def record(inputs: Path, target: Path) -> None:
     work.mkdir(parents=True)
     found: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
 
-    def note(name: str, measure: Callable[..., Any], *arguments: Any) -> None:
+    def note(name: str, measure: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         if name not in found:
-            found[name] = measure(*arguments)
+            found[name] = measure(*arguments, **options)
             target.write_text(json.dumps(found, indent=1))
             print(name, flush=True)
 
@@ -194,7 +209,15 @@ def record(inputs: Path, target: Path) -> None:
             "lpips in parts": {"objective.distance": {**distances["lpips"], "microbatch": 2}}}.items():
         note(f"digits/{name}", curve, work / name, values)
     note("digits/bf16 teacher", curve, work / "bf16", {"objective.teacher_precision": "bf16", "train.steps": 5})
-    note("digits/edm", train_teacher, work)
+    for precision in ("bf16", "fp16"):
+        note(f"digits/{precision}", curve, work / precision, {"precision": precision, "train.steps": 4})
+        note(f"digits/edm {precision}", train_teacher, work / f"edm-{precision}", f"precision={precision}", "train.steps=4")
+    note("digits/edm", train_teacher, work / "edm")
+    note("digits/edm in parts", train_teacher, work / "edm-parts", "train.microbatch=5", "optimizer.clip=0.5")
+    for kind, shards in (("whole", False), ("shards", True)):
+        more = {"processes": 2, "shards": shards}
+        note(f"two processes/edm {kind}", train_teacher, work / f"edm-{kind}", "train.steps=10", **more)
+        note(f"two processes/pid {kind}", distil_on_two, work / f"pid-{kind}", "train.microbatch=3", shards=shards)
     cifar = f"edm:cifar10-32x32-uncond-vp,weights={inputs / 'cifar.safetensors'}"
     small = {"train.steps": 3, "train.batch": 2, "evaluate.features": None, "evaluate.num": 2, "evaluate.batch": 2,
              "preview.seeds": "0-1"}
