@@ -14,6 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pidistill.core.errors import PidistillError
 
+# Families whose members users may bring as `python:MODULE:NAME`: those that are named by a user's own settings alone, and by
+# no file that comes with weights.
+OPEN_TO_PYTHON = ("schemes", "distances", "samplers", "objectives")
 HOMES = {"schemes": "objectives.schemes", "distances": "objectives.distances", "nets": "nets", "features": "nets.features",
          "teachers": "models.teachers", "samplers": "models.samplers", "objectives": "objectives",
          "metrics": "evaluation.metrics"}
@@ -41,8 +44,11 @@ def suggest_choices(what: str, name: str, known: list[str]) -> PidistillError:
 def find_member(family: str, name: str) -> Any:
     """Find the class or function of a member: the object in `FAMILY/NAME.py` that is named like the file, case and _ apart.
 
-    Raises PidistillError, with the family's members, if the name is none of theirs.
+    `python:MODULE:NAME` imports the user's own, from the current folder too. Raises PidistillError, with the family's
+    members, if the name is none of theirs.
     """
+    if name.startswith("python:") and family in OPEN_TO_PYTHON:
+        return import_from_python(name.removeprefix("python:"), family.removesuffix("s"))
     known = list_members(family)
     if name not in known:
         raise suggest_choices(family.removesuffix("s"), name, known)
@@ -90,9 +96,18 @@ def build_from_python(spec: str, what: str) -> Any:
     spec: `MODULE:FACTORY`.
     what: what the factory makes, for errors.
     """
-    module_name, _, factory = spec.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), factory)):
-        raise PidistillError(f"a python {what} is python:MODULE:FACTORY, got python:{spec}")
+    return import_from_python(spec, what, "FACTORY")()
+
+
+def import_from_python(spec: str, what: str, role: str = "NAME") -> Any:
+    """Import a name of a module, from the current folder too: this runs the user's code.
+
+    spec: `MODULE:NAME`.
+    what, role: what the name stands for, and what it is called, for errors.
+    """
+    module_name, _, name = spec.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+        raise PidistillError(f"a python {what} is python:MODULE:{role}, got python:{spec}")
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
@@ -100,9 +115,9 @@ def build_from_python(spec: str, what: str) -> Any:
         raise PidistillError(f"python:{spec}: {error}") from None
     finally:
         sys.path.pop(0)
-    if not hasattr(module, factory):
-        raise PidistillError(f"python:{spec}: the module {module_name} has no {factory}")
-    return getattr(module, factory)()
+    if not hasattr(module, name):
+        raise PidistillError(f"python:{spec}: the module {module_name} has no {name}")
+    return getattr(module, name)
 
 
 def build_from_config(family: str, config: str | dict[str, Any]) -> Any:

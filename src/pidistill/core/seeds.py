@@ -1,4 +1,4 @@
-"""Every random draw of the package is a function of integers alone: x = Philox(key=(seed, step), counter=(0, 0, domain, k)).
+"""Every random draw of the package is a function of integers alone: x = Philox(key=(seed, step), counter=(0, phase, domain, k)).
 
 The counter-based generator (Salmon et al., 2011) is keyed with all that a draw depends on. The number of processes, the
 split into batches and a resumption then change no draw, and there is no random state to save. Draws are made on the CPU
@@ -22,15 +22,16 @@ TRAIN, NOISE, LABEL = 0, 1, 2
 MAX_SEED = 2**63
 
 
-def stream(seed: int, step: int = 0, k: int = 0, domain: int = TRAIN) -> np.random.Generator:
-    """Make the generator of one draw; two generators that differ in any of the four integers are independent.
+def stream(seed: int, step: int = 0, k: int = 0, domain: int = TRAIN, phase: int = 0) -> np.random.Generator:
+    """Make the generator of one draw; two generators that differ in any of the five integers are independent.
 
     seed: the run's seed while training, the image's otherwise.
     step: the training step.
     k: the draw's number in the step, counted over the global batch.
     domain: TRAIN, NOISE or LABEL.
+    phase: the number of the phase in the step.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, domain, k]))
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, phase, domain, k]))
 
 
 def streams(seeds: Sequence[int], step: int = 0, domain: int = TRAIN) -> Iterator[np.random.Generator]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
-from pidistill.core.registry import build
+from pidistill.core.registry import build, find_member
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.pictures import drawable, write_grid
 from pidistill.files.datasets import load_images
@@ -18,7 +19,7 @@ from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.teachers.base import collect_tensors, describe_teacher
 from pidistill.nets.base import build_net
-from pidistill.objectives.base import Objective
+from pidistill.objectives.base import Objective, TeacherSetup
 from pidistill.training.config import TeacherConfig
 from pidistill.training.config_file import given_keys, load_config
 from pidistill.training.log import read_metrics
@@ -63,7 +64,10 @@ class TeacherTraining:
         self.denoiser = Preconditioned(net, shape, self.num_classes, net_spec=config.net, t_min=config.t_min,
                                        t_max=config.t_max, sigma_data=config.sigma_data, rho=config.rho)
         options = dict(config.objective)
-        self.objective: Objective = build("objectives", options.pop("name"), self.denoiser, self.data, **options)
+        name = options.pop("name")
+        if find_member("objectives", name).setup is not TeacherSetup:
+            raise PidistillError(f"the objective {name} trains a student: pidistill distill")
+        self.objective: Objective = build("objectives", name, TeacherSetup(self.denoiser, self.data), **options)
         self.seeds = parse_integers(config.preview.seeds, "preview.seeds")
 
     def train(self, folder: Path, command: str) -> Path | None:
@@ -73,15 +77,15 @@ class TeacherTraining:
         """
         config = self.config
         watchers = [Watcher(config.preview.every, self.preview)] if drawable(self.denoiser.shape) else []
-        averages, main = train(self.objective, config, folder, watchers)
-        if not main:
+        trained = train(self.objective, config, folder, watchers)
+        if not trained.main:
             return None
         losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
         provenance = {"command": command, "commit": find_commit(), "seed": config.train.seed, "steps": config.train.steps,
                       "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
                       "data_images": len(self.data.images), "data_licence": self.data.licence, "versions": list_versions(),
                       "seconds": round(time.perf_counter() - self.began)}
-        teacher = averages[config.ema[0]]["teacher"]
+        teacher = trained.averages[config.ema[0]]["teacher"]
         assert isinstance(teacher, Preconditioned)
         write_folder(folder / "teacher", collect_tensors(teacher),
                      {"config": describe_teacher(teacher), "provenance": provenance})

@@ -1,44 +1,152 @@
-"""Training objectives: the loss of every sample, of which the trainer minimises the mean over batches."""
+"""Training objectives: phases over named networks. The trainer knows networks, phases and followers, and no method's name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
+from pidistill.core.errors import PidistillError
+from pidistill.files.datasets import ImageSet
+from pidistill.models.denoiser import Denoiser
+from pidistill.models.grid import Grid
+from pidistill.models.student import Student
 
-class Objective(nn.Module):
-    """An objective is what a run minimises. Calling it with a batch gives the loss of every sample, (B,).
+Sample = dict[str, Any]     # the random numbers of one sample, as numpy values
+Batch = dict[str, Tensor]   # those of a batch, stacked: (B, ...)
 
-    Only the trainer averages.
 
-    needs: what a draw takes: `noise` (nothing but the generator) or `images`.
-    networks: what is trained, averaged and saved, by name.
-    frozen: what is only called; a plain list, so that nothing of it is trained, saved or synchronised.
+@dataclass(frozen=True)
+class Setup:
+    """What a distillation gives to its objective.
+
+    student: what is trained, in the form that the objective's class names.
+    teacher: frozen; it may be a black box.
+    grid: the times t_0 = T > ... > t_{N-1} = eps, of the configuration's `grid.points`.
+    data: images, for objectives that need them.
+    recompute: `train.recompute`: blocks of networks are computed again in the backward pass.
     """
 
-    needs: Literal["noise", "images", "pairs"]
-    networks: dict[str, nn.Module]
-    frozen: list[Any] = []  # noqa: RUF012 -- replaced, never changed
+    student: Student
+    teacher: Denoiser
+    grid: Grid
+    data: ImageSet | None = None
+    recompute: bool = False
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Draw one sample's random numbers, as numpy values; the trainer stacks those of a batch."""
-        raise NotImplementedError
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        raise NotImplementedError
+@dataclass(frozen=True)
+class TeacherSetup:
+    """What a teacher's training gives to its objective: the denoiser that is trained, and images."""
 
-    def times(self, batch: dict[str, Tensor]) -> Tensor:
+    denoiser: Denoiser
+    data: ImageSet
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A gradient step on some of the networks. A step of a run takes its phases in their order.
+
+    name: of the phase, in metrics, messages and checkpoints.
+    trains: the names of networks; the others are constants meanwhile, through which gradients pass.
+    draw: (generator, step) -> the random numbers of one sample; those of a batch are stacked.
+    loss: (batch, step) -> the loss of every sample, (B,). Only the trainer averages.
+    every: the phase is taken in the steps, counted from 0, that this divides.
+    optimizer: settings that differ from the run's, such as {"lr": 1e-4, "betas": (0.0, 0.999)}.
+    """
+
+    name: str
+    trains: tuple[str, ...]
+    draw: Callable[[np.random.Generator, int], Sample]
+    loss: Callable[[Batch, int], Tensor]
+    every: int = 1
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether step number `step` takes this phase."""
+        return step % self.every == 0
+
+    def find_last(self, step: int) -> int:
+        """Give the last step, up to number `step`, that takes this phase."""
+        return step // self.every * self.every
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A copy of a network that moves after every step: p <- r p + (1 - r) of.
+
+    of: the network's name.
+    rate: step -> r; 1 stays, 0 copies.
+    """
+
+    of: str
+    rate: Callable[[int], float]
+
+
+class Objective(ABC):
+    """An objective is what a run minimises: losses of phases, over networks that it makes or is given.
+
+    A subclass takes a `Setup` (one that trains a teacher: a `TeacherSetup`) and options by keyword, with their types, and
+    hands over to this constructor:
+
+    networks: what is trained and saved, by name; `student` in a distillation.
+    calls: what is only called, such as the teacher and a distance: placed on the device, and compiled, by the trainer.
+    followers: copies of networks that the trainer moves, by name; they begin as their networks are now.
+
+    It asks for networks, copies and calls by `self.networks[name]`, `self.copies[name]` and `self.calls[name]` when it needs
+    them, and keeps none: the trainer may put another in the place (compiled, or gathered from shards).
+    """
+
+    setup: ClassVar[type] = Setup                 # or TeacherSetup
+    needs: ClassVar[Literal["noise", "images"]] = "noise"
+    form: ClassVar[str] = "trajectory"            # of the student
+    averaged: ClassVar[tuple[str, ...]] = ("student",)
+
+    def __init__(self, networks: Mapping[str, nn.Module], calls: Mapping[str, Callable[..., Any]] | None = None,
+                 followers: Mapping[str, Follower] | None = None):
+        self.networks, self.calls, self.followers = dict(networks), dict(calls or {}), dict(followers or {})
+        if strays := [follower.of for follower in self.followers.values() if follower.of not in self.networks]:
+            raise PidistillError(f"{type(self).__name__}: a follower of {strays[0]!r}, which is no network")
+        self.copies: dict[str, nn.Module] = {
+            name: copy.deepcopy(self.networks[follower.of]).eval().requires_grad_(False)
+            for name, follower in self.followers.items()}
+
+    @abstractmethod
+    def phases(self) -> list[Phase]:
+        """Give the phases of a step, in their order; the same at every call."""
+
+    def times(self, batch: Batch) -> Tensor | None:
         """Give the noise levels t of a batch's samples, (B,), which a message about a loss that is not finite names."""
-        raise NotImplementedError
+        return None
 
-    def compile_networks(self, compiler: Callable[..., Any]) -> None:
-        """Let the networks, which a step spends its time on, run compiled.
+    @classmethod
+    def stages(cls, config: Any) -> list[Any]:
+        """Give the configurations (`DistillConfig`) of the runs, one after the other, that a distillation consists of.
 
-        compiler: is called as compiler(module or function, what="its name in messages"), and gives what runs compiled: for a
-            module the same object.
+        `student.init=previous` of a later one starts from the student of the one before.
         """
-        for name, network in self.networks.items():
-            compiler(getattr(network, "net", network), what=f"the {name}'s network")
+        return [config]
+
+
+def check_contract(objective: Objective) -> None:
+    """Refuse an objective whose phases, networks and averages do not fit together. Raises PidistillError in one line."""
+    where, phases, networks = type(objective).__name__, objective.phases(), objective.networks
+    names = [phase.name for phase in phases]
+    for what, given in (("phase", names), ("network", networks), ("follower", objective.followers), ("call", objective.calls)):
+        if bad := [name for name in given if not name.isidentifier()]:
+            raise PidistillError(f"{where}: a {what}'s name must be an identifier, got {bad[0]!r}")
+    if not names or len({*names}) < len(names):
+        raise PidistillError(f"{where}: a step needs phases of different names, got {names}")
+    for phase in phases:
+        if not phase.trains or phase.every < 1:
+            raise PidistillError(f"{where}: the phase {phase.name} must train a network, in every step or each so many")
+    trained = {name for phase in phases for name in phase.trains}
+    if missing := sorted((trained | {*objective.averaged}) - networks.keys()):
+        raise PidistillError(f"{where}: {missing[0]!r} is trained or averaged, and is none of its networks "
+                             f"({', '.join(networks)})")
+    if idle := sorted(networks.keys() - trained):
+        raise PidistillError(f"{where}: no phase trains the network {idle[0]!r}; what is only called belongs into `calls`")

@@ -5,46 +5,44 @@ L = E_{t,y,n} lambda(t) |D(y + t n, t) - y|^2, ln t ~ N(p_mean, p_std^2), n ~ N(
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
 from pidistill.core.tensors import like
-from pidistill.files.datasets import Images
-from pidistill.models.denoiser import Denoiser
-from pidistill.objectives.base import Objective
+from pidistill.objectives.base import Batch, Objective, Phase, Sample, TeacherSetup
 
 
 class EDM(Objective):
     """The loss of an image y is lambda(t) |D(y + t n, t) - y|^2, averaged over its elements.
 
-    denoiser: D, which is trained.
-    data: images y, and their labels where the denoiser has classes.
     p_mean, p_std: mean and standard deviation of ln t.
     """
 
+    setup = TeacherSetup
     needs = "images"
+    averaged = ("teacher",)
 
-    def __init__(self, denoiser: Denoiser, data: Images, *, p_mean: float = -1.2, p_std: float = 1.2):
-        super().__init__()
-        self.denoiser, self.p_mean, self.p_std = denoiser, p_mean, p_std
-        self.networks = {"teacher": denoiser}
-        self.data = data
+    def __init__(self, setup: TeacherSetup, *, p_mean: float = -1.2, p_std: float = 1.2):
+        super().__init__({"teacher": setup.denoiser})
+        self.data, self.p_mean, self.p_std = setup.data, p_mean, p_std
+        self.shape, self.sigma_data = setup.denoiser.shape, setup.denoiser.sigma_data
+        self.conditional = setup.denoiser.num_classes > 0
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        k = int(rng.integers(len(self.data.images)))
-        sample = {"y": self.data.images[k].numpy(), "ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
-                  "n": rng.standard_normal(self.denoiser.shape, dtype=np.float32)}
-        if self.denoiser.num_classes and self.data.labels is not None:
-            sample["labels"] = np.int64(self.data.labels[k])
-        return sample
+    def phases(self) -> list[Phase]:
+        return [Phase("edm", ("teacher",), self.draw, self.loss)]
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def draw(self, rng: np.random.Generator, step: int = 0) -> Sample:
+        sample = self.data.sample(int(rng.integers(len(self.data))))
+        if not self.conditional:
+            sample.pop("labels", None)
+        return sample | {"ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
+                         "n": rng.standard_normal(self.shape, dtype=np.float32)}
+
+    def loss(self, batch: Batch, step: int = 0) -> Tensor:
         y, t = batch["y"], self.times(batch)
-        weight = (t**2 + self.denoiser.sigma_data**2) / (t * self.denoiser.sigma_data) ** 2
-        error = self.denoiser(y + like(t, y) * batch["n"], t, batch.get("labels")) - y
+        weight = (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
+        error = self.networks["teacher"](y + like(t, y) * batch["n"], t, batch.get("labels")) - y
         return weight * error.square().flatten(1).mean(dim=1)
 
-    def times(self, batch: dict[str, Tensor]) -> Tensor:
+    def times(self, batch: Batch) -> Tensor:
         return batch["ln_t"].exp()

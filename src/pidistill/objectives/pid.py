@@ -5,21 +5,20 @@ L = E_{i,z} d(x_i - t_i dx/dt, sg[D(x_i, t_i)]), i uniform on the grid, z ~ N(0,
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast, autocast
 from pidistill.core.registry import build_from_config
-from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
-from pidistill.objectives.base import Objective
+from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.distances.base import Distance
 from pidistill.objectives.schemes.base import Scheme
 
@@ -56,62 +55,54 @@ class PID(Objective):
     teacher_precision: `bf16` or `fp16` calls the teacher under autocast, `fp32` without; by default as the student.
     """
 
-    needs = "noise"
-
-    def __init__(self, student: Student, teacher: Denoiser, grid: Grid, *, scheme: Any = "upwind", distance: Any = "l2",
-                 stop_gradient: bool = True, balance: float = 0.0, floor: float = 1e-3,
-                 teacher_precision: Autocast | None = None):
-        super().__init__()
+    def __init__(self, setup: Setup, *, scheme: Any = "upwind", distance: Any = "l2", stop_gradient: bool = True,
+                 balance: float = 0.0, floor: float = 1e-3, teacher_precision: Autocast | None = None):
         if not 0 <= balance <= 1 or not floor > 0:
             raise PidistillError(f"objective.balance must be in 0-1 and objective.floor positive, got {balance} and {floor}")
-        self.student, self.grid, self.balance, self.floor = student, grid, balance, floor
+        self.grid, self.balance, self.floor = setup.grid, balance, floor
         self.stop_gradient, self.teacher_precision = stop_gradient, teacher_precision
+        self.shape, self.num_classes, self.t_max = setup.student.shape, setup.student.num_classes, setup.student.t_max
         self.scheme: Scheme = build_from_config("schemes", scheme)
-        if grid.points < self.scheme.points:
-            raise PidistillError(f"the scheme {type(self.scheme).__name__.lower()} needs at least {self.scheme.points} grid "
-                                 f"points, got grid.points={grid.points}")
-        member = build_from_config("distances", distance)
-        self.distance: Distance
-        self.teacher: Callable[..., Tensor]
-        object.__setattr__(self, "distance", member)  # not as a submodule: nothing of it is trained, saved or synchronised
+        check_scheme(self.scheme, setup)
+        member: Distance = build_from_config("distances", distance)
         if hasattr(member, "check"):
-            member.check(student.shape)
-        object.__setattr__(self, "teacher", teacher)  # likewise; `compile_networks` replaces both, and nobody else's
-        self.networks = {"student": student}
-        self.frozen = [teacher, *([member] if isinstance(member, nn.Module) else [])]
+            member.check(self.shape)
+        super().__init__({"student": setup.student}, {"teacher": setup.teacher, "distance": member})
 
-    def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        sample: dict[str, Any] = {"i": np.int64(rng.integers(self.grid.points))}
-        if self.student.num_classes:
-            sample["labels"] = np.int64(rng.integers(self.student.num_classes))
-        return sample | {"z": rng.standard_normal(self.student.shape, dtype=np.float32) * np.float32(self.student.t_max)}
+    def phases(self) -> list[Phase]:
+        return [Phase("pid", ("student",), self.draw, self.loss)]
+
+    def draw(self, rng: np.random.Generator, step: int = 0) -> Sample:
+        sample: Sample = {"i": np.int64(rng.integers(self.grid.points))}
+        if self.num_classes:
+            sample["labels"] = np.int64(rng.integers(self.num_classes))
+        return sample | {"z": rng.standard_normal(self.shape, dtype=np.float32) * np.float32(self.t_max)}
 
     def call_teacher(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """Compute the teacher's D(x, t), (B, C, H, W), in the teacher's precision."""
-        if self.teacher_precision is None:
-            return self.teacher(x, t, labels)
-        with autocast(self.teacher_precision, x.device):
-            return self.teacher(x, t, labels)
+        with autocast(self.teacher_precision, x.device) if self.teacher_precision else nullcontext():
+            return self.calls["teacher"](x, t, labels)
 
-    def compile_networks(self, compiler: Callable[..., Any]) -> None:
-        super().compile_networks(compiler)
-        for name in ("teacher", "distance"):
-            module = getattr(self, name)
-            object.__setattr__(self, name, compiler(functools.partial(call_module, module), what=f"the {name}"))
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        prediction, target = pid_residual(self.student, self.call_teacher, batch["z"], batch["i"], self.grid, self.scheme,
+    def loss(self, batch: Batch, step: int = 0) -> Tensor:
+        student: Any = self.networks["student"]
+        prediction, target = pid_residual(student, self.call_teacher, batch["z"], batch["i"], self.grid, self.scheme,
                                           batch.get("labels"), self.stop_gradient)
         if not self.stop_gradient and torch.is_grad_enabled() and not target.requires_grad:
             raise PidistillError("objective.stop_gradient=false needs a teacher that can be differentiated; this one gives "
                                  "no gradient")
-        e = self.distance(prediction, target)
+        e = self.calls["distance"](prediction, target)
         return e / (e.detach() + self.floor) ** self.balance if self.balance else e
 
-    def times(self, batch: dict[str, Tensor]) -> Tensor:
+    def times(self, batch: Batch) -> Tensor:
         return self.grid.t.to(batch["i"].device)[batch["i"]]
 
 
-def call_module(module: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Call a module, as a function of its own to compile: previews and evaluations, with other shapes, call it as it is."""
-    return module(*arguments)
+def check_scheme(scheme: Scheme, setup: Setup) -> None:
+    """Refuse what a scheme cannot do: too few grid points, blocks that are computed again."""
+    name = type(scheme).__name__.lower()
+    if setup.grid.points < scheme.points:
+        raise PidistillError(f"the scheme {name} needs at least {scheme.points} grid points, "
+                             f"got grid.points={setup.grid.points}")
+    if setup.recompute and not scheme.recomputable:
+        raise PidistillError(f"train.recompute=true does not go with objective.scheme={name}, whose derivative PyTorch "
+                             "cannot compute again; set train.microbatch=auto instead")

@@ -14,33 +14,41 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.manifest import verify
 from pidistill.files.reading import read_json
 from pidistill.files.weights import load_weights, read_tensors
-from pidistill.objectives.base import Objective
-from pidistill.training.ema import EMA
 from pidistill.training.sharding import shard_like
+from pidistill.training.skipped import SkippedSteps
+from pidistill.training.step import Step
 
 Files = dict[str, dict[str, Tensor]]  # tensors by name, by file
+# What a checkpoint's record says of a phase, before its first step. loss, good: the sum of the losses since the last line of
+# metrics.jsonl, and the number of finite steps among them; norm: of the last gradient; skipped: steps left out, in all.
+PHASE: dict[str, Any] = {"loss": 0.0, "good": 0.0, "norm": None, "skipped": 0, "loss_scale": {}}
 
 
-def collect(objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> Files:
+def collect(step: Step) -> Files:
     """Give the tensors of a checkpoint by file; they are not copied and stay on their devices."""
-    files = {name: dict(net.state_dict()) for name, net in name_networks(objective, ema)}
-    return files | {"optimizer": collect_optimizer(optimizer)}
+    files = {name: dict(net.state_dict()) for name, net in name_networks(step)}
+    return files | {f"optimizer-{name}": collect_optimizer(phase.optimizer) for name, phase in step.phases.items()}
 
 
-def name_networks(objective: Objective, ema: EMA) -> Iterable[tuple[str, torch.nn.Module]]:
-    """Yield every network of a checkpoint, trained or averaged, after the name of its file: NAME or NAME-ema-RATE."""
-    yield from objective.networks.items()
-    for rate, copies in ema.networks.items():
+def name_networks(step: Step) -> Iterable[tuple[str, torch.nn.Module]]:
+    """Yield every network of a checkpoint after the name of its file.
+
+    NAME is a trained network, NAME-ema-RATE its average, copy-NAME a follower.
+    """
+    yield from step.objective.networks.items()
+    for rate, copies in step.ema.networks.items():
         for name, net in copies.items():
             yield f"{name}-ema-{rate}", net
+    for name, net in step.objective.copies.items():
+        yield f"copy-{name}", net
 
 
-def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load one checkpoint into networks, averages and optimiser; returns its record: `step`, and what else `save` was given.
+def restore(folder: Path, step: Step) -> dict[str, Any]:
+    """Load one checkpoint into a run's step; returns its record: `step`, and what else `save` was given.
 
     Raises PidistillError where a file is missing or does not fit, or an averaging rate has no file.
     """
-    for name, net in name_networks(objective, ema):
+    for name, net in name_networks(step):
         path = folder / f"{name}.safetensors"
         if "-ema-" in name and not path.exists():
             raise PidistillError(f"{folder} holds no average at the rate {name.split('-ema-')[1]}: `ema` cannot change "
@@ -49,8 +57,25 @@ def restore(folder: Path, objective: Objective, ema: EMA, optimizer: torch.optim
         tensors = {key: shard_like(value, state[key]) if key in state else value
                    for key, value in read_tensors(path).items()}
         load_weights(net, tensors, path)
-    restore_optimizer(optimizer, read_tensors(folder / "optimizer.safetensors"), folder)
-    return read_json(folder / "state.json")
+    record = upgrade_record(read_json(folder / "state.json"), list(step.phases))
+    for name, phase in step.phases.items():
+        path = folder / f"optimizer-{name}.safetensors"
+        if not path.exists() and len(step.phases) == 1:  # as runs of one phase were saved before there were several
+            path = folder / "optimizer.safetensors"
+        restore_optimizer(phase.optimizer, read_tensors(path), path)
+        known = record["phases"].get(name, PHASE)
+        if known["loss_scale"]:
+            phase.scaler.load_state_dict(known["loss_scale"])
+        phase.skipped = SkippedSteps(phase.device, known["skipped"])
+    return record
+
+
+def upgrade_record(record: dict[str, Any], phases: list[str]) -> dict[str, Any]:
+    """Give a checkpoint's record as it is written now; before there were several phases it was that of a single one."""
+    if "phases" in record or len(phases) != 1:
+        return {"phases": {}} | record
+    known = {key: record.pop(key, default) for key, default in PHASE.items()}
+    return record | {"phases": {phases[0]: known}}
 
 
 def collect_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -58,10 +83,10 @@ def collect_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{i}.{key}": value for i, state in optimizer.state_dict()["state"].items() for key, value in state.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], path: Path) -> None:
     """Load flat tensors `index.key` as the optimiser's state, in shards where its parameters are.
 
-    folder: of the checkpoint, to be named by the PidistillError that tensors of other networks raise.
+    path: their file, to be named by the PidistillError that tensors of other networks raise.
     """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -69,7 +94,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
         state.setdefault(int(number), {})[key] = value
     known = [p for group in optimizer.param_groups for p in group["params"]]
     if any(index >= len(known) or state[index]["exp_avg"].shape != known[index].shape for index in state):
-        raise PidistillError(f"{folder / 'optimizer.safetensors'} does not fit the networks that are trained")
+        raise PidistillError(f"{path} does not fit the networks that are trained")
     for index, values in state.items():
         values |= {key: shard_like(value, known[index].detach()) for key, value in values.items() if key != "step"}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

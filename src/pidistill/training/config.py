@@ -51,7 +51,7 @@ class GridConfig(StrictModel):
 class StudentConfig(StrictModel):
     """The student's network and the weights that it starts from; without `net` it is the teacher's, times `width`."""
 
-    init: str = "teacher"  # or `random`, or the folder of a student or a teacher
+    init: str = "teacher"  # or `random`, or the folder of a student or a teacher, or `previous` in a later stage
     net: Member | None = None
     width: float = Field(1.0, gt=0)
 
@@ -129,6 +129,7 @@ class DistillConfig(RunConfig):
     """The settings of a distillation."""
 
     teacher: str = "bundled:digits"
+    data: str | None = None  # images, for objectives that need them
     objective: Member = {"name": "pid"}
     grid: GridConfig = GridConfig()
     student: StudentConfig = StudentConfig()

@@ -1,6 +1,6 @@
-"""Exponential moving averages of weights, at several rates at once: a <- r a + (1 - r) w after every step.
+"""Copies that move after their networks: averages of weights at several rates at once, and an objective's followers.
 
-The rate r ramps up as min(rate, (1 + step) / (10 + step)), so that the first steps do not weigh for ever.
+Both are a <- r a + (1 - r) w after every step. An average's rate r ramps up as min(rate, (1 + step) / (10 + step)), so that the first steps do not weigh for ever.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pidistill.training.sharding import fill_skeleton, gather_whole
+from pidistill.objectives.base import Objective
+from pidistill.training.sharding import ShardedNetworks, fill_skeleton, gather_whole
 
 
 class EMA:
@@ -20,7 +21,7 @@ class EMA:
     Rate 0 gives the weights themselves. Where the weights are shards, so are the averages, and these copies cannot be
     called; `gather` gives some that can.
 
-    networks: the trained networks by name.
+    networks: the networks to average, by name.
     rates: averaging rates, 0 to 1.
     skeletons: copies of the networks without values, made before the weights became shards; None where they are whole.
     """
@@ -28,13 +29,8 @@ class EMA:
     def __init__(self, networks: dict[str, nn.Module], rates: Sequence[float],
                  skeletons: dict[str, nn.Module] | None = None):
         self.skeletons = skeletons
-
-        def copy_network(name: str, net: nn.Module) -> nn.Module:
-            if skeletons is None:
-                return copy.deepcopy(net).eval().requires_grad_(False)
-            return fill_skeleton(skeletons[name], {key: p.detach().clone() for key, p in net.named_parameters()})
-
-        self.networks = {rate: {name: copy_network(name, net) for name, net in networks.items()} for rate in rates}
+        self.networks = {rate: {name: copy_network(net, skeletons[name] if skeletons else None)
+                                for name, net in networks.items()} for rate in rates}
         self._values: list[Tensor] = [p for net in networks.values() for p in net.parameters()]
         self._averages: dict[float, list[Tensor]] = {
             rate: [p for net in copies.values() for p in net.parameters()] for rate, copies in self.networks.items()}
@@ -60,3 +56,33 @@ class EMA:
                 if keep:
                     averages.setdefault(rate, {})[name] = fill_skeleton(self.skeletons[name], values)
         return averages
+
+
+class Followers:
+    """Moves the copies of an objective after its networks: p <- r p + (1 - r) of, after every step.
+
+    objective: its copies become shards where its networks are.
+    skeletons: as `EMA` takes them.
+    """
+
+    def __init__(self, objective: Objective, skeletons: dict[str, nn.Module] | None = None):
+        networks = dict(objective.networks.items())
+        if skeletons:
+            of = {name: follower.of for name, follower in objective.followers.items()}
+            objective.copies = ShardedNetworks({name: copy_network(networks[of[name]], skeletons[of[name]]) for name in of},
+                                               {name: skeletons[of[name]] for name in of})
+        self.pairs = [(follower.rate, list(copied.parameters()), list(networks[follower.of].parameters()))
+                      for follower, copied in zip(objective.followers.values(), objective.copies.values(), strict=True)]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move the copies after step number `step`, counted from 0."""
+        for rate, copied, values in self.pairs:
+            torch._foreach_lerp_(copied, values, 1 - rate(step))
+
+
+def copy_network(network: nn.Module, skeleton: nn.Module | None) -> nn.Module:
+    """Copy a network, for evaluation and without gradients; of one in shards (given its skeleton) the shards."""
+    if skeleton is None:
+        return copy.deepcopy(network).eval().requires_grad_(False)
+    return fill_skeleton(skeleton, {key: p.detach().clone() for key, p in network.named_parameters()})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -25,12 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pidistill.core.precision import autocast
 from pidistill.core.seeds import stream
 from pidistill.nets.parts import native
-from pidistill.objectives.base import Objective
-from pidistill.training.config import OptimizerConfig, RunConfig
-from pidistill.training.recompute import recompute_blocks
+from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.training.config import RunConfig
+from pidistill.training.optimizer import for_phase, make_optimizer
+from pidistill.training.recompute import recompute_networks
+from pidistill.training.unit import hold_constant
 
-MakeOptimizer = Callable[[OptimizerConfig, Iterator[nn.Parameter]], torch.optim.Optimizer]
-GROWING_LABELS = ("activations", "activations of the distance")  # grow with the samples at a time; all else does not
+ACTIVATIONS = "activations"  # labels that begin so grow with the samples at a time; all else does not
 
 # What autocast lifts to float32 on a GPU and leaves alone on the CPU (PyTorch's lists of operations).
 LIFTED_OPERATIONS = {"group_norm", "layer_norm", "softmax", "log_softmax", "sum", "prod", "cumsum", "exp", "expm1", "log",
@@ -64,7 +64,7 @@ class Ledger(TorchDispatchMode):
         self.alive: Counter[str] = Counter()
         self.total = self.highest = 0
         self.peak: dict[str, int] = {}
-        self.label = GROWING_LABELS[0]
+        self.label = ACTIVATIONS
         self._entries: dict[int, tuple[str, int, Any]] = {}  # of every storage: label, bytes, and what tells of its end
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,72 +105,87 @@ class Rehearsal:
 
     objective: of the run, on the CPU or the meta device; it stays as it is.
     config: of the run.
-    make_optimizer: makes the optimiser from the configuration and the parameters.
     gpu: as on a GPU, else as on the CPU.
     processes: more than a single one exchange their gradients, which takes a copy of them.
     """
 
-    def __init__(self, objective: Objective, config: RunConfig, make_optimizer: MakeOptimizer, gpu: bool,
-                 processes: int = 1):
-        self.config, self.make_optimizer, self.gpu, self.processes = config, make_optimizer, gpu, processes
+    def __init__(self, objective: Objective, config: RunConfig, gpu: bool, processes: int = 1):
+        self.config, self.gpu, self.processes = config, gpu, processes
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.example = {key: torch.as_tensor(np.asarray(value)) for key, value in objective.draw(stream(0)).items()}
+        self.examples = [draw_example(phase, number) for number, phase in enumerate(objective.phases())]
         self.objective = copy_as_fake(objective, self.fake)
         if config.train.recompute:
-            for network in self.objective.networks.values():
-                recompute_blocks(network)
+            recompute_networks(self.objective.networks.values())
 
     def __call__(self, micro: int, accumulate: bool) -> dict[str, int]:
         """Give the bytes at the fullest moment of a step with `micro` samples at a time, by what they are for.
 
         accumulate: the step has several such microbatches, and the gradients of those before are there already.
         """
-        objective, config = self.objective, self.config
-        parameters = [p for network in objective.networks.values() for p in network.parameters()]
-        trained = [p for p in parameters if p.requires_grad]
-        ledger = Ledger(512 if self.gpu else 64)
+        return max(self.by_phase(micro, accumulate).values(), key=lambda sizes: sum(sizes.values()))
+
+    def by_phase(self, micro: int, accumulate: bool) -> dict[str, dict[str, int]]:
+        """Give the bytes at the fullest moment of every phase, by its name and by what they are for."""
+        phases = self.objective.phases()
+        return {phase.name: self.rehearse(phases, number, micro, accumulate) for number, phase in enumerate(phases)}
+
+    def rehearse(self, phases: list[Phase], number: int, micro: int, accumulate: bool) -> dict[str, int]:
+        """Give the bytes at the fullest moment of phase `number`. Parameters as above."""
+        objective, config, ledger = self.objective, self.config, Ledger(512 if self.gpu else 64)
+        averaged = [objective.networks[name] for name in objective.averaged]
+        trained = trained_parameters(objective, phases[number])
         with ExitStack() as stack:
             stack.enter_context(self.fake)
             stack.enter_context(ledger)
             if self.gpu:
                 stack.enter_context(GPUEmulation())
                 stack.enter_context(native.switched_off())
-            for label, tensors in zip(("weights", "teacher", "distance"), group_tensors(objective), strict=True):
+            for label, tensors in group_tensors(objective).items():
                 for tensor in tensors:
                     ledger.count(tensor, label)
-            for module in objective.frozen[1:]:
-                stack.enter_context(ModuleLabel(module, ledger, GROWING_LABELS[1]))
+            for name, call in objective.calls.items():
+                if isinstance(call, nn.Module):
+                    stack.enter_context(ModuleLabel(call, ledger, f"{ACTIVATIONS} of the {name}"))
             ledger.label = "EMA"
-            averages = [torch.empty_like(t) for net in objective.networks.values() for t in list_tensors(net)
-                        for _ in config.ema]
-            ledger.label = "gradients"
-            for p in trained:
-                p.grad = torch.zeros_like(p)
-            exchanged = [torch.zeros_like(p) for p in trained] if self.processes > 1 else []
-            ledger.label = "optimiser"
-            optimizer = self.make_optimizer(config.optimizer, iter(parameters))
-            for group in optimizer.param_groups:
-                if self.gpu and not group.get("fused") and group.get("foreach") is None:
-                    group["foreach"] = True  # PyTorch's own choice there
-            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip or float("inf"))
-            optimizer.step()
-            if not accumulate:
-                optimizer.zero_grad(set_to_none=True)
+            averages = [torch.empty_like(t) for net in averaged for t in list_tensors(net) for _ in config.ema]
+            optimizers = [self.take_first_step(phase, ledger, keep=accumulate and phase is phases[number])
+                          for phase in sorted(phases, key=lambda phase: phase is phases[number])]
 
-            ledger.label = GROWING_LABELS[0]
+            ledger.label = "gradients"
+            exchanged = [torch.zeros_like(p) for p in trained] if self.processes > 1 else []
+            ledger.label = ACTIVATIONS
             for p in trained:
                 hook = p.register_post_accumulate_grad_hook(lambda p: ledger.count(p.grad, "gradients"))
                 stack.callback(hook.remove)
-            batch = {key: value.new_empty((micro, *value.shape)) for key, value in self.example.items()}
+            stack.enter_context(hold_constant(objective, phases[number]))
+            batch = {key: value.new_empty((micro, *value.shape)) for key, value in self.examples[number].items()}
             with autocast(config.precision, torch.device("cpu")):
-                loss = objective(batch).sum()
+                loss = phases[number].loss(batch, 0).sum()
             # loss.backward() would leave `GPUEmulation` meanwhile, and blocks that are computed again would not see it.
             Variable._execution_engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (),
                                                     allow_unreachable=True, accumulate_grad=True)
             for p in trained:
                 p.grad = None
-            del averages, exchanged
+            del averages, exchanged, optimizers
         return {label: size for label, size in ledger.peak.items() if size}
+
+    def take_first_step(self, phase: Phase, ledger: Ledger, keep: bool) -> torch.optim.Optimizer:
+        """Take a phase's optimiser through a step of no gradient, so that it has its state. keep: the gradients stay."""
+        parameters = trained_parameters(self.objective, phase)
+        settings = for_phase(self.config.optimizer, phase)
+        ledger.label = "gradients"
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+        ledger.label = "optimiser"
+        optimizer = make_optimizer(settings, iter(parameters))
+        for group in optimizer.param_groups:
+            if self.gpu and not group.get("fused") and group.get("foreach") is None:
+                group["foreach"] = True  # PyTorch's own choice there
+        nn.utils.clip_grad_norm_(parameters, settings.clip or float("inf"))
+        optimizer.step()
+        if not keep:
+            optimizer.zero_grad(set_to_none=True)
+        return optimizer
 
 
 class ModuleLabel:
@@ -189,20 +204,32 @@ class ModuleLabel:
             hook.remove()
 
 
+def draw_example(phase: Phase, number: int) -> Batch:
+    """Draw a sample of a phase, which is the objective's `number`-th, as tensors without a batch's dimension."""
+    return {key: torch.as_tensor(np.asarray(value)) for key, value in phase.draw(stream(0, phase=number), 0).items()}
+
+
 def copy_as_fake(objective: Objective, mode: FakeTensorMode) -> Objective:
     """Copy the objective and all that it calls, with fake tensors on the CPU (of `mode`) as weights."""
     with mode:
         copies = {}
-        for tensor in (tensor for tensors in group_tensors(objective) for tensor in tensors):
+        for tensor in (tensor for tensors in group_tensors(objective).values() for tensor in tensors):
             empty = torch.empty_like(tensor, device="cpu")
             copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     return copy.deepcopy(objective, copies)
 
 
-def group_tensors(objective: Objective) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Group what is in memory before a step: the tensors of the objective, of the teacher, of the distance."""
-    frozen = [list_tensors(module) for module in objective.frozen]
-    return list_tensors(objective), frozen[0] if frozen else [], [tensor for tensors in frozen[1:] for tensor in tensors]
+def group_tensors(objective: Objective) -> dict[str, list[Tensor]]:
+    """Group what is in memory before a step: the trained weights, the copies that follow them, and each call's tensors."""
+    collect = lambda modules: [tensor for module in modules for tensor in list_tensors(module)]
+    return {"weights": collect(objective.networks.values()), "followers": collect(objective.copies.values()),
+            **{name: list_tensors(call) for name, call in objective.calls.items()}}
+
+
+def trained_parameters(objective: Objective, phase: Phase) -> list[nn.Parameter]:
+    """List the parameters that a phase trains."""
+    return [p for name, network in objective.networks.items() if name in phase.trains
+            for p in network.parameters() if p.requires_grad]
 
 
 def list_tensors(module: Any) -> list[Tensor]:

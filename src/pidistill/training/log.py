@@ -7,6 +7,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ def encode_event(event: Any) -> bytes:
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())
     return buffer.getvalue()
+
+
+def name_by_phase(what: str, values: Mapping[str, float], phases: Collection[str]) -> dict[str, float]:
+    """Name the values of phases as metrics.jsonl has them: `loss` of a single phase, `loss/PHASE` where a step has several.
+
+    values: by phase. phases: all of a step.
+    """
+    return {what if len(phases) == 1 else f"{what}/{name}": value for name, value in values.items()}
+
+
+def read_losses(record: Mapping[str, Any]) -> dict[str, float]:
+    """Read the mean losses of a record of metrics.jsonl by their names there: `loss`, or `loss/PHASE` of several."""
+    return {key: value for key, value in record.items() if key == "loss" or key.startswith("loss/")}
 
 
 METRICS_LIMIT = 256 * 10**6  # bytes; a million records

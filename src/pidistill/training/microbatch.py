@@ -7,36 +7,34 @@ from collections.abc import Callable, Collection
 
 import psutil
 import torch
-from torch import Tensor
 
 from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.precision import autocast
-from pidistill.objectives.base import Objective
+from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.training.batches import draw_batch
 from pidistill.training.config import RunConfig
-from pidistill.training.footprint import GROWING_LABELS, MakeOptimizer, Rehearsal
+from pidistill.training.footprint import ACTIVATIONS, Rehearsal, group_tensors, trained_parameters
+from pidistill.training.unit import hold_constant
 
 USABLE = 5 / 6  # of the free memory: a prediction may be a fifth too low
 
 
-def find_microbatch(objective: Objective, config: RunConfig, share: int, make_optimizer: MakeOptimizer,
-                    device: torch.device, processes: int, batch: Callable[[int], dict[str, Tensor]]) -> tuple[int, str]:
+def find_microbatch(objective: Objective, config: RunConfig, share: int, device: torch.device, step: int) -> tuple[int, str]:
     """Find how many samples of a process's `share` of the batch go through at a time, and say why in words.
 
-    The objective and its averages are on the device already; the optimiser's state may not be.
-    make_optimizer: from the configuration and the parameters.
-    processes: of the run; more than one exchange their gradients.
-    batch: makes a batch of so many samples.
+    The objective and its averages are on the device already, and what exchanges gradients; the optimisers' state may not be.
+    step: the next one, whose samples are tried.
 
     A GPU tries it, from the whole share down. On the CPU, where memory that is not there is another program's, a step is
     predicted; of a teacher that computes outside of PyTorch nothing can be predicted, and all goes through at once.
     """
     free = free_memory(device)
     if device.type == "cuda":
-        micro, why = halve_until_it_runs(objective, config, share, batch, processes), "tried"
+        micro, why = halve_until_it_runs(objective, config, share, device, step), "tried"
     else:
         try:
-            rehearse = Rehearsal(objective, config, make_optimizer, gpu=False, processes=processes)
-            micro, sizes = fit_microbatch(rehearse, share, USABLE * free, there=("weights", "teacher", "distance", "EMA"))
+            rehearse = Rehearsal(objective, config, gpu=False)
+            micro, sizes = fit_microbatch(rehearse, share, USABLE * free, there=("EMA", *group_tensors(objective)))
             why = f"{sum(sizes.values()) / 2**30:.3g} GiB beside what is there"
         except Exception as error:  # whatever a stranger's network does with tensors that have no values
             micro, why = share, f"no prediction: {first_line(error)}"
@@ -61,7 +59,8 @@ def fit_microbatch(rehearse: Callable[[int, bool], dict[str, int]], share: int, 
     count, micro = 1, share
     while True:
         sizes = {label: size for label, size in rehearse(micro, count > 1).items() if label not in there}
-        total, growing = sum(sizes.values()), sum(sizes.get(label, 0) for label in GROWING_LABELS)
+        total = sum(sizes.values())
+        growing = sum(size for label, size in sizes.items() if label.startswith(ACTIVATIONS))
         if total <= room or micro == 1:
             return micro, sizes
         most = int(max(room - (total - growing), 0) / growing * micro) if growing else 1
@@ -69,37 +68,35 @@ def fit_microbatch(rehearse: Callable[[int, bool], dict[str, int]], share: int, 
         micro = -(-share // count)
 
 
-def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, batch: Callable[[int], dict[str, Tensor]],
-                        processes: int = 1) -> int:
-    """Halve `micro` until forward and backward pass of so many samples run on the device. Parameters as above."""
-    while not runs_through(objective, config, batch, micro, copies=2 + (processes > 1)):
-        if micro == 1:
-            raise PidistillError("train.microbatch=auto: the memory does not hold a step of one sample; "
-                                 "set train.recompute=true, or objective.distance.microbatch=1 (lpips, features)")
-        micro = -(-micro // 2)
+def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, device: torch.device, step: int = 0) -> int:
+    """Halve `micro` until forward and backward pass of so many samples run on the device, in every phase."""
+    for number, phase in enumerate(objective.phases()):
+        while not runs_through(objective, config, phase, draw_batch(phase, number, config.train.seed, step, range(micro), device)):
+            if micro == 1:
+                raise PidistillError("train.microbatch=auto: the memory does not hold a step of one sample; "
+                                     "set train.recompute=true, or objective.distance.microbatch=1 (lpips, features)")
+            micro = -(-micro // 2)
     return micro
 
 
-def runs_through(objective: Objective, config: RunConfig, batch: Callable[[int], dict[str, Tensor]], micro: int,
-                 copies: int) -> bool:
-    """Whether a forward and backward pass of `micro` samples ends well. Leaves no gradient.
+def runs_through(objective: Objective, config: RunConfig, phase: Phase, batch: Batch) -> bool:
+    """Tell whether a phase's forward and backward pass of a batch ends well. Leaves no gradient.
 
-    copies: of the trained weights that are made beside it, for the optimiser's two moments and for gradients that are being
-        exchanged.
+    Beside it there is room for the optimiser's two moments of the weights.
     """
-    values = batch(micro)
-    device = next(iter(values.values())).device
+    device, parameters = next(iter(batch.values())).device, trained_parameters(objective, phase)
     try:
-        beside = [torch.empty_like(p) for network in objective.networks.values() for p in network.parameters()
-                  if p.requires_grad for _ in range(copies)]
-        with autocast(config.precision, device):
-            loss = objective(values).sum()
-        loss.backward()
+        beside = [torch.empty_like(p) for p in parameters for _ in range(2)]
+        with hold_constant(objective, phase):
+            with autocast(config.precision, device):
+                loss = phase.loss(batch, 0).sum()
+            loss.backward()
         del beside
         return True
     except torch.OutOfMemoryError:
         return False
     finally:
-        objective.zero_grad(set_to_none=True)
+        for p in parameters:
+            p.grad = None
         if device.type == "cuda":
             torch.cuda.empty_cache()

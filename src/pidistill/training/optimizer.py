@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from pidistill.core.errors import PidistillError
+from pidistill.objectives.base import Phase
 from pidistill.training.config import OptimizerConfig
 
 
@@ -103,6 +106,15 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of step number `step` of `steps`: a linear warm-up, then constant (the paper) or a half cosine to zero."""
     rate = config.lr * min(1.0, (step + 1) / (config.warmup + 1))
     return rate * 0.5 * (1 + math.cos(math.pi * step / steps)) if config.decay == "cosine" else rate
+
+
+def for_phase(config: OptimizerConfig, phase: Phase) -> OptimizerConfig:
+    """Give the settings of a phase: the run's, and what the phase has instead. Raises PidistillError for what is none."""
+    try:
+        return OptimizerConfig.model_validate(config.model_dump() | dict(phase.optimizer))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PidistillError(f"the phase {phase.name}: optimizer.{first['loc'][0]}: {first['msg'].lower()}") from None
 
 
 def make_optimizer(config: OptimizerConfig, parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:

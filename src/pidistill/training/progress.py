@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -25,23 +27,28 @@ class Progress:
         self.enabled = enabled
         if enabled and console.is_terminal:
             self.bar = Bar(TextColumn("training"), BarColumn(), MofNCompleteColumn(),
-                           TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]:.0f} images/s"),
+                           TextColumn("{task.fields[loss]}  {task.fields[speed]:.0f} images/s"),
                            TimeRemainingColumn(), console=console)
-            self.task = self.bar.add_task("", total=total, completed=start, loss=float("nan"), speed=0.0)
+            self.task = self.bar.add_task("", total=total, completed=start, loss="", speed=0.0)
             self.bar.start()
 
     def speed(self, done: int) -> float:
         """Give the images per second since the run (or its continuation) began. done: steps in all."""
         return (done - self.start) * self.batch / (time.perf_counter() - self.began)
 
-    def update(self, done: int, loss: float) -> None:
-        """Show the state after `done` steps: at once on a terminal, elsewhere a line every twentieth of the run."""
+    def update(self, done: int, losses: Mapping[str, float]) -> None:
+        """Show the state after `done` steps: at once on a terminal, elsewhere a line every twentieth of the run.
+
+        losses: by phase.
+        """
+        loss = "loss " + ", ".join(f"{value:.4g}" if len(losses) == 1 else f"{value:.4g} ({name})"
+                                   for name, value in losses.items() if len(losses) == 1 or not math.isnan(value))
         if self.bar:
             self.bar.update(self.task, completed=done, loss=loss, speed=self.speed(done))
         elif self.enabled and (done - self.printed_at >= self.total / 20 or done == self.total):
             self.printed_at = done
             left = (self.total - done) * self.batch / self.speed(done)
-            console.print(f"step {done}/{self.total}  loss {loss:.4g}  {self.speed(done):.0f} images/s  {left:.0f} s left",
+            console.print(f"step {done}/{self.total}  {loss}  {self.speed(done):.0f} images/s  {left:.0f} s left",
                           soft_wrap=True)
 
     def __enter__(self) -> Progress:

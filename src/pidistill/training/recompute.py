@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
@@ -14,23 +15,23 @@ from pidistill.nets.edm2_unet import EDM2Block
 from pidistill.nets.parts.unet import UNetBlock
 
 
-def recompute_blocks(network: nn.Module) -> None:
-    """Let every residual block of the network forget what it computed until the backward pass.
+def recompute_networks(networks: Iterable[nn.Module]) -> None:
+    """Let every residual block of these networks forget what it computed until the backward pass.
 
     It costs about a quarter of a step's work more. Names, values and gradients stay, and nothing changes where no gradient
-    is taken. Networks of diffusers do it by their own switch. Raises PidistillError for a network without such blocks.
-    Forward-mode derivatives (torch.func.jvp) cannot be taken through it.
+    is taken. Networks of diffusers do it by their own switch, and networks without such blocks stay as they are. Raises
+    PidistillError if none has any. Forward-mode derivatives (torch.func.jvp) cannot be taken through it.
     """
-    for block in find_recomputable_blocks(network):
+    for block in find_recomputable_blocks(networks):
         if isinstance(block, (UNetBlock, EDM2Block)):  # bound to the block, so that a copy's is bound to the copy
             block.forward = MethodType(_forward_recomputed, block)  # type: ignore[method-assign]
         else:
             block.enable_gradient_checkpointing()
 
 
-def find_recomputable_blocks(network: nn.Module) -> list[Any]:
-    """Find the network's residual blocks, or networks of diffusers in it. Raises PidistillError where it has neither."""
-    blocks = [module for module in network.modules()
+def find_recomputable_blocks(networks: Iterable[nn.Module]) -> list[Any]:
+    """Find the networks' residual blocks, or networks of diffusers. Raises PidistillError where there are none."""
+    blocks = [module for network in networks for module in network.modules()
               if isinstance(module, (UNetBlock, EDM2Block)) or hasattr(module, "enable_gradient_checkpointing")]
     if not blocks:
         raise PidistillError("train.recompute=true needs a network with residual blocks (song_unet, dhariwal_unet, "

@@ -157,4 +157,4 @@ def check_run(folder: Path) -> None:
 def trains_teacher(folder: Path) -> bool:
     """Tell whether the run in a folder trains a teacher (and no student)."""
     check_run(folder)
-    return "data" in read_yaml(folder / "config.yaml")
+    return "teacher" not in read_yaml(folder / "config.yaml")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,35 +12,36 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from pidistill.core.compiling import try_compile
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import has_instructions, set_float32_products
-from pidistill.objectives.base import Objective
-from pidistill.training.batches import draw_batch, split_samples
+from pidistill.objectives.base import Objective, check_contract
+from pidistill.training.batches import split_samples
 from pidistill.training.checkpoint import newest, restore, set_aside
 from pidistill.training.config import RunConfig
 from pidistill.training.microbatch import find_microbatch
-from pidistill.training.optimizer import make_optimizer
-from pidistill.training.recompute import recompute_blocks
-from pidistill.training.sharding import accumulate_locally, is_fsdp_launch
-from pidistill.training.skipped import SkippedSteps
+from pidistill.training.recompute import recompute_networks
+from pidistill.training.sharding import is_fsdp_launch
 from pidistill.training.step import Step, place
 from pidistill.training.votes import PATIENCE
 
-START = {"step": 0, "logged": 0, "loss": 0.0, "good": 0.0, "skipped": 0}  # what a checkpoint records, before the first step
+START: dict[str, Any] = {"step": 0, "logged": 0, "phases": {}}  # what a checkpoint records, before the first step
 
 
 @dataclass(frozen=True)
 class PreparedRun:
     """A run that can take its next step.
 
+    batch: samples of a step, of all processes.
     accelerator: what the processes of the run exchange tensors by. step: of the run, with its state restored.
     record: of the checkpoint that the run goes on from, or `START`.
     microbatches: this process's samples of a step, numbered over the global batch.
     """
 
+    batch: int
     accelerator: Accelerator
     step: Step
     record: dict[str, Any]
@@ -59,10 +61,11 @@ class PreparedRun:
 def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRun:
     """Place the objective on its device, restore the newest whole checkpoint in `folder`, and find the microbatches.
 
-    objective: in training mode from here on, with its frozen networks.
+    objective: its networks are in training mode from here on.
     config: of the run. Raises PidistillError if its processes or its device cannot have it.
     folder: of the run.
     """
+    check_contract(objective)
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                                                InitProcessGroupKwargs(timeout=PATIENCE)])
     set_float32_products(config.precision)
@@ -72,19 +75,26 @@ def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRu
     # k counts over the global batch, so that it is the same whatever the number of processes, which need not divide it.
     ks = range(*(config.train.batch * (accelerator.process_index + n) // processes for n in (0, 1)))
 
-    objective.train()
-    for module in (objective, *objective.frozen):
-        place(module, device, module is objective and shards > 0)
-    step = Step(objective, config, device, shards)
-    record = restore_newest(accelerator, folder, objective, step)
-    if config.train.recompute:  # after the averages were copied: those stay as they are
-        for network in objective.networks.values():
-            recompute_blocks(network)
+    place_objective(objective, device, shards > 0)
+    step = Step(objective, config, device, wrap=accelerator.prepare, shards=shards)
+    record = restore_newest(accelerator, folder, step)
+    if config.train.recompute:
+        recompute_networks(objective.networks.values())
     micro = choose_microbatch(accelerator, objective, config, record["step"])
     compile_objective(objective, config, device)
-    step.model = objective if shards else accelerator.prepare(objective)
-    step.no_sync = functools.partial(accumulate_locally if shards else accelerator.no_sync, step.model)
-    return PreparedRun(accelerator, step, record, split_samples(ks, config.train.batch, processes, micro))
+    return PreparedRun(config.train.batch, accelerator, step, record, split_samples(ks, config.train.batch, processes, micro))
+
+
+def place_objective(objective: Objective, device: torch.device, shards: bool = False) -> None:
+    """Move an objective to its device, its networks in training mode.
+
+    shards: its networks become shards.
+    """
+    for network in objective.networks.values():
+        place(network.train(), device, shards)
+    for module in (*objective.copies.values(), *objective.calls.values()):
+        if isinstance(module, nn.Module):
+            place(module, device)
 
 
 def check_processes(accelerator: Accelerator, config: RunConfig) -> None:
@@ -111,8 +121,7 @@ def choose_microbatch(accelerator: Accelerator, objective: Objective, config: Ru
     most = -(-plan.batch // processes)  # samples that a process has at most
     if plan.microbatch != "auto":
         return most if plan.microbatch is None else min(most, plan.microbatch)
-    largest, why = find_microbatch(objective, config, most, make_optimizer, accelerator.device, processes,
-                           lambda n: draw_batch(objective, plan.seed, start, range(n), accelerator.device))
+    largest, why = find_microbatch(objective, config, most, accelerator.device, start)
     micro = int(accelerator.gather(torch.tensor([largest], device=accelerator.device)).min())
     if accelerator.is_main_process:
         console.print(why if micro == largest else f"{why}; another process has room for {micro}")
@@ -120,20 +129,30 @@ def choose_microbatch(accelerator: Accelerator, objective: Objective, config: Ru
 
 
 def compile_objective(objective: Objective, config: RunConfig, device: torch.device) -> None:
-    """Let the objective's networks run compiled, as `compile` of the configuration says; `auto` compiles on GPUs."""
-    if config.compile != "never" and (config.compile != "auto" or device.type == "cuda"):
-        mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
-        objective.compile_networks(functools.partial(try_compile, dynamic=False, **mode))  # shapes are those of every step
+    """Let what a step spends its time on run compiled, as `compile` of the configuration says; `auto` compiles on GPUs."""
+    if config.compile == "never" or (config.compile == "auto" and device.type != "cuda"):
+        return
+    mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
+    compiler = functools.partial(try_compile, dynamic=False, **mode)  # shapes are those of every step
+    for name, network in (*objective.networks.items(), *objective.copies.items()):
+        compiler(getattr(network, "net", network), what=f"the {name}'s network")
+    for name, call in objective.calls.items():
+        objective.calls[name] = compiler(functools.partial(call_module, call), what=f"the {name}")
 
 
-def restore_newest(accelerator: Accelerator, folder: Path, objective: Objective, step: Step) -> dict[str, Any]:
+def call_module(module: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a module, as a function of its own to compile: previews and evaluations, with other shapes, call it as it is."""
+    return module(*arguments)
+
+
+def restore_newest(accelerator: Accelerator, folder: Path, step: Step) -> dict[str, Any]:
     """Load the newest whole checkpoint, the same on all processes; gives its record, or that of step 0.
 
     Damaged checkpoints after it are warned of and set aside. Raises PidistillError if none of them is whole.
 
     accelerator: tells which process is the main one, which chooses.
     folder: of the run.
-    objective, step: whose state is restored.
+    step: whose state is restored.
     """
     choice: list[Any] = [None, None]  # the checkpoint's path, and what is wrong
     if accelerator.is_main_process:
@@ -153,8 +172,4 @@ def restore_newest(accelerator: Accelerator, folder: Path, objective: Objective,
         raise PidistillError(choice[1])
     if choice[0] is None:
         return START
-    record = restore(choice[0], objective, step.ema, step.optimizer)
-    if record.get("loss_scale"):
-        step.scaler.load_state_dict(record["loss_scale"])
-    step.skipped = SkippedSteps(step.device, record["skipped"])
-    return START | record
+    return START | restore(choice[0], step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -34,39 +34,94 @@ def is_fsdp_launch() -> bool:
     return True
 
 
-def shard(objective: nn.Module, processes: int, device: torch.device) -> None:
-    """Replace the trained weights by shards, gathered block by block where they are used.
+class Gathered(nn.Module):
+    """A network in shards, which are gathered while a function runs, and until its backward pass is done.
 
-    Only what is called as a module may be a unit of its own: the weights of others are not gathered. All else belongs to
-    the objective itself, which every step calls once, however it calls the student.
+    Only what is called as a module may be a unit of FSDP's: the weights of others are not gathered. An objective may call
+    its networks however it likes; it is this that is called.
+    """
 
-    objective: whose networks are trained, on its device.
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        return function(*arguments)
+
+
+def shard(networks: Mapping[str, nn.Module], processes: int, device: torch.device) -> dict[str, Gathered]:
+    """Replace the weights of networks by shards, gathered block by block where they are used; gives what gathers them.
+
+    networks: by name, on their device.
     processes: the number of shards, one for each process of the run.
     device: of the weights.
     """
-    scalars = [name for name, p in objective.named_parameters() if p.ndim == 0]
+    scalars = [name for network in networks.values() for name, p in network.named_parameters() if p.ndim == 0]
     if scalars:
         raise PidistillError(f"FSDP2 has no shards of a single number, such as {scalars[0]}: train this network without "
                              "--use_fsdp")
     mesh = init_device_mesh(device.type, (processes,))
-    for module in list(objective.modules()):
-        if isinstance(module, UNetBlock):
-            fully_shard(module, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    gathered = {name: Gathered(network) for name, network in networks.items()}
+    for network in gathered.values():
+        for module in list(network.modules()):
+            if isinstance(module, UNetBlock):
+                fully_shard(module, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+    return gathered
+
+
+class ShardedNetworks(dict[str, nn.Module]):
+    """The networks of an objective in shards, by name; those that are asked for as constants come whole.
+
+    `networks[name]` gathers a constant when it is first asked for in a phase, and the copy is gone with the phase. All
+    processes must ask, in the same order. `items()` and `values()` give the networks in shards.
+
+    skeletons: copies of the networks without values, by name.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], skeletons: Mapping[str, nn.Module]):
+        super().__init__(networks)
+        self.skeletons = skeletons
+        self.trained: Collection[str] = ()
+        self.whole: dict[str, nn.Module] = {}
+
+    def __getitem__(self, name: str) -> nn.Module:
+        network = super().__getitem__(name)
+        if name in self.trained:
+            return network
+        if name not in self.whole:
+            values = {key: gather_whole(p) for key, p in network.named_parameters()}
+            self.whole[name] = fill_skeleton(self.skeletons[name], values).train(network.training)
+        return self.whole[name]
+
+    @contextmanager
+    def train_only(self, names: Collection[str]) -> Iterator[None]:
+        """Give the networks of these names in shards meanwhile, to be trained, and others whole."""
+        self.trained = names
+        try:
+            yield
+        finally:
+            self.trained = ()
+            self.whole.clear()
 
 
 @contextmanager
-def accumulate_locally(model: Any) -> Iterator[None]:
-    """Keep gradients whole on each process meanwhile, where they are added up, and exchange none."""
-    model.set_requires_gradient_sync(False)
+def accumulate_locally(models: Collection[Any]) -> Iterator[None]:
+    """Keep gradients whole on each process meanwhile, where they are added up, and exchange none.
+
+    models: what `shard` gave for the networks that are trained.
+    """
+    for model in models:
+        model.set_requires_gradient_sync(False)
     try:
         yield
     finally:
-        model.set_requires_gradient_sync(True)
+        for model in models:
+            model.set_requires_gradient_sync(True)
 
 
 def copy_without_values(network: M) -> M:
-    """Copy a network with its buffers and without its parameters' values. A network in shards cannot be copied any more."""
+    """Copy a network with its buffers and without its parameters' values; one in shards cannot be copied any more."""
     empty: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), False) for p in network.parameters()}
     return copy.deepcopy(network, empty).eval()
 

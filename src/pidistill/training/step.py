@@ -1,83 +1,145 @@
-"""One step of a run: gradients of its microbatches, clipping, the optimiser, the averages. Nothing comes to the host."""
+"""One step of a run: its phases, each with gradients, clipping and optimiser of its own, then the averages and followers.
+
+Nothing comes to the host.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pidistill.core.precision import autocast
-from pidistill.objectives.base import Objective
-from pidistill.training.config import RunConfig
-from pidistill.training.ema import EMA
-from pidistill.training.optimizer import learning_rate, make_optimizer
-from pidistill.training.sharding import copy_without_values, gather_whole, shard
+from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.training.config import OptimizerConfig, RunConfig
+from pidistill.training.ema import EMA, Followers
+from pidistill.training.optimizer import for_phase, learning_rate, make_optimizer
+from pidistill.training.sharding import ShardedNetworks, accumulate_locally, copy_without_values, gather_whole, shard
 from pidistill.training.skipped import SkippedSteps
+from pidistill.training.unit import Unit, hold_constant
+
+Wrap = Callable[[nn.Module], nn.Module]
 
 
-class Step:
-    """A step of a run, to be called once for each, with the optimiser and the averages that it changes.
+class Taken(NamedTuple):
+    """What a phase gives: the sum of the samples' losses over `share`, and the norm of the gradient, both ()."""
 
-    The step calls `model` instead of the objective when the objective is wrapped for data-parallel training; while its
-    `no_sync()` is entered, gradients are not exchanged.
+    loss: Tensor
+    norm: Tensor
 
-    objective: on its device, with all that it calls.
+
+class PhaseStep:
+    """A phase as a run takes it: its optimiser, its loss scale, and the count of the times that it was left out.
+
+    objective, phase: on their device.
+    unit: the phase's; it is called in its place, wrapped for data-parallel training if it is.
+    no_sync: while it is entered, gradients are not exchanged.
     config: of the run.
     device: of the objective.
-    shards: over how many processes weights, optimiser and averages are split (FSDP2); 0: each process has all of them.
     """
 
-    def __init__(self, objective: Objective, config: RunConfig, device: torch.device, shards: int = 0):
-        skeletons = {name: copy_without_values(net) for name, net in objective.networks.items()} if shards else None
-        if shards:
-            shard(objective, shards, device)
-        self.config, self.device = config, device
-        self.parameters = [p for net in objective.networks.values() for p in net.parameters()]
-        self.optimizer = make_optimizer(config.optimizer, iter(self.parameters))
-        self.ema = EMA(objective.networks, config.ema, skeletons)
+    def __init__(self, objective: Objective, phase: Phase, unit: nn.Module, no_sync: Callable[[], AbstractContextManager],
+                 config: RunConfig, device: torch.device):
+        self.objective, self.phase, self.unit, self.no_sync = objective, phase, unit, no_sync
+        self.settings: OptimizerConfig = for_phase(config.optimizer, phase)
+        self.precision, self.steps, self.device = config.precision, config.train.steps, device
+        self.parameters = [p for name, network in objective.networks.items() if name in phase.trains
+                           for p in network.parameters()]
+        self.optimizer = make_optimizer(self.settings, iter(self.parameters))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.skipped = SkippedSteps(device)
-        self.model: nn.Module = objective
-        self.no_sync: Callable[[], AbstractContextManager] = nullcontext
 
-    def __call__(self, step: int, batches: Iterable[dict[str, Tensor]], samples: int,
-                 share: float | None = None) -> tuple[Tensor, Tensor]:
-        """Take a step; gives the sum of the samples' losses over `share`, and the norm of the gradient, both ().
+    def rate(self, step: int) -> float:
+        """Give the learning rate of the last time, up to step number `step`, that the phase was taken."""
+        return learning_rate(self.settings, self.phase.find_last(step), self.steps)
 
-        Where the loss or the norm is not finite, on whatever process, the step changes neither weights nor optimiser
+    def hold_others(self) -> AbstractContextManager:
+        """Make the networks that the phase does not train constants meanwhile: whole, and without gradients."""
+        stack = ExitStack()
+        stack.enter_context(hold_constant(self.objective, self.phase))
+        for networks, trained in ((self.objective.networks, self.phase.trains), (self.objective.copies, ())):
+            if isinstance(networks, ShardedNetworks):
+                stack.enter_context(networks.train_only(trained))
+        return stack
+
+    def __call__(self, step: int, batches: Iterable[Batch], samples: int, share: float) -> Taken:
+        """Take the phase. Parameters as those of `Step`; batches: this process's microbatches.
+
+        Where the loss or the norm is not finite, on whatever process, the phase changes neither weights nor optimiser
         anywhere, its loss counts as 0, and `skipped` counts it.
-
-        step: its number, counted from 0.
-        batches: this process's microbatches.
-        samples: how many samples are in them together.
-        share: by which the sum is divided, by default `samples`; with several processes the mean number of samples of one.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.optimizer, step, self.config.train.steps)
-        total, done, share = torch.zeros((), device=self.device), 0, share or samples
-        for batch in batches:
-            done += len(next(iter(batch.values())))
-            torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave the last microbatch may be overwritten
-            with self.no_sync() if done < samples else nullcontext():
-                with autocast(self.config.precision, self.device):
-                    loss = self.model(batch).sum() / share
-                loss = loss * (1 + 0 * loss.detach())  # or an infinite loss with finite gradients would be known here alone
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
+            group["lr"] = self.rate(step)
+        total, done = torch.zeros((), device=self.device), 0
+        with self.hold_others():
+            for batch in batches:
+                done += len(next(iter(batch.values())))
+                torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave the last microbatch may be overwritten
+                with self.no_sync() if done < samples else nullcontext():
+                    with autocast(self.precision, self.device):
+                        loss = self.unit(batch, step).sum() / share
+                    loss = loss * (1 + 0 * loss.detach())  # or an infinite loss with finite gradients would be known here alone
+                    self.scaler.scale(loss).backward()
+                total += loss.detach()
         self.scaler.unscale_(self.optimizer)  # fp16 only
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip or math.inf, foreach=True)
-        norm = gather_whole(norm)
+        norm = gather_whole(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf, foreach=True))
         bad = (~norm.isfinite()).float()  # one value for all processes: it is of the exchanged gradients
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read on the device, by the fused kernels
         self.optimizer.step()
         self.scaler.update()  # halves the loss scale where gradients overflowed
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(step)
         self.skipped.add(bad)
-        return total.where(bad == 0, 0), norm
+        return Taken(total.where(bad == 0, 0), norm)
+
+
+class Step:
+    """A step of a run, to be called once for each, with all that it changes: optimisers, averages, followers.
+
+    objective: on its device, with all that it calls.
+    config: of the run.
+    device: of the objective.
+    wrap: makes of a phase's unit what exchanges its gradients with other processes.
+    shards: over how many processes weights, optimisers and averages are split (FSDP2); 0: each process has all of them.
+    """
+
+    def __init__(self, objective: Objective, config: RunConfig, device: torch.device, wrap: Wrap | None = None,
+                 shards: int = 0):
+        networks, gathered = dict(objective.networks), {}
+        skeletons = {name: copy_without_values(net) for name, net in networks.items()} if shards else None
+        if skeletons:
+            gathered = shard(networks, shards, device)
+            objective.networks = ShardedNetworks(networks, skeletons)
+        self.objective, self.device = objective, device
+        self.ema = EMA({name: networks[name] for name in objective.averaged}, config.ema, skeletons)
+        self.followers = Followers(objective, skeletons)
+        self.phases: dict[str, PhaseStep] = {}
+        for phase in objective.phases():
+            parts = [gathered[name] for name in phase.trains if gathered]
+            unit: Any = Unit(objective, phase, parts)
+            unit = wrap(unit) if wrap and not shards else unit
+            no_sync = partial(accumulate_locally, parts) if shards else getattr(unit, "no_sync", nullcontext)
+            self.phases[phase.name] = PhaseStep(objective, phase, unit, no_sync, config, device)
+
+    def __call__(self, step: int, take: Callable[[], Iterable[Batch]], samples: int,
+                 share: float | None = None) -> dict[str, Taken]:
+        """Take a step; gives what each phase has given, of those that are due.
+
+        step: its number, counted from 0.
+        take: gives this process's microbatches of the next phase.
+        samples: how many samples are in them together.
+        share: by which sums of losses are divided, by default `samples`; with several processes the mean number of samples
+            of one.
+        """
+        taken = {name: phase(step, take(), samples, share or samples) for name, phase in self.phases.items()
+                 if phase.phase.is_due(step)}
+        self.ema.update(step)
+        self.followers.update(step)
+        return taken
 
 
 def place(module: nn.Module, device: torch.device, shards: bool = False) -> None:

@@ -1,14 +1,14 @@
-"""The training loop: any objective, any number of processes."""
+"""The training loop: any objective, any number of processes. It is a generator of the steps that it has taken."""
 
 from __future__ import annotations
 
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -20,18 +20,19 @@ from pidistill.core.errors import CannotWrite, PidistillError
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Objective
 from pidistill.training.batches import Batches, draw_batch
-from pidistill.training.checkpoint import collect
+from pidistill.training.checkpoint import PHASE, collect
 from pidistill.training.checkpoint_writer import Checkpoints, take_part
 from pidistill.training.config import RunConfig
-from pidistill.training.log import Log
+from pidistill.training.log import Log, name_by_phase
 from pidistill.training.progress import Progress
 from pidistill.training.setup import PreparedRun, prepare
 from pidistill.training.sharding import to_local
 from pidistill.training.signals import Signals, end_for_signal
-from pidistill.training.step import Step
+from pidistill.training.step import PhaseStep, Taken
 from pidistill.training.votes import Votes, explain_lost_processes
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
+R = TypeVar("R")
 
 
 class Watcher(NamedTuple):
@@ -47,95 +48,189 @@ class Watcher(NamedTuple):
     look: Callable[[Averages, int, Path], dict[str, float] | None]
 
 
-@explain_lost_processes()
-def train(objective: Objective, config: RunConfig, folder: Path,
-          watchers: Sequence[Watcher] = ()) -> tuple[Averages, bool]:
-    """Minimise the objective; returns its averaged networks by EMA rate, and whether this process is the main one.
+class Trained(NamedTuple):
+    """What a run has come to: its averaged networks by EMA rate, the steps taken, and whether this is the main process."""
+
+    averages: Averages
+    steps: int
+    main: bool
+
+
+class StepTaken:
+    """A step that a run has just taken. A checkpoint that is due then is written after it was looked at.
+
+    number: steps taken in all.
+    last: whether the run ends with it.
+    folder: of the run.
+    main: whether this process is the main one.
+    """
+
+    def __init__(self, run: PreparedRun, number: int, last: bool, folder: Path, taken: dict[str, Taken], log: Log | None):
+        self.number, self.last, self.folder, self.main = number, last, folder, log is not None
+        self.stopped = False
+        self._run, self._taken, self._log = run, taken, log
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The mean loss of this process's samples, by phase, of those that the step took; waits for the device.
+
+        It is 0 where the phase was left out, for a loss or a gradient that is not finite.
+        """
+        batch, accelerator = self._run.batch, self._run.accelerator
+        mine = batch / accelerator.num_processes / sum(map(len, self._run.microbatches))
+        return {name: taken.loss.item() * mine for name, taken in self._taken.items()}
+
+    def averages(self) -> Averages:
+        """Give the averaged networks, by EMA rate and name: they move on with the next step. Of shards, all processes must
+        ask together, and the main one alone gets them."""
+        return self._run.step.ema.gather(self.main)
+
+    def average(self, name: str = "student", rate: float | None = None) -> Any:
+        """Give one averaged network, by default that of the first rate, as `averages` does."""
+        averages = self.averages()
+        return averages[next(iter(averages)) if rate is None else rate][name] if averages else None
+
+    def log(self, values: dict[str, float]) -> None:
+        """Write numbers of this step, by name, into metrics.jsonl and TensorBoard, on the main process."""
+        if self._log:
+            self._log.write(self.number, values)
+
+    def stop(self) -> None:
+        """End the run after this step, as if it were the last. Of several processes one is enough: all end at the next."""
+        self.stopped = True
+
+
+def train(objective: Objective, config: RunConfig, folder: Path, watchers: Sequence[Watcher] = ()) -> Trained:
+    """Minimise the objective to the end of the run. Parameters and errors: `take_steps`."""
+    return exhaust(take_steps(objective, config, folder, watchers))
+
+
+def exhaust(steps: Generator[Any, None, R]) -> R:
+    """Run a generator to its end, and give what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def take_steps(objective: Objective, config: RunConfig, folder: Path,
+               watchers: Sequence[Watcher] = ()) -> Generator[StepTaken, None, Trained]:
+    """Minimise the objective step by step; yields every step that it has taken.
 
     Writes metrics.jsonl, tensorboard/ and checkpoints/ into `folder`, and continues from the newest whole checkpoint there.
     Ends with a checkpoint and KeyboardInterrupt (SIGINT) or SystemExit (SIGTERM, SIGUSR1) after the step in which a signal
-    comes, and with PidistillError after `train.skip_limit` steps in a row that are not finite.
+    comes, and with PidistillError after `train.skip_limit` steps in a row that are not finite. Who leaves off before the
+    end can go on from the newest checkpoint.
 
     objective, config: what is trained, and how.
     folder: of the run; the caller holds its lock.
     watchers: what looks at the averages meanwhile.
     """
-    run = prepare(objective, config, folder)
+    with explain_lost_processes():
+        return (yield from take_each_step(prepare(objective, config, folder), objective, config, folder, watchers))
+
+
+def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, folder: Path,
+                   watchers: Sequence[Watcher]) -> Generator[StepTaken, None, Trained]:
+    """The loop. run: of the objective, prepared. Other parameters: `take_steps`."""
     plan, keep, main, start = config.train, config.checkpoint, run.accelerator.is_main_process, run.start
     samples, share = sum(map(len, run.microbatches)), plan.batch / run.accelerator.num_processes
-    batches = Batches(objective, plan.seed, range(start, plan.steps), run.microbatches, run.device)
+    batches = Batches(objective.phases(), plan.seed, range(start, plan.steps), run.microbatches, run.device)
     log = Log(folder, start) if main else None
-    means, votes, clock, saved_at = Means(run), Votes(), time.monotonic(), start
+    done, means, votes, clock, saved_at = start, Means(run), Votes(), time.monotonic(), start
     with (closing(batches.queue), Signals() as signals, Progress(start, plan.steps, plan.batch, enabled=main) as progress,
           (Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, log.path)
            if log else nullcontext()) as checkpoints):
         for number in range(start, plan.steps):
-            loss, norm = run.step(number, batches.take_step(), samples, share)
-            means.add(loss, norm)
+            taken = run.step(number, batches.take, samples, share)
+            means.add(taken)
 
             done, last = number + 1, number + 1 == plan.steps
             if done % config.log.every == 0 or last:
-                report(run, means.take(done), norm, log, progress, done)
+                report(run, means, log, progress, done)
             watch([watcher for watcher in watchers if done % watcher.every == 0 or last], run, log, done, folder)
+            yield (step := StepTaken(run, done, last, folder, taken, log))
 
             due = main and keep.minutes is not None and time.monotonic() - clock > 60 * keep.minutes
-            stop, due, streak = votes(signals.caught, due, run.step.skipped.look()[1])
+            stop, due, ended, streak = votes(signals.caught, due, step.stopped, means.longest_streak())
             diverged = streak >= plan.skip_limit
             due = due and done > saved_at + 1  # what is voted for again before the vote for it has come back
+            if ended and not last:
+                last = True
+                watch([watcher for watcher in watchers if done % watcher.every], run, log, done, folder)
             if due or stop or diverged or last or done % keep.every == 0:
                 clock, saved_at = time.monotonic(), done
-                saved = save(run, checkpoints, objective, config, means, done, final=bool(last or stop or diverged))
+                saved = save(run, checkpoints, config, means, done, final=bool(last or stop or diverged))
                 if diverged or not saved:
-                    raise PidistillError(describe_divergence(objective, run, config, done, streak, saved))
+                    raise PidistillError(describe_divergence(objective, run, config, done, saved))
             if stop and not last:
                 if checkpoints:
                     checkpoints.close(tries=1)  # what sent the signal may not wait for long
                 end_for_signal(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
                                      f"with: pidistill resume {folder}\n" if main else "")
+            if last:
+                break
     run.accelerator.wait_for_everyone()
-    return run.step.ema.gather(main), main
+    return Trained(run.step.ema.gather(main), done, main)
 
 
 class Means:
-    """The mean loss over the finite steps since the last line of metrics.jsonl; the sums stay on the device.
+    """The mean loss of every phase over its finite steps since the last line of metrics.jsonl; sums stay on the device.
 
     A checkpoint records the sums, so that a run that goes on writes the lines of a run that was never interrupted.
     """
 
     def __init__(self, run: PreparedRun):
         self.accelerator: Accelerator = run.accelerator
-        self.sums = torch.tensor([run.record["loss"], run.record["good"]], device=run.device)
+        self.phases: dict[str, PhaseStep] = run.step.phases
+        known = [PHASE | run.record["phases"].get(name, {}) for name in self.phases]
+        self.sums = torch.tensor([[phase["loss"], phase["good"]] for phase in known], device=run.device)
+        self.norms = [torch.tensor(phase["norm"] or math.nan) for phase in known]  # of the last gradients
         self.logged: int = run.record["logged"]  # the step of the last line
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Add a step's loss; a step whose gradient's norm is not finite counts as none."""
-        self.sums += torch.stack([loss, norm.isfinite()]).to(self.sums)
+    def add(self, taken: dict[str, Taken]) -> None:
+        """Add a step's losses; a phase whose gradient's norm is not finite counts as none."""
+        for row, name in enumerate(self.phases):
+            if name in taken:
+                loss, self.norms[row] = taken[name]
+                self.sums[row] += torch.stack([loss, self.norms[row].isfinite()]).to(self.sums)
 
-    def reduce(self) -> list[float]:
-        """Give the sum of the losses and the number of finite steps, over all processes."""
+    def reduce(self) -> list[list[float]]:
+        """Give the sum of the losses and the number of finite steps of every phase, over all processes."""
         return self.accelerator.reduce(self.sums, "mean").tolist()
 
-    def take(self, done: int) -> float:
-        """Give the mean over all processes (NaN where no step was finite); the sums begin again after step `done`."""
-        total, good = self.reduce()
+    def take(self, done: int) -> dict[str, float]:
+        """Give the means by phase (NaN where no step was taken and finite); the sums begin again after step `done`."""
+        values = {name: total / good if good else math.nan
+                  for name, (total, good) in zip(self.phases, self.reduce(), strict=True)}
         self.sums.zero_()
         self.logged = done
-        return total / good if good else math.nan
+        return values
+
+    def longest_streak(self) -> int:
+        """Give the longest row of steps, so far as it is known, that one phase left out."""
+        return max(phase.skipped.look()[1] for phase in self.phases.values())
 
 
-def report(run: PreparedRun, mean: float, norm: Tensor, log: Log | None, progress: Progress, done: int) -> None:
+def report(run: PreparedRun, means: Means, log: Log | None, progress: Progress, done: int) -> None:
     """Write a line of metrics. Beside checkpoints this is the only place of the loop where values come to the host.
 
-    mean, norm: the mean loss since the last line, and the norm of the last gradient.
+    means: the mean losses since the last line, which begin again, and the norms of the last gradients.
     log: None on all but the main process.
     done: steps in all.
     """
+    losses = means.take(done)
     if log:
-        skipped = int(run.step.skipped.counts[2])
-        values = {"loss": mean, "lr": run.step.optimizer.param_groups[0]["lr"], "grad_norm": norm.item(),
-                  "images_per_s": progress.speed(done), **({"skipped": skipped} if skipped else {})}
-        log.write(done, {key: value for key, value in values.items() if math.isfinite(value)})  # JSON has no NaN
-    progress.update(done, mean)
+        phases = run.step.phases
+        skipped = {name: int(phase.skipped.counts[2]) for name, phase in phases.items()}
+        line = {**name_by_phase("loss", losses, phases),
+                **name_by_phase("lr", {name: phase.rate(done - 1) for name, phase in phases.items()}, phases),
+                **name_by_phase("grad_norm", dict(zip(phases, (norm.item() for norm in means.norms), strict=True)), phases),
+                "images_per_s": progress.speed(done),
+                **name_by_phase("skipped", {name: count for name, count in skipped.items() if count}, phases)}
+        log.write(done, {key: value for key, value in line.items() if math.isfinite(value)})  # JSON has no NaN
+    progress.update(done, losses)
 
 
 def watch(watchers: Sequence[Watcher], run: PreparedRun, log: Log | None, done: int, folder: Path) -> None:
@@ -153,20 +248,19 @@ def watch(watchers: Sequence[Watcher], run: PreparedRun, log: Log | None, done: 
             console.print(f"WARNING: {error}. The run goes on", style="bold red", soft_wrap=True)
 
 
-def save(run: PreparedRun, checkpoints: Checkpoints | None, objective: Objective, config: RunConfig, means: Means, done: int,
-         final: bool) -> bool:
+def save(run: PreparedRun, checkpoints: Checkpoints | None, config: RunConfig, means: Means, done: int, final: bool) -> bool:
     """Hand a checkpoint over to be written, on the main process; false, and nothing, if it is not finite throughout.
 
     checkpoints: the writer; None on all but the main process.
-    objective, config, means: whose state is saved beside the run's.
+    config, means: what is saved beside the run's state.
     done: steps in all.
     final: the run changes nothing any more, so nothing is copied.
     """
-    total, good = means.reduce()
-    record: dict[str, Any] = {
-        "logged": means.logged, "loss": total, "good": good, "skipped": int(run.step.skipped.counts[2]),
-        "loss_scale": run.step.scaler.state_dict(), "config": config.model_dump(mode="json")}
-    files = collect(objective, run.step.ema, run.step.optimizer)
+    phases = {name: {"loss": total, "good": good, "norm": norm.item() if norm.isfinite() else None,
+                     "skipped": int(phase.skipped.counts[2]), "loss_scale": phase.scaler.state_dict()}
+              for (name, phase), (total, good), norm in zip(run.step.phases.items(), means.reduce(), means.norms, strict=True)}
+    record = {"logged": means.logged, "phases": phases, "config": config.model_dump(mode="json")}
+    files = collect(run.step)
     values = [to_local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
     largest = torch._foreach_norm([value for value in values if value.numel()], math.inf)
     bad = (~torch.stack([norm.float() for norm in largest]).isfinite()).sum()
@@ -179,29 +273,32 @@ def save(run: PreparedRun, checkpoints: Checkpoints | None, objective: Objective
     return True
 
 
-def describe_divergence(objective: Objective, run: PreparedRun, config: RunConfig, done: int, streak: int,
-                        saved: bool) -> str:
+def describe_divergence(objective: Objective, run: PreparedRun, config: RunConfig, done: int, saved: bool) -> str:
     """Describe in one line the steps that were not finite; the losses are those of the last one, taken again.
 
     The weights are still those before these steps.
 
     done: the last of these steps.
-    streak: how many they are in a row.
     saved: whether the state before them is.
     """
-    step: Step = run.step
-    losses: list[tuple[float, bool]] = []  # of every sample: its t, and whether its loss is finite
-    with torch.no_grad(), autocast(config.precision, step.device):
+    number, step = max(enumerate(run.step.phases.values()), key=lambda item: int(item[1].skipped.counts[1]))
+    phase, streak = step.phase, int(step.skipped.counts[1])
+    last = phase.find_last(done - 1)
+    losses: list[tuple[float, bool]] = []  # of every sample: its t (NaN if there is none), and whether its loss is finite
+    with torch.no_grad(), autocast(config.precision, run.device), step.hold_others():
         for ks in run.microbatches:
-            batch = draw_batch(objective, config.train.seed, done - 1, ks, step.device)
-            losses += zip(objective.times(batch).tolist(), step.model(batch).isfinite().tolist())
+            batch = draw_batch(phase, number, config.train.seed, last, ks, run.device)
+            finite, t = step.unit(batch, last).isfinite().tolist(), objective.times(batch)
+            losses += zip([math.nan] * len(finite) if t is None else t.tolist(), finite, strict=True)
     losses = gather_object(losses)
     bad = [t for t, finite in losses if not finite]
     ts = bad or [t for t, _ in losses]
     what = f"{len(bad)} of {len(losses)} samples have such a loss" if bad else "every sample's loss is finite"
+    times = f"t from {min(ts):.4g} to {max(ts):.4g}; " if not math.isnan(ts[0]) else ""
     scale = f", loss scale {step.scaler.get_scale():g}" if step.scaler.is_enabled() else ""
     state = "The state before them is saved" if saved else "Weights or optimiser are not finite, so they are not saved"
-    return (f"{streak} steps in a row, up to step {done}, had a loss or gradient that is not finite and were left out. At "
-            f"step {done} {what} (t from {min(ts):.4g} to {max(ts):.4g}; learning rate "
-            f"{step.optimizer.param_groups[0]['lr']:g}{scale}). {state}; go on from it, or with --step from an earlier "
-            "checkpoint, by `pidistill resume RUN --set optimizer.lr=...` (or optimizer.clip=1.0, precision=fp32)")
+    where = f" of the phase {phase.name}" if len(run.step.phases) > 1 else ""
+    return (f"{streak} steps in a row{where}, up to step {done}, had a loss or gradient that is not finite and were left out. "
+            f"At step {last + 1} {what} ({times}learning rate {step.optimizer.param_groups[0]['lr']:g}{scale}). {state}; go on "
+            "from it, or with --step from an earlier checkpoint, by `pidistill resume RUN --set optimizer.lr=...` (or "
+            "optimizer.clip=1.0, precision=fp32)")

@@ -123,10 +123,12 @@ class Sampler:
 def parse_sampler(text: str) -> list[Sampler]:
     """Parse NAME[,option=value...][:STEPS,...], such as `ddim,eta=0.5:10,50`, into one sampler for each number of steps.
 
-    An order may be part of the name (`deis3`, `dpm_solver2`), and `dpm_solver_fast` is dpm_solver with fast=true.
-    Raises PidistillError in one line.
+    An order may be part of the name (`deis3`, `dpm_solver2`), and `dpm_solver_fast` is dpm_solver with fast=true. A function
+    of the user's own is `python:MODULE:NAME`. Raises PidistillError in one line.
     """
-    head, _, budgets = text.partition(":")
+    own = re.match(r"python:[^:,]*:", text)
+    head, _, budgets = text[own.end() if own else 0:].partition(":")
+    head = (own[0] if own else "") + head
     name, *pairs = head.split(",")
     name, options = expand_name(name)
     for pair in pairs:
@@ -155,7 +157,8 @@ def expand_name(name: str) -> tuple[str, dict[str, Any]]:
 
 def is_sampler(text: str) -> bool:
     """Tell whether a text such as `ddim,eta=0.5:10` names a sampler, or can name nothing else, and not a folder."""
-    return expand_name(re.split("[,:]", text)[0])[0] in list_members("samplers") or (":" in text and not Path(text).exists())
+    name = expand_name(re.split("[,:]", text)[0])[0]
+    return name == "python" or name in list_members("samplers") or (":" in text and not Path(text).exists())
 
 
 def parse_single_sampler(text: str, steps: int) -> Sampler:

@@ -24,6 +24,7 @@ class Autodiff:
 
     order = math.inf
     points = 2
+    recomputable = False
 
     def __call__(self, F: Network, z: Tensor, i: Tensor, t: Tensor, t_max: float) -> StudentSide:
         t_i = t[i]

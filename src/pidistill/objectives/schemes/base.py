@@ -27,8 +27,9 @@ class StudentSide(NamedTuple):
 class Scheme(Protocol):
     """A scheme computes the student's side of Eq. (11) from the network's outputs at a time and at its neighbours."""
 
-    order: float  # of the error of x - t dx/dt in 1/N, on a smooth trajectory
-    points: int   # grid points that it takes at least
+    order: float        # of the error of x - t dx/dt in 1/N, on a smooth trajectory
+    points: int         # grid points that it takes at least
+    recomputable: bool  # whether blocks may be computed again for its backward pass
 
     def __call__(self, F: Network, z: Tensor, i: Tensor, t: Tensor, t_max: float) -> StudentSide:
         """Compute state, time and prediction at grid points.

@@ -20,6 +20,7 @@ class Central:
 
     order = 2
     points = 3
+    recomputable = True
 
     def __call__(self, F: Network, z: Tensor, i: Tensor, t: Tensor, t_max: float) -> StudentSide:
         last = len(t) - 1

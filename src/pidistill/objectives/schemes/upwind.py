@@ -19,6 +19,7 @@ class Upwind:
 
     order = 1
     points = 2
+    recomputable = True
 
     def __call__(self, F: Network, z: Tensor, i: Tensor, t: Tensor, t_max: float) -> StudentSide:
         t_i, u = choose_interval(i, t)

@@ -1,0 +1,45 @@
+"""What data-parallel training, shards and the optimiser see of a phase: a module of the networks that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.training.sharding import Gathered
+
+
+class Unit(nn.Module):
+    """A phase as a module: its parameters are those that the phase trains, and calling it gives the samples' losses, (B,).
+
+    objective, phase: whose networks are trained.
+    gathered: the trained networks' shards; none where each process has the whole networks.
+    """
+
+    def __init__(self, objective: Objective, phase: Phase, gathered: Sequence[Gathered] = ()):
+        super().__init__()
+        modules = gathered or [objective.networks[name] for name in phase.trains]
+        self.networks = nn.ModuleList(modules)
+        self.loss = phase.loss
+        for network in gathered:  # their weights are whole while the loss is computed, and until its backward pass is done
+            self.loss = partial(network, self.loss)
+
+    def forward(self, batch: Batch, step: int) -> Tensor:
+        return self.loss(batch, step)
+
+
+@contextmanager
+def hold_constant(objective: Objective, phase: Phase) -> Iterator[None]:
+    """Let no gradient arrive at the networks that a phase does not train; it still passes through them."""
+    constants = [p for name, network in objective.networks.items() if name not in phase.trains
+                 for p in network.parameters() if p.requires_grad]
+    for p in constants:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in constants:
+            p.requires_grad_(True)
