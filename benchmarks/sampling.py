@@ -69,7 +69,7 @@ def plain_images(student: Student, num: int, batch: int) -> tuple[Tensor, Tensor
         rows = [stream(seed, domain=NOISE).standard_normal(student.shape, dtype=np.float32)
                 for seed in range(num)[k:k + batch]]
         z = torch.from_numpy(np.stack(rows)).to(device) * student.t_max
-        images.append(student(z, student.t_min, None if y is None else y[k:k + batch].to(device)).float().cpu())
+        images.append(student(z, student.drawing_time, None if y is None else y[k:k + batch].to(device)).float().cpu())
     return torch.cat(images).clip(-1, 1), y
 
 
@@ -158,7 +158,7 @@ def flops(student: Student) -> float:
     """GFLOP an image, a multiplication and an addition counted as two."""
     with native.switched_off(), FlopCounterMode(display=False) as counter, torch.no_grad():  # which knows PyTorch's alone
         labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
-        student(torch.zeros(1, *student.shape), student.t_min, labels)
+        student(torch.zeros(1, *student.shape), student.drawing_time, labels)
     return counter.get_total_flops() / 1e9
 
 

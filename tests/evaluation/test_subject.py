@@ -8,6 +8,7 @@ import torch
 from pidistill.core.errors import PidistillError
 from pidistill.evaluation.subject import Subject
 from pidistill.models.samplers.base import Sampler, sample_teacher
+from pidistill.models.student import Student
 from pidistill.nets.features.base import fingerprint
 
 
@@ -38,8 +39,10 @@ def test_a_subject_draws_what_its_model_draws(teacher, student):
     assert torch.equal(images, sample_teacher(teacher, range(5), sampler=sampler, batch_size=2))
 
 
-def test_settings_tell_weights_and_samplers_apart(teacher, student):
+def test_settings_tell_weights_forms_and_samplers_apart(teacher, student):
     assert Subject.of(student).settings == {"weights": fingerprint(student.net)}
+    other = Student(student.net, student.net_spec, student.facts(), form="direct")
+    assert Subject.of(other).settings == {"weights": fingerprint(student.net), "form": "direct"}
     settings = [Subject.of(teacher, sampler).settings for sampler in (None, Sampler("ddim", 3))]
     assert [setting["sampler"] for setting in settings] == ["heun:18", "ddim:3"]
     assert settings[0]["weights"] == settings[1]["weights"] != fingerprint(student.net)

@@ -7,7 +7,11 @@ import torch
 from PIL import Image
 
 from pidistill.files.reading import read_json
-from pidistill.jobs.evaluate_run import load_subjects
+from pidistill.jobs.evaluate_run import load_checkpoints, load_subjects
+from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.pid import PID
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
 from tests.runs import run_verb
 
 
@@ -62,6 +66,14 @@ def test_bad_input_is_one_line(cli, args, words, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("pidistill.files.downloads.download", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     assert words in cli(*args).error()
+
+
+def test_checkpoints_have_the_form_of_their_objective(image_run, monkeypatch):
+    config = load_config(DistillConfig, image_run / "config.yaml")
+    teacher = load_teacher(config.teacher)
+    assert {student.form for *_, student in load_checkpoints(image_run, config, teacher)} == {"trajectory"}
+    monkeypatch.setattr(PID, "form", "direct", raising=False)
+    assert {student.form for *_, student in load_checkpoints(image_run, config, teacher)} == {"direct"}
 
 
 def test_subjects_are_a_student_at_each_rate_with_its_teacher_or_without(image_run):

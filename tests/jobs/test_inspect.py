@@ -25,7 +25,8 @@ def test_a_student_and_its_provenance(tmp_path):
     student.save(tmp_path / "s", {"teacher": "gaussian:2"})
     facts = describe(str(tmp_path / "s"))
     assert facts["kind"] == "student: 1 evaluation an image" and facts["network"]["name"] == "mlp"
-    assert facts["parameters"] == sum(p.numel() for p in student.net.parameters())
+    assert facts["parameters"] == sum(p.numel() for p in student.net.parameters()) and facts["form"] == "trajectory"
+    assert "form" not in describe("gaussian:2")
     assert facts["provenance"] == {"teacher": "gaussian:2"}
 
 

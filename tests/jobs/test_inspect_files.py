@@ -43,7 +43,7 @@ def test_other_files_are_left_to_others(tmp_path):
 
 
 def test_a_student_s_folder_says_what_the_student_is(tmp_path):
-    student = make_student(tiny_teacher())
+    student = make_student(tiny_teacher(), form="denoiser")
     student.save(tmp_path, {"teacher": "x"})
     facts = describe_stored(str(tmp_path))
     assert facts["kind"] == "student: 1 evaluation an image" and facts["network"]["name"] == NET["name"]
@@ -51,6 +51,9 @@ def test_a_student_s_folder_says_what_the_student_is(tmp_path):
     assert (facts["shape"], facts["classes"], facts["noise range"]) == ("1x8x8", 3, "0.002 to 80")
     assert facts["provenance"] == read_json(tmp_path / "provenance.json")
     config = read_json(tmp_path / "config.json")
+    assert facts["form"] == config.pop("form") == "denoiser" and "form" not in describe_stored("bundled:digits")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert describe_stored(str(tmp_path))["form"] == "trajectory"  # of before there were forms
     del config["rho"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(PidistillError, match="is incomplete: 'rho'"):

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json, sha256
 from pidistill.jobs.convert import convert
 from pidistill.jobs.distill import distill
 from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
+from pidistill.models.student import FORMS
 from pidistill.models.student_init import make_student
-from pidistill.models.teachers.base import load_teacher
+from pidistill.models.teachers.base import collect_tensors, describe_teacher, load_teacher
 from tests.helpers import SHAPE, loss_of, tiny_teacher
 from tests.jobs.test_convert import pickle_of
 
@@ -75,6 +77,26 @@ def test_a_student_may_begin_as_another(tmp_path):
     assert torch.equal(again(z, 1.0, y), first(z, 1.0, y)) and all(p.requires_grad for p in again.parameters())
     black_box = FunctionDenoiser(teacher.denoise, SHAPE, 3)
     assert torch.equal(make_student(black_box, str(tmp_path / "student"))(z, 1.0, y), first(z, 1.0, y))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_start_has_the_form_that_is_asked_for(form, tmp_path):
+    teacher, net = tiny_teacher(), {"name": "mlp", "width": 16}
+    write_folder(tmp_path / "t", collect_tensors(teacher), {"config": describe_teacher(teacher)})
+    first = make_student(teacher, form=form)
+    first.save(tmp_path / "s")
+    for init in (tmp_path / "t", tmp_path / "s"):
+        again, x, y = make_student(teacher, str(init), form=form), torch.randn(2, *SHAPE), torch.tensor([0, 1])
+        assert again.form == form and torch.equal(again(x, 1.0, y), first(x, 1.0, y))
+    assert make_student(teacher, "random", net, form=form).form == form
+    for other in FORMS.keys() - {form}:
+        with pytest.raises(PidistillError, match=f"is of the form {form}, this one is to be of the form {other}"):
+            make_student(teacher, str(tmp_path / "s"), form=other)
+
+
+def test_an_unknown_form_is_one_line():
+    with pytest.raises(PidistillError, match=r"unknown form of a student 'denoise'; did you mean 'denoiser'\? \(choices: "):
+        make_student(tiny_teacher(), form="denoise")
 
 
 def test_a_black_box_s_student_may_begin_as_a_teacher(tmp_path):

@@ -40,8 +40,9 @@ class Subject:
         """Make a subject of a student, or of a teacher with a sampler (by default Heun's)."""
         if isinstance(model, Student):
             student = model
+            form = {} if model.form == "trajectory" else {"form": model.form}  # so that earlier records stay valid
             return cls(model.net, lambda seeds, y, n: student.sample(seeds, y, batch_size=n, clip=False),
-                       {"weights": fingerprint(model.net)}, model)
+                       {"weights": fingerprint(model.net), **form}, model)
         teacher, solver = model, sampler or Sampler()
         return cls(model, lambda seeds, y, n: sample_teacher(teacher, seeds, y, sampler=solver, batch_size=n),
                    {"weights": fingerprint(model), "teacher": model.spec, "sampler": str(solver)})

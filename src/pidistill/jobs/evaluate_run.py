@@ -12,6 +12,7 @@ import torch
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import collect_provenance
+from pidistill.core.registry import find_member
 from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
 from pidistill.evaluation.measure import Measure, parse_metric_names
 from pidistill.evaluation.plots import Curve, plot_curves
@@ -202,10 +203,11 @@ def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Ite
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
+    form = getattr(find_member("objectives", config.objective["name"]), "form", "trajectory")  # as `distill` made it
     for folder in checkpoints:
         for rate in config.ema:
             path = folder / f"student-ema-{rate}.safetensors"
-            student = make_student(teacher, config.student.init, config.student.net, config.student.width)
+            student = make_student(teacher, config.student.init, config.student.net, config.student.width, form)
             load_weights(student, read_tensors(path), path)
             yield int(folder.name), rate, student.eval().requires_grad_(False)
 

@@ -42,7 +42,7 @@ def describe(spec: str) -> dict[str, Any]:
     spec_of_net = model.net_spec if isinstance(model, (Student, Preconditioned)) else None
     net = model.net if isinstance(model, Student) else model
     kind = "student: 1 evaluation an image" if isinstance(model, Student) else f"teacher ({type(model).__name__})"
-    facts |= {"kind": kind,
+    facts |= {"kind": kind, **({"form": model.form} if isinstance(model, Student) else {}),
               "network": spec_of_net or type(net).__name__,
               "parameters": sum(p.numel() for p in net.parameters()),
               "shape": "x".join(map(str, model.shape)), "classes": model.num_classes or "none (unconditional)",

@@ -52,7 +52,9 @@ def describe_stored(spec: str) -> dict[str, Any] | None:
     try:
         preconditioning = config.get("preconditioning", "edm")
         facts = {
-            "model": spec, "kind": kind, "network": shorten_net(config["net"]),
+            "model": spec, "kind": kind,
+            **({"form": config.get("form", "trajectory")} if config["format"] == "pidistill-student" else {}),
+            "network": shorten_net(config["net"]),
             "preconditioning": preconditioning if isinstance(preconditioning, str) else preconditioning["name"],
             **describe_weights(path / "model.safetensors"), "shape": "x".join(map(str, config["shape"])),
             "classes": config["num_classes"] or "none (unconditional)",

@@ -54,9 +54,10 @@ def compute_trajectories(student: Student, teacher: Denoiser, seeds: list[int], 
     fine = teacher.grid_times((columns - 1) * substeps + 1)
     z = noise(seeds, teacher.shape).to(find_device(teacher)) * teacher.t_max
     y = None if labels is None else labels.to(z.device)
-    states = [z, *(x for _, x in find_member("samplers", "heun")(teacher, z, fine, y))]
     indices = torch.linspace(0, len(fine) - 1, columns).round().long().unique().tolist()
-    return fine[indices], student.trajectory(z, fine[indices], y).cpu(), torch.stack([states[k] for k in indices]).cpu()
+    ours = student.trajectory(z, fine[indices], y).cpu()  # first: only a student of the form `trajectory` has one
+    states = [z, *(x for _, x in find_member("samplers", "heun")(teacher, z, fine, y))]
+    return fine[indices], ours, torch.stack([states[k] for k in indices]).cpu()
 
 
 def draw_trajectory(path: Path, student: Student, teacher: Denoiser, seeds: list[int], labels: Tensor | None,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import expand_time, like
+from pidistill.core.tensors import expand_time
 from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
-from pidistill.models.preconditioning import Preconditioning
+from pidistill.models.preconditioning import Preconditioning, call_preconditioned
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -99,9 +99,7 @@ class Preconditioned(Denoiser):
             raise PidistillError(f"guidance={guidance} needs a network that knows images without a class; this one does not")
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        c_skip, c_out, c_in, c_noise = self.preconditioning(t)
-        output = self.evaluate_network(like(c_in, x) * x, c_noise.to(x.dtype), labels).to(x.dtype)
-        return like(c_skip, x) * x + like(c_out, x) * output
+        return call_preconditioned(self.evaluate_network, self.preconditioning(t), x, labels)
 
     def evaluate_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Call the network, guided, on c_in x (B, C, H, W) and c_noise (B,), and give its output (B, C, H, W).

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import suggest_choices
+from pidistill.core.tensors import like
 from pidistill.models.grid import SIGMA_DATA
 
 MOST_TRAINING_STEPS = 100_000  # of a discrete schedule, at most
@@ -30,6 +31,12 @@ class Coefficients(NamedTuple):
     c_out: Tensor
     c_in: Tensor
     c_noise: Tensor
+
+
+def call_preconditioned(net: Callable[..., Tensor], c: Coefficients, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Compute c_skip x + c_out net(c_in x, c_noise, labels), (B, C, H, W), in the dtype of x (B, C, H, W)."""
+    output = net(like(c.c_in, x) * x, c.c_noise.to(x.dtype), labels).to(x.dtype)
+    return like(c.c_skip, x) * x + like(c.c_out, x) * output
 
 
 def c_in(t: Tensor, sigma_data: float) -> Tensor:
@@ -213,3 +220,20 @@ class Preconditioning:
         scale = (t**2 + self.sigma_data**2).sqrt()
         skip = self.sigma_data**2 / scale**2
         return Coefficients((c.c_skip - skip) * scale**2 / t, c.c_out * scale / t, c.c_in * scale, c.c_noise)
+
+    def for_consistency(self, t: Tensor, t_min: float) -> Coefficients:
+        """Compute the coefficients of f(x, t) = c_skip x + c_out net(c_in x, c_noise), a consistency function; t: (B,).
+
+        With s = sigma_data and eps = t_min it is (Song et al., 2023, Eq. 5 and Appendix C)
+
+            f = s^2/((t - eps)^2 + s^2) x + s (t - eps)/(t^2 + s^2)^1/2 F,   F = (D - c_skip x) (t^2 + s^2)^1/2 / (t s)
+              = s^2/((t - eps)^2 + s^2) x + (1 - eps/t) (D - c_skip x),      c_skip = s^2/(t^2 + s^2),
+
+        where D is the network's own, whatever it predicts. f(x, eps) = x for all weights, bit for bit.
+        """
+        # eps is rounded as t was, so that they differ by 0 where they are equal.
+        t, past_end = t.double(), t.double() - t.new_full((), t_min).double()
+        c, part = self(t), past_end / t
+        skip = 1 / (1 + (past_end / self.sigma_data) ** 2)  # of f; in this form it is 1 itself at eps
+        return Coefficients(skip + part * (c.c_skip - edm(t, sigma_data=self.sigma_data).c_skip), part * c.c_out,
+                            c.c_in, c.c_noise)

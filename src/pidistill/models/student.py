@@ -1,4 +1,12 @@
-"""The student draws an image in one step: x_theta(z, t) = (t/T) z + (1 - t/T) F_theta(c_in(T) z, ln(t)/4), Eq. (7)."""
+"""The student draws an image in one step; its form says how the image comes out of its network.
+
+    trajectory    x_theta(z, t) = (t/T) z + (1 - t/T) F_theta(z, t)   image x_theta(z, eps)   Eq. (7)
+    consistency   f(x, t) = c_skip(t) x + c_out(t) F(x, t)            image f(z, T)           Song et al. (2023), Eq. 5
+    denoiser      D(x, t), the teacher's of the student's network     image D(z, T)           Karras et al. (2022), Eq. 7
+    direct        F_theta(z, t)                                       image F_theta(z, T)
+
+F_theta(z, t) is the network's output for c_in(T) z and ln(t)/4, F(x, t) that for c_in(t) x and ln(t)/4.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.registry import suggest_choices
 from pidistill.core.tensors import clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
@@ -17,31 +26,43 @@ from pidistill.files.weights import count_allowed_elements, load_weights, read_t
 from pidistill.models.decoder import Decoder, read_decoder
 from pidistill.models.denoiser import FACTS, parse_facts
 from pidistill.models.drawing import choose_labels, draw_batches, gather
-from pidistill.models.preconditioning import Preconditioning, c_in
+from pidistill.models.preconditioning import Preconditioning, c_in, call_preconditioned
 from pidistill.nets.base import build_net
 
 
 class Student(nn.Module):
-    """x_theta(z, t) of Eq. (7) is the teacher's trajectory from every noise z. x(z, T) = z holds for all weights.
+    """A student maps noise z to an image with one call of its network, in the way that its form says.
+
+    As a `trajectory`, x_theta(z, t) of Eq. (7) is the teacher's trajectory from every noise z: x(z, T) = z for all weights.
+    As `consistency`, f(x, t) is the end of the trajectory that goes through x at t: f(x, eps) = x for all weights.
 
     net: the raw network. net_spec: how to build it again, {"name": ..., options}.
     facts: what the teacher says of itself (`Denoiser.facts`).
     preconditioning: what the network predicts, if it is not one of EDM's; `Preconditioning.for_student` then makes F_theta
         of it.
     decoder: of a teacher in a latent space; z and x are latents then.
+    form: one of FORMS. Raises PidistillError for others.
+
+    drawing_time: t at which student(z, t) is the image.
     """
 
     def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any],
-                 preconditioning: str | dict[str, Any] = "edm", decoder: Decoder | None = None):
+                 preconditioning: str | dict[str, Any] = "edm", decoder: Decoder | None = None,
+                 form: str = "trajectory"):
         super().__init__()
-        object.__setattr__(self, "decoder", decoder)  # not as a submodule: it is neither trained nor averaged
+        if form not in FORMS:
+            raise suggest_choices("form of a student", form, list(FORMS))
+        self._held = (decoder,)  # in a tuple, so as no submodule: it is neither trained nor averaged
         self.net, self.net_spec = net, net_spec
         self.shape: tuple[int, ...] = tuple(facts["shape"])
         self.num_classes: int = facts["num_classes"]
         self.t_min, self.t_max, self.sigma_data, self.rho = (float(facts[k]) for k in FACTS[2:])
         self.preconditioning = Preconditioning(preconditioning, self.sigma_data)
+        self.form, self.drawing_time = form, self.t_min if form == "trajectory" else self.t_max
 
-    decoder: Decoder | None
+    @property
+    def decoder(self) -> Decoder | None:
+        return self._held[0]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -55,16 +76,22 @@ class Student(nn.Module):
     def F(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute F_theta of Eq. (7). z: (B, C, H, W) at T, t: (B,) -> (B, C, H, W)."""
         u = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item() * z
-        skip, out, scale, c_noise = self.preconditioning.for_student(t)
-        edm = self.preconditioning.name == "edm"  # skip, out and scale are 0, 1 and 1
-        output = self.net(u if edm else like(scale, z) * u, c_noise.to(z.dtype), labels)
-        output = output[:, :self.shape[0]].to(z.dtype)  # a learned variance may follow
-        return output if edm else like(skip, z) * u + like(out, z) * output
+        c = self.preconditioning.for_student(t)
+        if self.preconditioning.name == "edm":  # c_skip, c_out and c_in are 0, 1 and 1
+            return self.call_network(u, c.c_noise.to(z.dtype), labels).to(z.dtype)
+        return call_preconditioned(self.call_network, c, u, labels)
+
+    def call_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Call the network on c_in x (B, C, H, W) and c_noise (B,); a variance, which may follow the image, is cut off."""
+        return self.net(u, c_noise, labels)[:, :self.shape[0]]
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        """Compute the trajectory's state at time t from z. z: (B, C, H, W) at T, t: (B,) or a number -> (B, C, H, W)."""
-        t = expand_time(t, z)
-        return state(z, t, self.F(z, t, labels), self.t_max)
+        """Compute what the form gives at time t, (B, C, H, W).
+
+        z: (B, C, H, W), noise at T; as `consistency` and `denoiser`, a state at t.
+        t: (B,) or a number.
+        """
+        return FORMS[self.form](self, z, expand_time(t, z), labels)
 
     @torch.inference_mode()
     def sample(self, seeds: Sequence[int], labels: Tensor | Sequence[int] | int | None = None, *,
@@ -99,14 +126,19 @@ class Student(nn.Module):
         decoder = self.decoder.to(device) if self.decoder and decode else None
 
         def draw(z: Tensor, y: Tensor | None, _: Sequence[int]) -> Tensor:
-            x = student(z * self.t_max, self.t_min, y)
+            x = student(z * self.t_max, self.drawing_time, y)
             return finish(decoder(x) if decoder else x)
 
         return draw_batches(draw, seeds, labels, self.shape, device, batch_size=batch_size)
 
     @torch.inference_mode()
     def trajectory(self, z: Tensor, ts: Sequence[float] | Tensor, labels: Tensor | None = None) -> Tensor:
-        """Compute the states at all times. z: (B, C, H, W) at T, ts: (N,) -> (N, B, C, H, W)."""
+        """Compute the states at all times. z: (B, C, H, W) at T, ts: (N,) -> (N, B, C, H, W).
+
+        Raises PidistillError for a student of another form than `trajectory`.
+        """
+        if self.form != "trajectory":
+            raise PidistillError(f"a student of the form {self.form} has no trajectory from its noise; draw with sample")
         return torch.stack([self(z, float(t), labels) for t in ts])
 
     def save(self, path: str | Path, provenance: dict[str, Any] | None = None,
@@ -117,8 +149,8 @@ class Student(nn.Module):
         averages: the student at each EMA rate of its run, this one first; the others go to ema-RATE.safetensors.
         """
         rates = list(averages or {})
-        config = {"format": "pidistill-student", "preconditioning": self.preconditioning.spec, "net": self.net_spec,
-                  **self.facts(), **({"ema": rates} if rates else {}),
+        config = {"format": "pidistill-student", "form": self.form, "preconditioning": self.preconditioning.spec,
+                  "net": self.net_spec, **self.facts(), **({"ema": rates} if rates else {}),
                   **({"decoder": self.decoder.spec} if self.decoder else {})}
         others = {f"ema-{rate}": student.net.state_dict() for rate, student in list((averages or {}).items())[1:]}
         if self.decoder:
@@ -143,7 +175,8 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
     try:
         facts, rates, path = parse_facts(config), list(config.get("ema", [])), folder / "model.safetensors"
         net = build_net(config["net"], facts["shape"], facts["num_classes"], count_allowed_elements(path), path)
-        student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder))
+        student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder),
+                          config.get("form", "trajectory"))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if ema is not None and ema not in rates:
@@ -159,3 +192,30 @@ def state(z: Tensor, t: Tensor, F: Tensor, t_max: float) -> Tensor:
     """Eq. (7): x = (t/T) z + (1 - t/T) F, (B, C, H, W), from the network's output F at t (B,)."""
     s = like(t / t_max, z)
     return s * z + (1 - s) * F
+
+
+# Forms: (student, z or x (B, C, H, W), t (B,), labels) -> (B, C, H, W) ----------------------------------------------------
+
+
+def trajectory(student: Student, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    """Eq. (7): the state at t of the trajectory that begins at z."""
+    return state(z, t, student.F(z, t, labels), student.t_max)
+
+
+def consistency(student: Student, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    """Song et al. (2023), Eq. 5: the end, at eps, of the trajectory that goes through x at t."""
+    c = student.preconditioning.for_consistency(t, student.t_min)
+    return call_preconditioned(student.call_network, c, x, labels)
+
+
+def denoiser(student: Student, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    """Karras et al. (2022), Eq. 7: the mean of clean images given x at t, which a network of the teacher begins as."""
+    return call_preconditioned(student.call_network, student.preconditioning(t), x, labels)
+
+
+def direct(student: Student, z: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+    """The network's output alone, F_theta(z, t) of Eq. (7), without a part of z."""
+    return student.F(z, t, labels)
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {f.__name__: f for f in (trajectory, consistency, denoiser, direct)}
