@@ -210,7 +210,7 @@ def record(inputs: Path, target: Path) -> None:
         note(f"digits/{name}", curve, work / name, values)
     note("digits/bf16 teacher", curve, work / "bf16", {"objective.teacher_precision": "bf16", "train.steps": 5})
     for precision in ("bf16", "fp16"):
-        note(f"digits/{precision}", curve, work / precision, {"precision": precision, "train.steps": 4})
+        note(f"digits/{precision}", curve, work / f"whole-{precision}", {"precision": precision, "train.steps": 4})
         note(f"digits/edm {precision}", train_teacher, work / f"edm-{precision}", f"precision={precision}", "train.steps=4")
     note("digits/edm", train_teacher, work / "edm")
     note("digits/edm in parts", train_teacher, work / "edm-parts", "train.microbatch=5", "optimizer.clip=0.5")

@@ -11,19 +11,21 @@ if TYPE_CHECKING:
     from pidistill.core.errors import PidistillError
     from pidistill.evaluation.evaluate import evaluate
     from pidistill.jobs.check import check_teacher
-    from pidistill.jobs.distill import distill
+    from pidistill.jobs.distill import distill, steps
     from pidistill.models.denoiser import Denoiser, Preconditioned
     from pidistill.models.samplers.base import Sampler, sample_teacher
     from pidistill.models.student import Student, load_student
     from pidistill.models.teachers.base import load_teacher
-    from pidistill.objectives.base import Objective
+    from pidistill.objectives.base import Follower, Objective, Phase, Setup
 
-_HOMES = {"Denoiser": "models.denoiser", "Objective": "objectives.base", "PidistillError": "core.errors",
-          "Preconditioned": "models.denoiser", "Sampler": "models.samplers.base", "Student": "models.student",
+_HOMES = {"Denoiser": "models.denoiser", "Follower": "objectives.base", "Objective": "objectives.base",
+          "Phase": "objectives.base", "PidistillError": "core.errors", "Preconditioned": "models.denoiser",
+          "Sampler": "models.samplers.base", "Setup": "objectives.base", "Student": "models.student",
           "check_teacher": "jobs.check", "distill": "jobs.distill", "evaluate": "evaluation.evaluate",
-          "load_student": "models.student", "load_teacher": "models.teachers.base", "sample_teacher": "models.samplers.base"}
-__all__ = ["Denoiser", "Objective", "PidistillError", "Preconditioned", "Sampler", "Student", "check_teacher", "distill",
-           "evaluate", "load_student", "load_teacher", "sample_teacher"]
+          "load_student": "models.student", "load_teacher": "models.teachers.base", "sample_teacher": "models.samplers.base",
+          "steps": "jobs.distill"}
+__all__ = ["Denoiser", "Follower", "Objective", "Phase", "PidistillError", "Preconditioned", "Sampler", "Setup", "Student",
+           "check_teacher", "distill", "evaluate", "load_student", "load_teacher", "sample_teacher", "steps"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Every random draw of the package is a function of integers alone: x = Philox(key=(seed, step), counter=(0, phase, domain, k)).
+"""Every random draw is a function of integers alone: x = Philox(key=(seed, step), counter=(0, phase, domain, k)).
 
 The counter-based generator (Salmon et al., 2011) is keyed with all that a draw depends on. The number of processes, the
 split into batches and a resumption then change no draw, and there is no random state to save. Draws are made on the CPU

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
-from pidistill.core.registry import build
+from pidistill.core.registry import build, find_member
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.evaluate import Evaluator, evaluate
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.pictures import drawable, write_comparison
 from pidistill.evaluation.results import Evaluation
+from pidistill.files.datasets import ImageSet, open_images
 from pidistill.files.folders import write_json
 from pidistill.models.denoiser import Denoiser, as_denoiser
 from pidistill.models.grid import Grid
@@ -27,13 +29,12 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.objectives.base import Objective
-from pidistill.objectives.schemes.autodiff import Autodiff
+from pidistill.objectives.base import Objective, Setup, check_contract
 from pidistill.training.config import DistillConfig
-from pidistill.training.config_file import given_keys, load_config
+from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
 from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
-from pidistill.training.trainer import Averages, Watcher, train
+from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,
@@ -47,6 +48,18 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
     force: a run that is in the folder already is replaced, instead of refused.
     resume: it is continued; the overrides alone may differ from its settings.
     """
+    return exhaust(steps(teacher, preset=preset, out=out, overrides=overrides, force=force, resume=resume))
+
+
+def steps(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,
+          overrides: dict[str, Any] | None = None, force: bool = False,
+          resume: bool = False) -> Generator[StepTaken, None, Student]:
+    """Distil a teacher as `distill` does, step by step: yields each step once it is taken, so that a loop's body is a hook.
+
+    A step tells its number, its losses and, on demand, the averaged student; `step.stop()` ends the run there, and the
+    student is saved and measured as ever. A loop that is left by `break` leaves an unfinished run, which goes on from its
+    newest checkpoint with resume=True. Parameters and value: `distill`.
+    """
     values = dict(overrides or {})
     spec = teacher if isinstance(teacher, str) else getattr(teacher, "spec", None)
     values["teacher"] = spec or f"object:{type(teacher).__name__}"
@@ -54,7 +67,8 @@ def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None
         values["out"] = str(out)
     config = load_config(DistillConfig, preset or default_preset(values.get("teacher")), values)
     denoiser = load_teacher(config.teacher) if isinstance(teacher, str) else as_denoiser(teacher)
-    run_distillation(config, denoiser.eval().requires_grad_(False), force=force, resume=resume, given=given_keys(overrides))
+    yield from distil_in_steps(config, denoiser.eval().requires_grad_(False), force=force, resume=resume,
+                               given=given_keys(overrides))
     return load_student(config.out)
 
 
@@ -73,9 +87,14 @@ class DistillationResult:
     seconds: float
 
 
-def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool = False, resume: bool = False,
-                     given: Collection[str] = (), step: int | None = None,
-                     began: float | None = None) -> DistillationResult | None:
+def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, **options: Any) -> DistillationResult | None:
+    """Train (or continue) a run to its end. Parameters and value: `distil_in_steps`."""
+    return exhaust(distil_in_steps(config, teacher, **options))
+
+
+def distil_in_steps(config: DistillConfig, teacher: Denoiser | None = None, *, force: bool = False, resume: bool = False,
+                    given: Collection[str] = (), step: int | None = None,
+                    began: float | None = None) -> Generator[StepTaken, None, DistillationResult | None]:
     """Train (or continue) a run in the folder `config.out`, save the student, evaluate it at every EMA rate.
 
     config: of the run.
@@ -83,12 +102,17 @@ def run_distillation(config: DistillConfig, teacher: Denoiser | None = None, *, 
     force, resume, given, step: see `claim`, which gives the run its folder.
     began: `time.perf_counter()` from which the run's seconds are counted.
 
-    Returns None on all but the main process.
+    Yields every step that was taken. Returns None on all but the main process.
     """
     began = time.perf_counter() if began is None else began
-    job = Distillation(config, load_teacher(config.teacher) if teacher is None else teacher)
+    teacher = load_teacher(config.teacher) if teacher is None else teacher
+    stages = list_stages(config)
+    job = Distillation(next(iter(stages.values())), teacher)  # of the first stage: its mistakes are found before all else
     with claim(config, force, resume, given, step) as folder:
-        students = job.train(folder)
+        if len(stages) == 1:
+            students = yield from job.train_in_steps(folder)
+        else:
+            job, students = yield from train_stages(stages, job, folder)
         if students is None:
             return None
         console.print(f"evaluating {config.evaluate.num} images of teacher and student")
@@ -101,37 +125,93 @@ def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int |
 
     folder: of the run, which may have been moved.
     overrides: `key=value`; these settings may differ from those that the run has had.
-    began: as in `run_distillation`.
+    began: as in `distil_in_steps`.
     """
     check_run(folder)
+    if is_stage(folder):
+        raise PidistillError(f"{folder} is a stage of the run {folder.parent}: resume that one")
     config = load_config(DistillConfig, folder / "config.yaml", [*overrides])
     return run_distillation(config.model_copy(update={"out": str(folder)}), resume=True, given=given_keys([*overrides]),
                             step=step, began=began)
 
 
-class Distillation:
-    """A distillation that is ready to be run: mistakes in its settings, and missing files, were found when it was made."""
+def list_stages(config: DistillConfig) -> dict[str, DistillConfig]:
+    """List the runs that a distillation consists of, by the names of their folders in its own: `1-pid`, `2-...`."""
+    stages: list[DistillConfig] = find_member("objectives", config.objective["name"]).stages(config)
+    names = [stage.objective["name"].rpartition(":")[2] for stage in stages]
+    return {f"{number}-{name}": stage.model_copy(update={"out": str(Path(config.out) / f"{number}-{name}")})
+            if len(stages) > 1 else stage for number, (name, stage) in enumerate(zip(names, stages, strict=True), 1)}
 
-    def __init__(self, config: DistillConfig, teacher: Denoiser):
+
+def is_stage(folder: Path) -> bool:
+    """Tell whether a run is a stage of the one around it."""
+    return re.fullmatch(r"[1-9]\d*-\w+", folder.name) is not None and (folder.parent / "config.yaml").exists()
+
+
+def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Path) -> Generator[
+        StepTaken, None, tuple[Distillation, dict[float, Student] | None]]:
+    """Train the stages of a distillation that are not finished, one after the other; gives the last one, and its students.
+
+    stages: as `list_stages` gives them.
+    job: of the first stage.
+    folder: of the distillation, where the last student is saved too.
+    """
+    teacher, *_, last = job.teacher, *stages
+    for number, (name, config) in enumerate(stages.items()):
+        place, previous = folder / name, folder / list(stages)[number - 1] if number else None
+        finished, begun = (place / "student" / "config.json").exists(), (place / "config.yaml").exists()
+        if finished and name != last:
+            if changed := find_differences(read_yaml(place / "config.yaml"), config):
+                raise PidistillError(f"{place} is finished with other settings ({', '.join(changed)}); to train it again "
+                                     "choose another folder with --out, or begin again with --force")
+            continue
+        job = job if number == 0 else Distillation(config, teacher, previous)
+        console.print(f"stage {number + 1} of {len(stages)}: {name}", soft_wrap=True)
+        with claim(config.model_copy(update={"out": str(place)}), resume=begun, given=list(flatten(config.model_dump()))):
+            students = yield from job.train_in_steps(place)
+    if students is not None:
+        job.save(folder, students)
+    return job, students
+
+
+class Distillation:
+    """A distillation that is ready to be run: mistakes in its settings, and missing files, were found when it was made.
+
+    config, teacher: of the run.
+    previous: the folder of the stage before, for `student.init=previous`.
+    """
+
+    def __init__(self, config: DistillConfig, teacher: Denoiser, previous: Path | None = None):
         self.config, self.teacher = config, teacher
-        self.objective = build_objective(config, teacher)
+        self.objective = build_objective(config, teacher, previous=previous)
+        self.steps = config.train.steps
         Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
         self.seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
 
     def train(self, folder: Path, evaluator: Evaluator | None = None) -> dict[float, Student] | None:
+        """Train (or continue) in a folder to the end. Parameters and value: `train_in_steps`."""
+        return exhaust(self.train_in_steps(folder, evaluator))
+
+    def train_in_steps(self, folder: Path, evaluator: Evaluator | None = None) -> Generator[
+            StepTaken, None, dict[float, Student] | None]:
         """Train (or continue) in a folder and save the student there; gives it at each EMA rate (main process only).
 
         evaluator: measures the student every `evaluate.every` steps; without it a new one does.
         """
-        averages, main = train(self.objective, self.config, folder, self.make_watchers(evaluator))
-        if not main:
+        trained = yield from take_steps(self.objective, self.config, folder, self.make_watchers(evaluator))
+        self.steps = trained.steps
+        if not trained.main:
             return None
-        config, students = self.config, select_students(averages)
-        source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
-        provenance = {"teacher": config.teacher, **source, "seed": config.train.seed, "steps": config.train.steps,
-                      "commit": find_commit(), "versions": list_versions()}
-        students[config.ema[0]].save(folder / "student", provenance, students)
+        students = select_students(trained.averages)
+        self.save(folder, students)
         return students
+
+    def save(self, folder: Path, students: dict[float, Student]) -> None:
+        """Save the students, by EMA rate, as FOLDER/student."""
+        source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
+        provenance = {"teacher": self.config.teacher, **source, "seed": self.config.train.seed, "steps": self.steps,
+                      "commit": find_commit(), "versions": list_versions()}
+        students[self.config.ema[0]].save(folder / "student", provenance, students)
 
     def make_watchers(self, evaluator: Evaluator | None) -> list[Watcher]:
         """Make what looks at the student while it is trained: previews, and with `evaluate.every` measurements."""
@@ -151,7 +231,7 @@ class Distillation:
         """Measure teacher and students on the same seeds and write results.json.
 
         folder, students: of the run, as `train` gives them.
-        began: as in `run_distillation`.
+        began: as in `distil_in_steps`.
         """
         config = self.config
         first, *others = students
@@ -161,13 +241,17 @@ class Distillation:
         seconds = round(time.perf_counter() - began, 1)
         write_json(folder / "results.json", evaluation.record() | {
             "seconds": seconds, "seeds": f"0-{config.evaluate.num - 1}", "ema": list(students),
-            "train_seed": config.train.seed, "steps": config.train.steps, "batch": config.train.batch,
+            "train_seed": config.train.seed, "steps": self.steps, "batch": config.train.batch,
             "threads": torch.get_num_threads(), "commit": find_commit(), "versions": list_versions()})
         return DistillationResult(folder, students, evaluation, seconds)
 
 
-def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu") -> Objective:
-    """Build the objective over a new student of the teacher. device: `meta` for a dry run, else `cpu`.
+def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu",
+                    previous: Path | None = None) -> Objective:
+    """Build the objective over a new student of the teacher.
+
+    device: `meta` for a dry run, else `cpu`.
+    previous: the folder of the stage before, for `student.init=previous`.
 
     Raises PidistillError for settings that cannot be had together.
     """
@@ -176,15 +260,41 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     if grid.points < config.grid.points:
         console.print(f"grid.points={config.grid.points}: {grid.points} different ones among the teacher's noise levels")
     options = dict(config.objective)
+    name = options.pop("name")
+    member: type[Objective] = find_member("objectives", name)
+    if member.setup is not Setup:
+        raise PidistillError(f"the objective {name} trains a teacher: pidistill train-teacher")
+    init = str(previous) if previous and config.student.init == "previous" else config.student.init
     with torch.device(device):
-        student = make_student(teacher, config.student.init, config.student.net, config.student.width)
-        objective: Objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
+        student = make_student(teacher, init, config.student.net, config.student.width, member.form)
+        setup = Setup(student, teacher, grid, open_data(config.data, member, name, teacher), config.train.recompute)
+        objective: Objective = build("objectives", name, setup, **options)
+    check_contract(objective)
     if config.train.recompute:
-        find_recomputable_blocks(student)
-        if isinstance(getattr(objective, "scheme", None), Autodiff):
-            raise PidistillError("train.recompute=true does not go with objective.scheme=autodiff, whose derivative PyTorch "
-                                 "cannot compute again; set train.microbatch=auto instead")
+        find_recomputable_blocks(objective.networks.values())
     return objective
+
+
+def open_data(data: str | None, member: type[Objective], name: str, teacher: Denoiser) -> ImageSet | None:
+    """Open the images that an objective needs; None if it needs none. Raises PidistillError if they do not suit the teacher.
+
+    data: as `open_images` takes it.
+    member, name: the objective's class, and its name for errors.
+    """
+    if member.needs == "noise":
+        if data is not None:
+            raise PidistillError(f"the objective {name} needs no images; leave `data` out")
+        return None
+    if data is None:
+        raise PidistillError(f"the objective {name} needs images: data=..., a folder, a .zip, an .npz or `digits`")
+    if teacher.decoder:
+        raise PidistillError(f"the objective {name} needs images, and this teacher draws latents: there is no encoder here")
+    images = open_images(data)
+    if images.shape != teacher.shape:
+        raise PidistillError(f"{data} has images of shape {images.shape}, the teacher's are {teacher.shape}")
+    if teacher.num_classes and not 0 < images.num_classes <= teacher.num_classes:
+        raise PidistillError(f"{data} has {images.num_classes or 'no'} classes, the teacher {teacher.num_classes}")
+    return images
 
 
 def select_students(averages: Averages) -> dict[float, Student]:

@@ -10,18 +10,18 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.seeds import stream
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.distill import build_objective, list_stages
+from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
-from pidistill.training.footprint import GPUEmulation, Rehearsal, list_tensors
+from pidistill.training.footprint import GPUEmulation, Rehearsal, draw_example, list_tensors
 from pidistill.training.microbatch import USABLE, fit_microbatch
-from pidistill.training.optimizer import make_optimizer
+from pidistill.training.unit import hold_constant
 
 # FLOP/s of one A100 that the paper's own timings imply with the operations counted here: tf32 from CIFAR-10, 0.713 s a
 # step of 512 on 8 GPUs (Table 4); fp16 from ImageNet, 600k steps of 2048 in 197 h on 64 GPUs (Table 5). Float32 without
@@ -41,47 +41,80 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
     """
     if config.train.batch % gpus:
         raise PidistillError(f"train.batch must be a multiple of the GPUs, got {config.train.batch} and {gpus}")
-    share = config.train.batch // gpus
     teacher = load_teacher(config.teacher, weights=False).to("meta")
+    stages = list_stages(config)
+    if len(stages) == 1:
+        return describe_stage(config, teacher, gpus, memory)
+    return {name: describe_stage(stage, teacher, gpus, memory) for name, stage in start_anew(stages).items()}
+
+
+def describe_stage(config: DistillConfig, teacher: Denoiser, gpus: int, memory: float) -> dict[str, Any]:
+    """Estimate what a single run needs. teacher: on the meta device. Other parameters: `dry_run`."""
+    share = config.train.batch // gpus
     objective = build_objective(config, teacher, "meta")
     student = objective.networks["student"]
-    flops = count_operations(objective)
+    operations = count_operations(objective)
+    flops = sum(operations.values())
     micro = min(config.train.microbatch, share) if isinstance(config.train.microbatch, int) else share
     room = USABLE * memory * 1e9
     try:
-        rehearse = Rehearsal(objective, config, make_optimizer, gpu=True, processes=gpus)
+        rehearse = Rehearsal(objective, config, gpu=True, processes=gpus)
         if config.train.microbatch == "auto":
-            micro, footprint = fit_microbatch(rehearse, share, room)
-        else:
-            footprint = rehearse(micro, micro < share)
-        needed = sum(footprint.values())
-        together = f"{format_bytes(needed)}, and what the kernels need beside; " \
-                   f"{'fits' if needed <= room else 'too much for'} {memory:g} GB"
+            micro, _ = fit_microbatch(rehearse, share, room)
+        needs = {name: describe_memory(sizes, room, memory) for name, sizes in
+                 rehearse.by_phase(micro, micro < share).items()}
     except Exception as error:  # what cannot run without values, such as a class-conditional network inside jvp
-        footprint, together = {}, f"not known: the step does not run without values ({type(error).__name__})"
+        reason = {"together": f"not known: the step does not run without values ({type(error).__name__})"}
+        needs = dict.fromkeys(operations, reason)
     total_flops = flops * config.train.batch
     seconds = total_flops / gpus / SUSTAINED[config.precision]
-    rates = len(config.ema)
+    single = len(operations) == 1
     return {
         "teacher": config.teacher,
         "teacher's parameters": count_parameters(teacher), "student's parameters": count_parameters(student),
+        **{f"{name}'s parameters": count_parameters(net) for name, net in objective.networks.items() if net is not student},
         "batch": f"{config.train.batch} = {gpus} GPU{'s' * (gpus > 1)} x {math.ceil(share / micro)} x {micro}",
-        "operations": {"a sample": f"{format_engineering(flops)}FLOP", "a step": f"{format_engineering(total_flops)}FLOP",
+        "operations": {**({} if single else {f"a sample, {name}": f"{format_engineering(count)}FLOP a step"
+                                             for name, count in operations.items()}),
+                       "a sample": f"{format_engineering(flops)}FLOP", "a step": f"{format_engineering(total_flops)}FLOP",
                        "the run": f"{format_engineering(total_flops * config.train.steps)}FLOP "
                                   f"({config.train.steps:,} steps)"},
-        f"memory of each GPU at its fullest, {micro} at a time": {
-            **{label: format_bytes(size) for label, size in footprint.items()},
-            "together": together},
-        "checkpoint": f"{format_bytes((3 + rates) * count_bytes(student))}; {config.checkpoint.keep} are kept",
+        f"memory of each GPU at its fullest, {micro} at a time": next(iter(needs.values())) if single else needs,
+        "checkpoint": f"{format_bytes(estimate_checkpoint(objective, config))}; {config.checkpoint.keep} are kept",
         "time": f"{format_engineering(seconds)}s a step, {format_duration(seconds * config.train.steps)} in all, on "
                 f"{gpus} x A100 at {format_engineering(SUSTAINED[config.precision])}FLOP/s each",
     }
 
 
+def start_anew(stages: dict[str, DistillConfig]) -> dict[str, DistillConfig]:
+    """Let stages that start from the one before start as that one does: the network is the same."""
+    init, found = "teacher", {}
+    for name, stage in stages.items():
+        init = init if stage.student.init == "previous" else stage.student.init
+        found[name] = stage.model_copy(update={"student": stage.student.model_copy(update={"init": init})})
+    return found
+
+
+def describe_memory(sizes: dict[str, int], room: float, memory: float) -> dict[str, str]:
+    """Describe the bytes that a phase takes, by what they are for. room: bytes that are free of `memory` GB."""
+    needed = sum(sizes.values())
+    return {**{label: format_bytes(size) for label, size in sizes.items()},
+            "together": f"{format_bytes(needed)}, and what the kernels need beside; "
+                        f"{'fits' if needed <= room else 'too much for'} {memory:g} GB"}
+
+
+def estimate_checkpoint(objective: Objective, config: DistillConfig) -> int:
+    """Estimate the bytes of a checkpoint: networks, averages, followers, and two moments of what each phase trains."""
+    networks = objective.networks
+    moments = [networks[name] for phase in objective.phases() for name in phase.trains for _ in range(2)]
+    averages = [networks[name] for name in objective.averaged for _ in config.ema]
+    return sum(map(count_bytes, (*networks.values(), *averages, *objective.copies.values(), *moments)))
+
+
 def estimate_gpu_hours(config: DistillConfig) -> float:
     """Estimate the hours of a single A100 that the run's steps take."""
     teacher = load_teacher(config.teacher, weights=False).to("meta")
-    flops = count_operations(build_objective(config, teacher, "meta"))
+    flops = sum(count_operations(build_objective(config, teacher, "meta")).values())
     return flops * config.train.batch * config.train.steps / SUSTAINED[config.precision] / 3600
 
 
@@ -106,17 +139,16 @@ def format_bytes(size: float) -> str:
     return f"{size / 2 ** (10 * power):.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-def count_operations(objective: Objective) -> float:
-    """Count the FLOP of a single sample, forward and backward."""
-    with FlopCounterMode(display=False) as counter, GPUEmulation():
-        objective(make_empty_batch(objective, SAMPLES, "meta")).sum().backward()
-    return counter.get_total_flops() / SAMPLES
-
-
-def make_empty_batch(objective: Objective, batch: int, device: str) -> dict[str, Tensor]:
-    """Make a batch of the objective's shapes and types, without values."""
-    sample = {key: torch.as_tensor(value) for key, value in objective.draw(stream(0)).items()}
-    return {key: torch.empty((batch, *value.shape), dtype=value.dtype, device=device) for key, value in sample.items()}
+def count_operations(objective: Objective) -> dict[str, float]:
+    """Count the FLOP of a single sample, forward and backward, by phase; what is not taken in every step counts in part."""
+    found: dict[str, float] = {}
+    for number, phase in enumerate(objective.phases()):
+        batch = {key: torch.empty((SAMPLES, *value.shape), dtype=value.dtype, device="meta")
+                 for key, value in draw_example(phase, number).items()}
+        with FlopCounterMode(display=False) as counter, GPUEmulation(), hold_constant(objective, phase):
+            phase.loss(batch, 0).sum().backward()
+        found[phase.name] = counter.get_total_flops() / SAMPLES / phase.every
+    return found
 
 
 def count_parameters(module: nn.Module) -> int:

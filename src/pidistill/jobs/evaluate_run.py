@@ -203,7 +203,7 @@ def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Ite
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
-    form = getattr(find_member("objectives", config.objective["name"]), "form", "trajectory")  # as `distill` made it
+    form = find_member("objectives", config.objective["name"]).form  # as `distill` made it
     for folder in checkpoints:
         for rate in config.ema:
             path = folder / f"student-ema-{rate}.safetensors"

@@ -8,11 +8,12 @@ from typing import Any
 
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.weights import read_state_dict
+from pidistill.jobs.distill import is_stage
 from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.load import find_student_folder, load_model
 from pidistill.models.student import Student
-from pidistill.training.checkpoint import latest
-from pidistill.training.log import read_metrics
+from pidistill.training.checkpoint import describe_contents, latest
+from pidistill.training.log import read_losses, read_metrics
 
 
 def describe(spec: str) -> dict[str, Any]:
@@ -28,11 +29,9 @@ def describe(spec: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": spec}
     run = (path / "config.yaml").exists()
     if run:
-        records = [record for record in read_metrics(path) if "loss" in record]
-        newest = latest(path / "checkpoints")
-        facts |= {"run": "training run", "steps done": records[-1]["step"] if records else 0,
-                  "last loss": records[-1]["loss"] if records else None,
-                  "newest checkpoint": newest.name if newest else None}
+        facts |= {"run": "training run", **describe_progress(path)}
+        if stages := sorted((place for place in path.glob("[1-9]*-*") if is_stage(place)), key=lambda place: place.name):
+            facts["stages"] = {place.name: describe_progress(place) for place in stages}
         if (path / "results.json").exists():
             results = read_json(path / "results.json")
             facts["results"] = {key: results[key] for key in ("teacher", "student", "seconds") if key in results}
@@ -54,6 +53,17 @@ def describe(spec: str) -> dict[str, Any]:
     if isinstance(model, Denoiser) and model.origin:
         facts["source"] = model.origin
     return facts
+
+
+def describe_progress(run: Path) -> dict[str, Any]:
+    """Describe how far a run is, and what its newest checkpoint holds: networks, phases, followers."""
+    records = [record for record in read_metrics(run) if read_losses(record)]
+    losses = {key: value for record in records for key, value in read_losses(record).items()}  # the last of each phase
+    newest = latest(run / "checkpoints")
+    last = {"last loss": losses.get("loss")} if losses.keys() <= {"loss"} else {
+        f"last {key}": value for key, value in losses.items()}
+    return {"steps done": records[-1]["step"] if records else 0, **last,
+            "newest checkpoint": newest.name if newest else None, **(describe_contents(newest) if newest else {})}
 
 
 def describe_state(path: Path) -> dict[str, Any]:

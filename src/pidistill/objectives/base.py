@@ -1,4 +1,4 @@
-"""Training objectives: phases over named networks. The trainer knows networks, phases and followers, and no method's name."""
+"""Training objectives: phases over named networks. The trainer knows networks and phases, and no method's name."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ def check_contract(objective: Objective) -> None:
     """Refuse an objective whose phases, networks and averages do not fit together. Raises PidistillError in one line."""
     where, phases, networks = type(objective).__name__, objective.phases(), objective.networks
     names = [phase.name for phase in phases]
-    for what, given in (("phase", names), ("network", networks), ("follower", objective.followers), ("call", objective.calls)):
+    kinds = {"phase": names, "network": networks, "follower": objective.followers, "call": objective.calls}
+    for what, given in kinds.items():
         if bad := [name for name in given if not name.isidentifier()]:
             raise PidistillError(f"{where}: a {what}'s name must be an identifier, got {bad[0]!r}")
     if not names or len({*names}) < len(names):

@@ -59,6 +59,8 @@ class PID(Objective):
                  balance: float = 0.0, floor: float = 1e-3, teacher_precision: Autocast | None = None):
         if not 0 <= balance <= 1 or not floor > 0:
             raise PidistillError(f"objective.balance must be in 0-1 and objective.floor positive, got {balance} and {floor}")
+        if setup.student.form != "trajectory":
+            raise PidistillError(f"PID trains the trajectory of Eq. (7); the student's form is {setup.student.form}")
         self.grid, self.balance, self.floor = setup.grid, balance, floor
         self.stop_gradient, self.teacher_precision = stop_gradient, teacher_precision
         self.shape, self.num_classes, self.t_max = setup.student.shape, setup.student.num_classes, setup.student.t_max

@@ -35,7 +35,8 @@ class Batches:
     microbatches: the numbers of the samples of each microbatch.
     """
 
-    def __init__(self, phases: Sequence[Phase], seed: int, steps: range, microbatches: Sequence[range], device: torch.device):
+    def __init__(self, phases: Sequence[Phase], seed: int, steps: range, microbatches: Sequence[range],
+                 device: torch.device):
         self.count = len(microbatches)
         places = ((phase, number, seed, step, ks, device) for step in steps for number, phase in enumerate(phases)
                   if phase.is_due(step) for ks in microbatches)

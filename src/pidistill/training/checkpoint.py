@@ -139,6 +139,17 @@ def latest(checkpoints: Path) -> Path | None:
     return paths[-1] if paths else None
 
 
+def describe_contents(path: Path) -> dict[str, str]:
+    """Describe what a checkpoint holds, by the names of its files: networks, averages, phases and followers."""
+    names = sorted(file.stem for file in path.glob("*.safetensors"))
+    averages = [name for name in names if "-ema-" in name]
+    found = {"networks": [name for name in names if "-" not in name and name != "optimizer"],
+             "averages": [name.replace("-ema-", " at ") for name in averages],
+             "phases": [name.removeprefix("optimizer-") for name in names if name.startswith("optimizer-")],
+             "followers": [name.removeprefix("copy-") for name in names if name.startswith("copy-")]}
+    return {what: ", ".join(given) for what, given in found.items() if given}
+
+
 def read_trained_config(checkpoints: Path) -> dict[str, Any] | None:
     """Read the configuration that the newest checkpoint was trained with, of those whose record is whole."""
     for path in reversed(list_checkpoints(checkpoints)):

@@ -1,12 +1,13 @@
 """Copies that move after their networks: averages of weights at several rates at once, and an objective's followers.
 
-Both are a <- r a + (1 - r) w after every step. An average's rate r ramps up as min(rate, (1 + step) / (10 + step)), so that the first steps do not weigh for ever.
+Both are a <- r a + (1 - r) w after every step. An average's rate r ramps up as min(rate, (1 + step) / (10 + step)), so that
+the first steps do not weigh for ever.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,9 @@ class Followers:
             of = {name: follower.of for name, follower in objective.followers.items()}
             objective.copies = ShardedNetworks({name: copy_network(networks[of[name]], skeletons[of[name]]) for name in of},
                                                {name: skeletons[of[name]] for name in of})
-        self.pairs = [(follower.rate, list(copied.parameters()), list(networks[follower.of].parameters()))
-                      for follower, copied in zip(objective.followers.values(), objective.copies.values(), strict=True)]
+        self.pairs: list[tuple[Callable[[int], float], list[Tensor], list[Tensor]]] = [
+            (follower.rate, [*copied.parameters()], [*networks[follower.of].parameters()])
+            for follower, copied in zip(objective.followers.values(), objective.copies.values(), strict=True)]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Collection
 
@@ -71,7 +72,8 @@ def fit_microbatch(rehearse: Callable[[int, bool], dict[str, int]], share: int, 
 def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, device: torch.device, step: int = 0) -> int:
     """Halve `micro` until forward and backward pass of so many samples run on the device, in every phase."""
     for number, phase in enumerate(objective.phases()):
-        while not runs_through(objective, config, phase, draw_batch(phase, number, config.train.seed, step, range(micro), device)):
+        draw = functools.partial(draw_batch, phase, number, config.train.seed, step, device=device)
+        while not runs_through(objective, config, phase, draw(ks=range(micro))):
             if micro == 1:
                 raise PidistillError("train.microbatch=auto: the memory does not hold a step of one sample; "
                                      "set train.recompute=true, or objective.distance.microbatch=1 (lpips, features)")

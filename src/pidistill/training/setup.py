@@ -82,7 +82,8 @@ def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRu
         recompute_networks(objective.networks.values())
     micro = choose_microbatch(accelerator, objective, config, record["step"])
     compile_objective(objective, config, device)
-    return PreparedRun(config.train.batch, accelerator, step, record, split_samples(ks, config.train.batch, processes, micro))
+    return PreparedRun(config.train.batch, accelerator, step, record,
+                       split_samples(ks, config.train.batch, processes, micro))
 
 
 def place_objective(objective: Objective, device: torch.device, shards: bool = False) -> None:
@@ -129,11 +130,11 @@ def choose_microbatch(accelerator: Accelerator, objective: Objective, config: Ru
 
 
 def compile_objective(objective: Objective, config: RunConfig, device: torch.device) -> None:
-    """Let what a step spends its time on run compiled, as `compile` of the configuration says; `auto` compiles on GPUs."""
+    """Let what a step spends its time on run compiled, as `compile` says; `auto` compiles on GPUs."""
     if config.compile == "never" or (config.compile == "auto" and device.type != "cuda"):
         return
     mode: dict[str, Any] = {} if config.compile in ("auto", "default") else {"mode": config.compile}
-    compiler = functools.partial(try_compile, dynamic=False, **mode)  # shapes are those of every step
+    compiler: Any = functools.partial(try_compile, dynamic=False, **mode)  # shapes are those of every step
     for name, network in (*objective.networks.items(), *objective.copies.items()):
         compiler(getattr(network, "net", network), what=f"the {name}'s network")
     for name, call in objective.calls.items():

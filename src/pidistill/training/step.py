@@ -83,7 +83,8 @@ class PhaseStep:
                 with self.no_sync() if done < samples else nullcontext():
                     with autocast(self.precision, self.device):
                         loss = self.unit(batch, step).sum() / share
-                    loss = loss * (1 + 0 * loss.detach())  # or an infinite loss with finite gradients would be known here alone
+                    # Or an infinite loss with finite gradients would be known here alone.
+                    loss = loss * (1 + 0 * loss.detach())
                     self.scaler.scale(loss).backward()
                 total += loss.detach()
         self.scaler.unscale_(self.optimizer)  # fp16 only

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import nn
 
 from pidistill.core.console import console
 from pidistill.core.errors import CannotWrite, PidistillError
@@ -258,7 +258,8 @@ def save(run: PreparedRun, checkpoints: Checkpoints | None, config: RunConfig, m
     """
     phases = {name: {"loss": total, "good": good, "norm": norm.item() if norm.isfinite() else None,
                      "skipped": int(phase.skipped.counts[2]), "loss_scale": phase.scaler.state_dict()}
-              for (name, phase), (total, good), norm in zip(run.step.phases.items(), means.reduce(), means.norms, strict=True)}
+              for (name, phase), (total, good), norm
+              in zip(run.step.phases.items(), means.reduce(), means.norms, strict=True)}
     record = {"logged": means.logged, "phases": phases, "config": config.model_dump(mode="json")}
     files = collect(run.step)
     values = [to_local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
@@ -298,7 +299,7 @@ def describe_divergence(objective: Objective, run: PreparedRun, config: RunConfi
     scale = f", loss scale {step.scaler.get_scale():g}" if step.scaler.is_enabled() else ""
     state = "The state before them is saved" if saved else "Weights or optimiser are not finite, so they are not saved"
     where = f" of the phase {phase.name}" if len(run.step.phases) > 1 else ""
-    return (f"{streak} steps in a row{where}, up to step {done}, had a loss or gradient that is not finite and were left out. "
-            f"At step {last + 1} {what} ({times}learning rate {step.optimizer.param_groups[0]['lr']:g}{scale}). {state}; go on "
-            "from it, or with --step from an earlier checkpoint, by `pidistill resume RUN --set optimizer.lr=...` (or "
+    return (f"{streak} steps in a row{where}, up to step {done}, had a loss or gradient that is not finite and were left "
+            f"out. At step {last + 1} {what} ({times}learning rate {step.rate(last):g}{scale}). {state}; go on from it, or "
+            "with --step from an earlier checkpoint, by `pidistill resume RUN --set optimizer.lr=...` (or "
             "optimizer.clip=1.0, precision=fp32)")

@@ -21,7 +21,7 @@ class Unit(nn.Module):
 
     def __init__(self, objective: Objective, phase: Phase, gathered: Sequence[Gathered] = ()):
         super().__init__()
-        modules = gathered or [objective.networks[name] for name in phase.trains]
+        modules: Sequence[nn.Module] = gathered or [objective.networks[name] for name in phase.trains]
         self.networks = nn.ModuleList(modules)
         self.loss = phase.loss
         for network in gathered:  # their weights are whole while the loss is computed, and until its backward pass is done
