@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pidistill.core.tensors import like
-from pidistill.files.datasets import Images
+from pidistill.files.datasets import ImageSet
 from pidistill.models.denoiser import Denoiser
 from pidistill.objectives.base import Objective
 
@@ -26,19 +26,18 @@ class EDM(Objective):
 
     needs = "images"
 
-    def __init__(self, denoiser: Denoiser, data: Images, *, p_mean: float = -1.2, p_std: float = 1.2):
+    def __init__(self, denoiser: Denoiser, data: ImageSet, *, p_mean: float = -1.2, p_std: float = 1.2):
         super().__init__()
         self.denoiser, self.p_mean, self.p_std = denoiser, p_mean, p_std
         self.networks = {"teacher": denoiser}
         self.data = data
 
     def draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        k = int(rng.integers(len(self.data.images)))
-        sample = {"y": self.data.images[k].numpy(), "ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
-                  "n": rng.standard_normal(self.denoiser.shape, dtype=np.float32)}
-        if self.denoiser.num_classes and self.data.labels is not None:
-            sample["labels"] = np.int64(self.data.labels[k])
-        return sample
+        sample = self.data.sample(int(rng.integers(len(self.data))))
+        if not self.denoiser.num_classes:
+            sample.pop("labels", None)
+        return sample | {"ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
+                         "n": rng.standard_normal(self.denoiser.shape, dtype=np.float32)}
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         y, t = batch["y"], self.times(batch)
