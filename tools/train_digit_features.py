@@ -14,6 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -35,7 +36,8 @@ def main() -> None:
     parser.add_argument("--pool", choices=["max", "avg"], default="max")
     args = parser.parse_args()
     data = load_digits()
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(args.seed))
+    images = torch.from_numpy(np.stack([data.sample(k)["y"] for k in range(len(data))]))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))
     held_out, training = order[:500], order[500:]
     torch.manual_seed(args.seed)
     options = {"width": args.width, "dim": 32, "pool": args.pool}
@@ -45,15 +47,15 @@ def main() -> None:
     for _ in range(STEPS):
         rows = training[torch.randint(len(training), (BATCH,))]
         shift = tuple(torch.randint(-1, 2, (2,)).tolist())
-        loss = F.cross_entropy(net(torch.roll(data.images[rows], shift, (2, 3))), data.labels[rows])
+        loss = F.cross_entropy(net(torch.roll(images[rows], shift, (2, 3))), data.labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
     net.eval()
     with torch.inference_mode():
-        accuracy = (net(data.images[held_out]).argmax(1) == data.labels[held_out]).double().mean().item()
-        features = net.features(dequantise(quantise(data.images)))
+        accuracy = (net(images[held_out]).argmax(1) == data.labels[held_out]).double().mean().item()
+        features = net.features(dequantise(quantise(images)))
     mean, covariance = fit_gaussian(features)
     halves = []
     for _ in range(20):

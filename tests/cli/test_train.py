@@ -143,7 +143,7 @@ def test_distill_refuses_in_one_line_and_leaves_nothing(cli, tmp_path, args, wor
 
 
 @pytest.mark.parametrize("flags, words", [
-    (["--set", "data=nowhere.npz"], "cannot read images"), (["--set", "data=mnist"], "data must be"),
+    (["--set", "data=nowhere.npz"], "nowhere.npz: does not exist"), (["--set", "data=mnist"], "images come as `digits`"),
     (["--set", "net.name=songunet"], "song_unet"), (["--set", "net.model_channels=9"], "groups"),
     (["--set", "t_min=90"], "t_min"), (["--set", "t_mim=1"], "did you mean 't_min'"),
     (["--set", "objective=pid"], "objectives/pid"),
@@ -161,7 +161,7 @@ def test_force_does_not_destroy_a_run_for_a_command_that_cannot_start(cli, runs,
     before = read_files(run)
     assert "l1" in cli("distill", *QUICK, "--set", "objective.distance=l22", "--out", run, "--force").error()
     assert read_files(run) == before
-    assert "cannot read" in cli("train-teacher", "--set", "data=nowhere.npz", "--out", run, "--force").error()
+    assert "does not exist" in cli("train-teacher", "--set", "data=nowhere.npz", "--out", run, "--force").error()
     assert read_files(run) == before
 
 

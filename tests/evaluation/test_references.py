@@ -14,8 +14,10 @@ from PIL import Image
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import dequantise
+from pidistill.evaluation.metrics.base import Reference
 from pidistill.evaluation.metrics.frechet import fit_gaussian
 from pidistill.evaluation.references import load_reference, make_reference, read_pickle, write_reference
+from pidistill.files.datasets import open_images
 from pidistill.nets.features.base import fingerprint, load_features
 
 NUM = 50
@@ -53,8 +55,12 @@ def data(request, pixels, tmp_path) -> str:
     return str(tmp_path / "data.zip")
 
 
+def measure_digits(data: str, net, *args, **options) -> Reference:
+    return make_reference(open_images(data), data, net, "digits", *args, **options)
+
+
 def test_every_kind_of_data_gives_the_same(net, pixels, data):
-    found = make_reference(data, net, "digits", batch=16)
+    found = measure_digits(data, net, batch=16)
     with torch.inference_mode():
         features = net.features(dequantise(torch.from_numpy(pixels))[:, None])
     mean, covariance = fit_gaussian(features)
@@ -68,18 +74,18 @@ def test_every_kind_of_data_gives_the_same(net, pixels, data):
 
 def test_kept_features_are_a_sample_of_all(net, pixels, tmp_path):
     np.savez(tmp_path / "data.npz", images=pixels)
-    some = make_reference(str(tmp_path / "data.npz"), net, "digits", keep=20, batch=7)
-    all_of_them = make_reference(str(tmp_path / "data.npz"), net, "digits", batch=7)
+    some = measure_digits(str(tmp_path / "data.npz"), net, keep=20, batch=7)
+    all_of_them = measure_digits(str(tmp_path / "data.npz"), net, batch=7)
     assert some.features.shape == (20, 32) and torch.equal(some.mean, all_of_them.mean)
     places = [int((all_of_them.features == row).all(dim=1).nonzero()[0]) for row in some.features]
     assert places == sorted(set(places)) and places != list(range(20))
-    assert make_reference(str(tmp_path / "data.npz"), net, "digits", keep=0).features is None
+    assert measure_digits(str(tmp_path / "data.npz"), net, keep=0).features is None
 
 
 def test_round_trip_and_the_network_inside(net, pixels, tmp_path):
     np.savez(tmp_path / "data.npz", images=pixels)
     mark = fingerprint(net)
-    made = make_reference(str(tmp_path / "data.npz"), net, "digits", mark)
+    made = measure_digits(str(tmp_path / "data.npz"), net, mark)
     write_reference(tmp_path / "ref.npz", made)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     found = load_reference(str(tmp_path / "ref.npz"), "digits", net, mark)
@@ -153,12 +159,12 @@ def test_missing_references(name, words, tmp_path, monkeypatch):
 def test_few_images_are_said(net, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     np.savez(tmp_path / "data.npz", images=np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8))
-    make_reference(str(tmp_path / "data.npz"), net, "digits")
+    measure_digits(str(tmp_path / "data.npz"), net)
     said = capsys.readouterr().err
     assert "20 images" in said and "32 features" in said
     np.savez(tmp_path / "one.npz", images=np.zeros((1, 16, 16), dtype=np.uint8))
     with pytest.raises(PidistillError, match="one image"):
-        make_reference(str(tmp_path / "one.npz"), net, "digits")
+        measure_digits(str(tmp_path / "one.npz"), net)
     np.savez(tmp_path / "rgb.npz", images=np.zeros((3, 16, 16, 3), dtype=np.uint8))
     with pytest.raises(PidistillError, match=r"\(1, 16, 16\), these have \(3, 16, 16\)"):
-        make_reference(str(tmp_path / "rgb.npz"), net, "digits")
+        measure_digits(str(tmp_path / "rgb.npz"), net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.datasets import FILE_LIMIT, LABELS_LIMIT, load_images, open_images
+from pidistill.core.tensors import dequantise, quantise
+from pidistill.files import datasets
+from pidistill.files.datasets import FILE_LIMIT, LABELS_LIMIT, ImageSet, load_digits, open_images
 from tests.image_files import (
     COLOUR,
     GREY,
@@ -53,6 +56,11 @@ def test_the_three_kinds_agree(tmp_path, images):
             assert all(x.dtype == torch.uint8 and x.is_contiguous() for x in batches)
             assert torch.equal(torch.cat(batches), expected)
         assert data.read(3).dtype == np.uint8 and np.array_equal(data.read(3), wide[3])
+        for k in (3, 0, 3):
+            sample = data.sample(k)
+            assert sample["y"].dtype == np.float32 and np.array_equal(sample["y"], dequantise(expected[k]).numpy())
+            assert sample["labels"].dtype == np.int64 and sample["labels"] == LABELS[k]
+        assert data.num_classes == 3 and data.licence == "unknown"
     with pytest.raises(PidistillError, match="at least 1"):
         next(data.read_batches(0))
 
@@ -170,11 +178,11 @@ def test_images_are_read_when_they_are_due(tmp_path):
     ({"images": np.array([object()])}, "Python objects"),
     ({"images": GREY, "labels": np.array([None] * 5)}, "Python objects"),
     ({"images": GREY[0]}, "uint8"), ({"images": GREY[:0]}, "uint8"), ({"images": np.uint8(3)}, "uint8"),
-    ({"images": random_pixels(2, 6, 8, 4)}, "C 1 or 3"), ({"pictures": GREY}, "holds no array"), ({}, "holds no array"),
+    ({"images": random_pixels(2, 1, 6, 8, 4)}, "uint8"), ({"pictures": GREY}, "holds no array"), ({}, "holds no array"),
     ({"images": GREY, "labels": np.zeros(4, int)}, "5 integers"), ({"images": GREY, "y": np.zeros(5)}, "5 integers"),
     ({"images": GREY, "labels": np.zeros(5, bool)}, "5 integers"),
     ({"images": GREY, "labels": np.zeros((5, 1), int)}, "5 integers"),
-    ({"images": GREY, "labels": np.full(5, -1)}, "from 0"),
+    ({"images": GREY, "labels": np.full(5, -1)}, "from 0"), ({"images": GREY[:0], "labels": np.zeros(0, int)}, "uint8"),
     ({"images": GREY, "arr_1": np.full(5, 2**63, np.uint64)}, "from 0")])
 def test_other_arrays_are_one_line(tmp_path, arrays, words):
     expect_refusal(make_npz(tmp_path / "a.npz", **arrays), words)
@@ -188,7 +196,7 @@ def test_paths_without_images(tmp_path):
             open_images(tmp_path / name)
         assert "\n" not in str(caught.value)
     (tmp_path / "a.png").write_bytes(encode(GREY[0]))
-    expect_refusal(tmp_path / "a.png", "a folder, a .zip or an .npz")
+    expect_refusal(tmp_path / "a.png", "a.png: images come as `digits`, a folder, a .zip or an .npz")
     for ending in ("zip", "npz"):
         for data in (b"", b"PK\3\4", encode(GREY[0]), random_pixels(3000).tobytes()):
             (tmp_path / f"b.{ending}").write_bytes(data)
@@ -238,52 +246,86 @@ def test_pil_is_left_as_it_was(tmp_path):
     assert before == Image.MAX_IMAGE_PIXELS
 
 
-# images for training a teacher ----------------------------------------------------------------------------------------
+# samples, as training takes them --------------------------------------------------------------------------------------
 
 
-def test_digits_are_500_of_each_class_in_range():
-    data = load_images("digits")
-    assert data.images.shape == (5000, 1, 16, 16) and torch.bincount(data.labels).tolist() == [500] * 10
-    assert data.images.min() == -1 and 0.99 < data.images.max() <= 1 and "MNIST" in data.licence
-    assert bool((data.images[:, :, 0] == -1).all())  # the padding
+def test_every_byte_becomes_the_same_float(tmp_path):
+    pixels = np.arange(256, dtype=np.uint8).reshape(2, 16, 8)
+    data = open_images(make_npz(tmp_path / "a.npz", images=pixels))
+    y = np.stack([data.sample(k)["y"] for k in range(2)])
+    assert np.array_equal(y[:, 0], pixels / np.float32(127.5) - np.float32(1)) and set(data.sample(0)) == {"y"}
+    assert np.array_equal(y, dequantise(torch.from_numpy(pixels)[:, None]).numpy()) and data.num_classes == 0
 
 
-def test_npz_round_trip(tmp_path):
-    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array([4, 0]))
-    data = load_images(str(tmp_path / "a.npz"))
-    assert data.num_classes == 5 and data.labels.dtype == torch.int64
-    np.testing.assert_allclose(data.images[1, 2], pixels[1, :, :, 2] / 127.5 - 1, rtol=1e-6)
-    np.savez(tmp_path / "b.npz", images=pixels[..., 0])
-    data = load_images(str(tmp_path / "b.npz"))
-    assert data.images.shape == (2, 1, 4, 4) and data.labels is None and data.num_classes == 0
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_arrays_may_have_other_channels_than_a_picture(tmp_path, channels):
+    pixels = random_pixels(3, 4, 5, channels)
+    data = open_images(make_npz(tmp_path / "a.npz", images=pixels))
+    assert data.shape == (channels, 4, 5) and np.array_equal(data.read(2), pixels[2])
+    assert np.array_equal(data.sample(2)["y"], dequantise(torch.from_numpy(pixels[2].transpose(2, 0, 1))).numpy())
 
 
-IMAGES = np.zeros((3, 4, 4), dtype=np.uint8)
+def test_digits_are_averages_and_500_of_each_class():
+    data = open_images("digits")
+    y = torch.from_numpy(np.stack([data.sample(k)["y"] for k in range(5000)]))
+    assert len(data) == 5000 and data.shape == (1, 16, 16) and y.shape == (5000, 1, 16, 16) and y.dtype == torch.float32
+    assert torch.bincount(data.labels).tolist() == [500] * 10 and data.num_classes == 10 and "MNIST" in data.licence
+    assert y.min() == -1 and 0.99 < y.max() <= 1 and bool((y[:, :, 0] == -1).all())  # the padding
+    quarters = (y + 1) * 510
+    assert (quarters - quarters.round()).abs().max() < 1e-3 and (quarters.round() % 4 > 0).any()  # no whole bytes
+    assert torch.equal(torch.cat(list(data.read_batches(1000))), quantise(y))
 
 
-@pytest.mark.parametrize("arrays, words", [
-    ({"images": IMAGES.astype(np.float32)}, "must be uint8"), ({"images": IMAGES[0]}, "must be uint8"),
-    ({"x": IMAGES}, "images"),
-    ({"images": IMAGES, "labels": np.zeros(2, int)}, "3 integers"),
-    ({"images": IMAGES, "labels": np.zeros(3)}, "3 integers"),
-    ({"images": IMAGES, "labels": np.array([0, -1, 0])}, "3 integers"), ({"images": IMAGES[:0]}, "images"),
-    ({"images": IMAGES[:0], "labels": np.zeros(0, int)}, "images"), ({"images": np.array([object()])}, "cannot read")])
-def test_other_training_data_are_one_line(tmp_path, arrays, words):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(PidistillError, match=words) as caught:
-        load_images(str(tmp_path / "a.npz"))
-    assert "\n" not in str(caught.value)
+def test_a_set_of_a_tensor():
+    images, labels = torch.from_numpy(random_pixels(5, 2, 3, 4) / np.float32(128)) - 1, torch.tensor([0, 3, 1, 0, 2])
+    data = ImageSet.of(images, labels, "mine")
+    assert (len(data), data.shape, data.num_classes, data.licence) == (5, (2, 3, 4), 4, "mine")
+    for k in range(5):
+        assert np.array_equal(data.sample(k)["y"], images[k].numpy()) and data.sample(k)["labels"] == labels[k]
+        assert np.array_equal(data.read(k), quantise(images[k]).permute(1, 2, 0).numpy())
+    assert torch.equal(next(data.read_batches(5)), quantise(images))
+    assert copy.deepcopy([data])[0] is data
+    data.sample(0)["y"][:] = 3  # what a sample's owner does to it
+    assert np.array_equal(data.sample(0)["y"], images[0].numpy())
+    for other in (images.double(), images[0], images[:0]):
+        with pytest.raises(PidistillError, match=r"images must be float32 of shape \(N, C, H, W\)"):
+            ImageSet.of(other)
+    for other in (labels[:4], labels.int(), labels - 1, labels[:, None]):
+        with pytest.raises(PidistillError, match="labels must be 5 int64 from 0"):
+            ImageSet.of(images, other)
 
 
-def test_broken_training_data_are_one_line(tmp_path):
-    np.savez(tmp_path / "a.npz", images=IMAGES)
-    whole = (tmp_path / "a.npz").read_bytes()
-    for size in (0, 10, len(whole) // 2, len(whole) - 5):
-        (tmp_path / "a.npz").write_bytes(whole[:size])
-        with pytest.raises(PidistillError, match="cannot read images"):
-            load_images(str(tmp_path / "a.npz"))
-    with pytest.raises(PidistillError, match="cannot read images"):
-        load_images(str(tmp_path / "nowhere.npz"))
-    with pytest.raises(PidistillError, match="data must be"):
-        load_images("mnist")
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_samples_are_decoded_once_while_all_images_fit_in_memory(tmp_path, monkeypatch, make):
+    path = make(tmp_path / "a.zip", {name: encode(image) for name, image in zip(NAMES, COLOUR)}, RECORD)
+    decoded, decode_image = [], datasets._decode_image
+    monkeypatch.setattr(datasets, "_decode_image", lambda data, where: decoded.append(where) or decode_image(data, where))
+    for limit, expected in ((COLOUR.nbytes, 2), (COLOUR.nbytes - 1, 5)):
+        monkeypatch.setattr(datasets, "MEMORY_LIMIT", limit)
+        data = open_images(path)
+        assert len(list(data.read_batches(2))) == 3  # which leave nothing behind
+        decoded.clear()
+        samples = [data.sample(k)["y"] for k in (1, 4, 1, 4, 1)]
+        assert len(decoded) == expected
+        assert np.array_equal(samples[0], samples[2]) and np.array_equal(samples[1], samples[3])
+        samples[0][:] = 3
+        assert np.array_equal(data.sample(1)["y"], samples[2])
+
+
+def test_a_broken_image_is_one_line_when_it_is_drawn(tmp_path):
+    files = {"0.png": encode(GREY[0]), "1.png": b"broken", "2.png": encode(COLOUR[0])}
+    data = open_images(make_folder(tmp_path / "a", files))
+    assert data.sample(0)["y"].shape == (1, 6, 8)
+    for k, words in ((1, "1.png: cannot be read"), (2, "2.png: colour 8x6, but the first image")):
+        for _ in range(2):
+            with pytest.raises(PidistillError, match=words):
+                data.sample(k)
+
+
+def test_digits_are_a_name_and_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_npz(tmp_path / "a.npz", images=GREY)
+    make_folder(tmp_path / "digits", {"a.png": encode(GREY[0])})
+    assert len(open_images("digits")) == len(load_digits()) == 5000 and len(open_images("./digits")) == 1
+    with pytest.raises(PidistillError, match=r"mnist: does not exist; images come as `digits`, a folder, a .zip or an .npz"):
+        open_images("mnist")

@@ -7,7 +7,7 @@ import torch
 
 
 @pytest.mark.parametrize("args, words", [
-    (["reference", "nowhere", "--out", "r.npz"], "nowhere does not exist"),
+    (["reference", "nowhere", "--out", "r.npz"], "nowhere: does not exist; images come as `digits`"),
     (["reference", "digits", "--out", "r.txt"], ".npz"),
     (["reference", "nowhere", "--features", "digits", "--out", "r.npz"], "nowhere")])
 def test_bad_input_is_one_line(cli, args, words, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from pidistill.jobs.train_teacher import TeacherTraining, resume_teacher_trainin
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import TeacherConfig
 from tests.helpers import MLP
+from tests.image_files import COLOUR, GREY, LABELS, NAMES, RECORD, encode, make_folder, make_npz, make_zip
 
 
 def configure(images_npz, folder, **changes) -> TeacherConfig:
@@ -38,6 +40,24 @@ def test_a_resumed_training_ends_with_the_same_teacher(images_npz, tmp_path):
     assert folder == tmp_path / "b" / "teacher" and torch.equal(flatten(load_teacher(str(folder))), flatten(teacher))
     with pytest.raises(PidistillError, match="holds another run"):
         run_teacher_training(configure(images_npz, tmp_path / "b"), "typed")
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_a_folder_and_a_zip_train_the_teacher_of_their_pixels(tmp_path, make):
+    data = make(tmp_path / "a.zip", {name: encode(image) for name, image in zip(NAMES, COLOUR)}, RECORD)
+    npz = make_npz(tmp_path / "a.npz", images=COLOUR, labels=np.array(LABELS))
+    run_teacher_training(configure(npz, tmp_path / "a"), "")
+    run_teacher_training(configure(data, tmp_path / "b"), "")
+    a, b = (load_teacher(str(tmp_path / name / "teacher")) for name in "ab")
+    assert (b.shape, b.num_classes) == ((3, 6, 8), 3) and torch.equal(flatten(a), flatten(b))
+    assert read_json(tmp_path / "b" / "teacher" / "provenance.json")["data_images"] == 5
+
+
+def test_a_broken_image_ends_the_training_in_one_line(tmp_path):
+    data = make_folder(tmp_path / "images", {"0.png": encode(GREY[0]), "1.png": b"broken"})
+    with pytest.raises(PidistillError, match=r"1\.png: cannot be read") as caught:
+        run_teacher_training(configure(data, tmp_path / "a"), "")
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_saved_is_the_average(images_npz, tmp_path):

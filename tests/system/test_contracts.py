@@ -16,7 +16,7 @@ from pidistill.core.registry import HOMES, build, find_member, list_members
 from pidistill.core.seeds import stream
 from pidistill.evaluation.metrics.base import Batch, Reference
 from pidistill.evaluation.metrics.frechet import fit_gaussian
-from pidistill.files.datasets import Images
+from pidistill.files.datasets import ImageSet
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import describe_teacher, load_teacher
@@ -313,7 +313,7 @@ def make_objective(name: str) -> Objective:
     """An objective over tiny networks, from what its kind takes: images, or a student with a frozen teacher."""
     teacher = tiny_teacher()
     if find_member("objectives", name).needs == "images":
-        data = Images(images(3, 6)[:, :1], torch.arange(6) % CLASSES, "none")
+        data = ImageSet.of(images(3, 6)[:, :1], torch.arange(6) % CLASSES)
         return build("objectives", name, teacher.requires_grad_(True), data)
     return build("objectives", name, make_student(teacher), teacher, grid_of(teacher, 10))
 

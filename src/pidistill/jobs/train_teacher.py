@@ -13,7 +13,7 @@ from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.registry import build, find_member
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.pictures import drawable, write_grid
-from pidistill.files.datasets import load_images
+from pidistill.files.datasets import open_images
 from pidistill.files.folders import write_folder
 from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.samplers.base import sample_teacher
@@ -56,9 +56,9 @@ class TeacherTraining:
 
     def __init__(self, config: TeacherConfig):
         self.config, self.began = config, time.perf_counter()
-        self.data = load_images(config.data)
+        self.data = open_images(config.data)
         self.num_classes = self.data.num_classes if config.conditional else 0
-        shape = tuple(self.data.images.shape[1:])
+        shape = self.data.shape
         torch.manual_seed(config.train.seed)  # initial weights
         net = build_net(config.net, shape, self.num_classes)
         self.denoiser = Preconditioned(net, shape, self.num_classes, net_spec=config.net, t_min=config.t_min,
@@ -83,7 +83,7 @@ class TeacherTraining:
         losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
         provenance = {"command": command, "commit": find_commit(), "seed": config.train.seed, "steps": config.train.steps,
                       "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
-                      "data_images": len(self.data.images), "data_licence": self.data.licence, "versions": list_versions(),
+                      "data_images": len(self.data), "data_licence": self.data.licence, "versions": list_versions(),
                       "seconds": round(time.perf_counter() - self.began)}
         teacher = trained.averages[config.ema[0]]["teacher"]
         assert isinstance(teacher, Preconditioned)

@@ -17,6 +17,7 @@ from pidistill.evaluation.metrics.inception_score import InceptionScore
 from pidistill.evaluation.metrics.kid import Kid
 from pidistill.evaluation.metrics.precision_recall import PrecisionRecall
 from pidistill.evaluation.references import make_reference, write_reference
+from pidistill.files.datasets import open_images
 
 NUM = 12
 
@@ -73,7 +74,8 @@ def ours(weights, tmp_path_factory) -> dict[str, float]:
     folder = tmp_path_factory.mktemp("reference")
     np.savez(folder / "data.npz", images=Pictures(1, 0.6).images.permute(0, 2, 3, 1).numpy())
     measure = Measure(f"inception:{weights}", str(folder / "data.npz"), (3, 16, 16))
-    write_reference(folder / "ref.npz", make_reference(str(folder / "data.npz"), measure.net, "inception", measure.hash))
+    data = open_images(folder / "data.npz")
+    write_reference(folder / "ref.npz", make_reference(data, "data", measure.net, "inception", measure.hash))
     names = ["frechet", "inception_score", "kid", "precision_recall"]
     measure = Measure(f"inception:{weights}", str(folder / "ref.npz"), (3, 16, 16), metrics=names)
     return measure(dequantise(Pictures(0, 1.0).images), batch=25)

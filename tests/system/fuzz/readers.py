@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pidistill.evaluation.references import read_npz, read_pickle
-from pidistill.files.datasets import load_images, open_images
+from pidistill.files.datasets import open_images
 from pidistill.files.edm_pickle import read_edm_pickle
 from pidistill.files.onnx_file import check_onnx
 from pidistill.files.reading import read_json
@@ -140,9 +140,9 @@ READERS = {
     "reference": Reader("a.npz", read_npz, [
         npz(**STATISTICS), npz(True, **STATISTICS, features=np.ones((2, 3)), num=5, network=np.array("ab"))],
         lambda found: found.mean.isfinite().all()),
-    "data": Reader("a.npz", lambda path: load_images(str(path)), [
+    "data": Reader("a.npz", lambda path: open_images(path).sample(0), [
         npz(images=PIXELS, labels=np.arange(3)), npz(True, images=PIXELS[..., 0])],
-        lambda data: data.images.dtype == torch.float32),
+        lambda sample: sample["y"].dtype == np.float32 and sample.get("labels", 0) >= 0),
     "images npz": Reader("a.npz", images, [npz(images=PIXELS), npz(True, arr_0=PIXELS, arr_1=np.arange(3))], own),
     "images zip": Reader("a.zip", images, [zipped(PNGS | {"dataset.json": LABELS}), zipped(PNGS, zipfile.ZIP_STORED)], own),
     "labels": Reader("one/dataset.json", lambda path: open_images(path.parent).labels, [
