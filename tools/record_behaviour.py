@@ -6,8 +6,9 @@
     python -m tools.record_behaviour compare before.json after.json
 
 Recorded are, on one thread: the losses and the weights of 100 steps on the digits (every scheme with every distance,
-microbatches, half precision, EDM's loss, two processes with whole weights and with shards), those of 3 steps of a network of CIFAR-10's size, the images of 64 seeds of every
-kind of teacher, and what an earlier `record` has saved: its student's images, and the end of a run that it left half done.
+microbatches, half precision, EDM's loss, two processes with whole weights and with shards), those of 3 steps of a network of
+CIFAR-10's size, the images of 64 seeds of every kind of teacher, and what an earlier `record` has saved: its student's
+images, and the end of a run that it left half done.
 Everything goes through public names and the command line.
 """
 
@@ -159,8 +160,8 @@ def train_teacher(out: Path, *settings: str, **processes: Any) -> dict[str, Any]
 def distil_on_two(out: Path, *settings: str, shards: bool = False) -> dict[str, Any]:
     """10 steps of a distillation on two processes."""
     given = ("train.steps=10", "log.every=1", "train.batch=8", "evaluate.num=16", "evaluate.batch=16", *settings)
-    run(out.parent, "distill", "bundled:digits", *(word for setting in given for word in ("--set", setting)), "--out", str(out),
-        processes=2, shards=shards)
+    run(out.parent, "distill", "bundled:digits", *(word for setting in given for word in ("--set", setting)), "--out",
+        str(out), processes=2, shards=shards)
     return result(out)
 
 
