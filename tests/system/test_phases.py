@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 import signal
@@ -48,8 +49,8 @@ def data(tmp_path_factory):
 
 def configure(data, folder="x", name=ADVERSARY, **values) -> DistillConfig:
     options = {"teacher": TEACHER, "data": str(data), "out": str(folder), "student": {"init": "random", "net": NET},
-               "grid.points": 10, "train.steps": 7, "train.batch": 6, "log.every": 2, "checkpoint.every": 3, "optimizer.lr": 1e-2,
-               "checkpoint.keep": 9, "ema": 0.9, "evaluate.num": 8, "preview.every": 100, "objective": {"name": name}}
+               "grid.points": 10, "train.steps": 7, "train.batch": 6, "log.every": 2, "checkpoint.every": 3,
+               "optimizer.lr": 1e-2, "checkpoint.keep": 9, "ema": 0.9, "evaluate.num": 8, "preview.every": 100, "objective": {"name": name}}
     return load_config(DistillConfig, "default", options | values)
 
 
@@ -64,6 +65,11 @@ def state(folder, step: int) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint."""
     files = sorted((folder / "checkpoints" / f"{step:06d}").glob("*.safetensors"))
     return {f"{path.stem}/{key}": value for path in files for key, value in read_tensors(path).items()}
+
+
+def phases_of(folder) -> dict:
+    """What the last checkpoint records of each phase."""
+    return read_json(folder / "checkpoints" / "000007" / "state.json")["phases"]
 
 
 def lines(folder) -> list[dict]:
@@ -144,8 +150,8 @@ def test_a_phase_leaves_no_gradient_where_it_does_not_train(data, monkeypatch, t
 def test_the_run_tells_the_losses_of_its_phases(whole, data, tmp_path, capsys):
     records = lines(whole)
     assert [record["step"] for record in records] == [2, 4, 6, 7]
-    assert all({"loss/critic", "loss/student", "lr/critic", "lr/student", "grad_norm/critic"} < record.keys() and "loss" not in
-               record for record in records)
+    told = {"loss/critic", "loss/student", "lr/critic", "lr/student", "grad_norm/critic", "grad_norm/student"}
+    assert all(told < record.keys() and "loss" not in record for record in records)
     assert records[0]["lr/critic"] == 1e-3 and records[0]["lr/student"] == 1e-2
     run(configure(data, **{"objective.every": 3, "log.every": 1, "train.steps": 3}), tmp_path / "thirds")
     assert ["loss/critic" in record for record in lines(tmp_path / "thirds")] == [True, False, False]
@@ -237,7 +243,7 @@ def test_a_step_can_be_left_out_of_one_phase(data, tmp_path, precision, bad, oth
     same = {key for key in before if torch.equal(before[key], after[key])}
     files = lambda name: {key for key in before if key.startswith((f"{name}/", f"optimizer-{name}/"))}
     assert files(bad) <= same and not files(other) & same
-    clean, record = (read_json(tmp_path / name / "checkpoints" / "000007" / "state.json")["phases"] for name in ("clean", "run"))
+    clean, record = (phases_of(tmp_path / name) for name in ("clean", "run"))
     assert record[bad]["skipped"] == clean[bad]["skipped"] + 1 and record[other]["skipped"] == clean[other]["skipped"]
     if precision == "fp16":
         assert record[bad]["loss_scale"]["scale"] == clean[bad]["loss_scale"]["scale"] / 2
@@ -248,13 +254,13 @@ def test_a_step_can_be_left_out_of_one_phase(data, tmp_path, precision, bad, oth
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "000007")  # and it goes on with these counts and scales
     run(configure(data, **spoilt), tmp_path / "run")
     assert lines(tmp_path / "run") == told
-    assert read_json(tmp_path / "run" / "checkpoints" / "000007" / "state.json")["phases"] == record
+    assert phases_of(tmp_path / "run") == record
 
 
 def test_a_run_that_diverges_names_the_phase(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Adversary, "spoil", lambda self, phase, step: float("inf") if phase == "critic" and step >= 3 else 0.0)
-    with pytest.raises(PidistillError, match=r"^2 steps in a row of the phase critic, up to step 7, .* At step 7 6 of 6 samples "
-                                             r"have such a loss \(t from .*; learning rate 0.001\)"):
+    monkeypatch.setattr(Adversary, "spoil", lambda self, phase, step: math.inf if phase == "critic" and step > 2 else 0.0)
+    with pytest.raises(PidistillError, match=r"^2 steps in a row of the phase critic, up to step 7, .* At step 7 6 of 6 "
+                                             r"samples have such a loss \(t from .*; learning rate 0.001\)"):
         run(configure(data, **{"train.skip_limit": 2, "objective.every": 2, "train.steps": 20}), tmp_path / "run")
 
 
@@ -274,7 +280,8 @@ def launch(config: DistillConfig, place, processes: int, shards: bool = False) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port)}
     shared |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if shards else {}
     of = lambda rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
     started = [in_clean_child(run_as_rank, config, place, of(rank)) for rank in range(processes)]
@@ -299,8 +306,8 @@ def assert_close(one, other) -> None:
 @pytest.mark.parametrize("net", [pytest.param(NET, id="mlp"), pytest.param(UNET, id="song_unet", marks=pytest.mark.slow)])
 def test_two_then_three_then_one_process_train_the_same_networks(data, tmp_path, shards, net):
     """6 samples of a step are 3 + 3 and 2 + 2 + 2, in microbatches; of shards, the phase's constants are gathered."""
-    of = lambda steps: configure(data, **{"train.steps": steps, "train.microbatch": 2, "objective.every": 2, "student.net": net, "log.every": 1,
-                                          "optimizer.decay": "constant"})
+    of = lambda steps: configure(data, **{"train.steps": steps, "train.microbatch": 2, "objective.every": 2, "student.net": net,
+                                          "log.every": 1})
     run(of(7), tmp_path / "one")
     launch(of(3), tmp_path / "run", 2, shards)
     launch(of(5), tmp_path / "run", 3, shards)
@@ -314,10 +321,10 @@ def test_two_processes_leave_a_step_out_of_one_phase_together(data, tmp_path, sh
     run(config, tmp_path / "one")
     launch(config, tmp_path / "run", 2, shards)
     assert_close(tmp_path / "one", tmp_path / "run")
-    record = read_json(tmp_path / "run" / "checkpoints" / "000007" / "state.json")["phases"]
-    assert record == read_json(tmp_path / "one" / "checkpoints" / "000007" / "state.json")["phases"] | {
-        name: {key: pytest.approx(value, rel=1e-4) if isinstance(value, float) else value for key, value in phase.items()}
-        for name, phase in record.items()}
+    one, two = phases_of(tmp_path / "one"), phases_of(tmp_path / "run")
+    assert one["critic"]["skipped"] > one["student"]["skipped"] == two["student"]["skipped"]
+    for name in one:
+        assert one[name]["skipped"] == two[name]["skipped"] and one[name]["loss_scale"] == two[name]["loss_scale"]
 
 
 # Stages --------------------------------------------------------------------------------------------------------------------
@@ -405,9 +412,10 @@ def test_a_stage_after_none_is_refused(data):
 
 
 def test_images_must_suit_the_teacher(data, tmp_path):
-    for values, said in ((None, "needs images: data=..."), ("big", r"images of shape \(1, 5, 5\), the teacher's are \(1, 4, 4\)")):
-        np.savez(tmp_path / "big.npz", images=np.zeros((3, 5, 5), np.uint8))
-        config = configure(data).model_copy(update={"data": values and str(tmp_path / "big.npz")})
+    big = str(tmp_path / "big.npz")
+    np.savez(big, images=np.zeros((3, 5, 5), np.uint8))
+    for path, said in ((None, "needs images: data=..."), (big, r"of shape \(1, 5, 5\), the teacher's are \(1, 4, 4\)")):
+        config = configure(data).model_copy(update={"data": path})
         with pytest.raises(PidistillError, match=said):
             build_objective(config, load_teacher(TEACHER))
     config = configure(data, objective={"name": "pid"})
