@@ -53,8 +53,9 @@ def test_commands_run(here, cli, line):
 
 def test_the_endpoint_is_learnt(here, cli):
     """The student comes nearer to the teacher's images, of seeds that were not trained on."""
-    flags = ["--teacher", "python:stripes:Stripes", "--set", "student={init: random, net: mlp}", "--set", "optimizer.lr=2e-3",
-             "--set", "objective=python:endpoint:Endpoint", "--set", "train.batch=64", "--set", "evaluate.num=100"]
+    flags = ["--teacher", "python:stripes:Stripes", "--set", "student={init: random, net: mlp}", "--set",
+             "optimizer.lr=2e-3", "--set", "objective=python:endpoint:Endpoint", "--set",
+             "train.batch=64", "--set", "evaluate.num=100"]
     rms = []
     for steps in (1, 100):
         assert cli("distill", *flags, "--set", f"train.steps={steps}", "--set", "ema=0", "--out", "x", "--force").code == 0

@@ -50,7 +50,8 @@ def data(tmp_path_factory):
 def configure(data, folder="x", name=ADVERSARY, **values) -> DistillConfig:
     options = {"teacher": TEACHER, "data": str(data), "out": str(folder), "student": {"init": "random", "net": NET},
                "grid.points": 10, "train.steps": 7, "train.batch": 6, "log.every": 2, "checkpoint.every": 3,
-               "optimizer.lr": 1e-2, "checkpoint.keep": 9, "ema": 0.9, "evaluate.num": 8, "preview.every": 100, "objective": {"name": name}}
+               "optimizer.lr": 1e-2, "checkpoint.keep": 9, "ema": 0.9, "evaluate.num": 8, "preview.every": 100,
+               "objective": {"name": name}}
     return load_config(DistillConfig, "default", options | values)
 
 
@@ -306,8 +307,8 @@ def assert_close(one, other) -> None:
 @pytest.mark.parametrize("net", [pytest.param(NET, id="mlp"), pytest.param(UNET, id="song_unet", marks=pytest.mark.slow)])
 def test_two_then_three_then_one_process_train_the_same_networks(data, tmp_path, shards, net):
     """6 samples of a step are 3 + 3 and 2 + 2 + 2, in microbatches; of shards, the phase's constants are gathered."""
-    of = lambda steps: configure(data, **{"train.steps": steps, "train.microbatch": 2, "objective.every": 2, "student.net": net,
-                                          "log.every": 1})
+    of = lambda steps: configure(data, **{"train.steps": steps, "train.microbatch": 2, "objective.every": 2,
+                                          "student.net": net, "log.every": 1})
     run(of(7), tmp_path / "one")
     launch(of(3), tmp_path / "run", 2, shards)
     launch(of(5), tmp_path / "run", 3, shards)
