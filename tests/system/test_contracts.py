@@ -16,7 +16,7 @@ from torch import nn
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import HOMES, build, find_member, list_members
 from pidistill.core.seeds import stream
-from pidistill.evaluation.metrics.base import Batch, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Reference
 from pidistill.evaluation.metrics.frechet import fit_gaussian
 from pidistill.files.datasets import ImageSet
 from pidistill.models.denoiser import Denoiser
@@ -482,7 +482,7 @@ def measured(name: str, values: torch.Tensor, parts: list[list[int]], processes:
     each = [make(NUM, WIDTH, reference, "fd") for _ in range(processes)]
     for k, rows in enumerate(parts):
         x = values[rows]
-        each[k % processes].add(Batch(x, rows, features=x, logits=x, solutions=torch.zeros_like(x)))
+        each[k % processes].add(ImageBatch(x, rows, features=x, logits=x, solutions=torch.zeros_like(x)))
     for key, value in each[0].state.items():
         for other in each[1:]:
             value += other.state[key]
