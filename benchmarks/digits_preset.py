@@ -24,6 +24,7 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.base import Setup
 from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
@@ -53,14 +54,15 @@ def train(config: DistillConfig, steps: int) -> tuple[Student, Student, float, f
     student = make_student(teacher)
     grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
     options = dict(config.objective)
-    objective = build("objectives", options.pop("name"), student, teacher, grid, **options)
+    objective = build("objectives", options.pop("name"), Setup(student, teacher, grid), **options)
+    phase, = objective.phases()
     optimizer = make_optimizer(config.optimizer, student.parameters())
     ema, losses, began = EMA(objective.networks, config.ema), [], time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, steps)
-        batch = draw_batch(objective, config.train.seed, step, range(config.train.batch), torch.device("cpu"))
-        loss = objective(batch).mean()
+        batch = draw_batch(phase, 0, config.train.seed, step, range(config.train.batch), torch.device("cpu"))
+        loss = phase.loss(batch, step).mean()
         loss.backward()
         if config.optimizer.clip:
             torch.nn.utils.clip_grad_norm_(student.parameters(), config.optimizer.clip)
@@ -68,7 +70,8 @@ def train(config: DistillConfig, steps: int) -> tuple[Student, Student, float, f
         optimizer.zero_grad()
         ema.update(step)
         losses.append(loss.item())
-    return student, ema.networks["student"], sum(losses[-steps // 10:]) / (steps // 10), time.perf_counter() - began
+    average: Any = ema.networks[config.ema[0]]["student"]
+    return student, average, sum(losses[-steps // 10:]) / (steps // 10), time.perf_counter() - began
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def outcome(run: Path) -> dict[str, object]:
     """What two runs must have in common."""
     records = [{key: value for key, value in record.items() if key not in VOLATILE} for record in read_metrics(run)]
     last = list_checkpoints(run / "checkpoints")[-1]
-    names = ["student.safetensors", "optimizer.safetensors", *(path.name for path in last.glob("student-ema-*"))]
+    names = ["student.safetensors", *(path.name for kind in ("optimizer-*", "student-ema-*") for path in last.glob(kind))]
     return {"metrics": records, "student": (run / "student" / "model.safetensors").read_bytes(),
             "checkpoint": {name: (last / name).read_bytes() for name in names}, "last": last.name,
             "results": json.loads((run / "results.json").read_text())["student"]["trajectory_rmse"]}

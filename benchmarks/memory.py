@@ -35,7 +35,6 @@ from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.footprint import Rehearsal
-from pidistill.training.optimizer import make_optimizer
 from pidistill.training.trainer import train
 
 ADM = {"name": "dhariwal_unet", "model_channels": 64, "channel_mult": [1, 2, 3], "num_blocks": 2,
@@ -108,14 +107,13 @@ def two_steps(name: str, plain: bool, batch: int | None = None) -> None:
             train(objective, config, Path(folder))
             return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    distance = PlainLPIPS(objective.distance) if isinstance(objective.distance, nn.Module) else \
+    member, student = objective.calls["distance"], objective.networks["student"].to(device)
+    distance = PlainLPIPS(member.to(device)) if isinstance(member, nn.Module) else \
         lambda a, b: (a - b).square().flatten(1).mean(dim=1)
-    for module in (objective, *objective.frozen):
-        module.to(device)
-    step = ReferenceStep(objective.student, teacher, distance, objective.grid)
+    step = ReferenceStep(student, teacher.to(device), distance, objective.grid)
     with plain_networks():
         for k in range(2):
-            step(draw_batch(objective, 0, k, range(config.train.batch), device))
+            step(draw_batch(objective.phases()[0], 0, 0, k, range(config.train.batch), device))
 
 
 def predicted(name: str) -> dict[str, int]:
@@ -123,7 +121,7 @@ def predicted(name: str) -> dict[str, int]:
         config, teacher = configure(name, folder), make_teacher(name)
     share = config.train.batch
     micro = min(share, config.train.microbatch or share)
-    rehearse = Rehearsal(build_objective(config, teacher), config, make_optimizer, gpu=torch.cuda.is_available())
+    rehearse = Rehearsal(build_objective(config, teacher), config, gpu=torch.cuda.is_available())
     return rehearse(micro, accumulate=micro < share)
 
 

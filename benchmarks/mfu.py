@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
-from unittest.mock import patch
 
 import torch
 from benchmarks import networks
@@ -29,9 +28,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pidistill.core.precision import HALF, Precision, autocast, set_float32_products
-from pidistill.core.registry import build
 from pidistill.jobs.dry_run import format_engineering
 from pidistill.nets.parts import native
+from pidistill.nets.parts.native import build
 from pidistill.training.footprint import GPUEmulation
 
 SIZES = (1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
@@ -71,16 +70,16 @@ class NetworkPass:
     """The student's network, forward and backward, as a step calls it."""
 
     def __init__(self, ours: Ours):
-        self.ours, self.net = ours, ours.objective.student.net
+        self.ours, self.net = ours, ours.objective.networks["student"].net
         self.inputs = self.of(ours.batch)
         with FlopCounterMode(display=False) as counter, GPUEmulation():
             meta = self.of({key: value.to("meta") for key, value in ours.batch.items()})
-            ours.meta.student.net(*meta).sum().backward()
+            ours.meta.networks["student"].net(*meta).sum().backward()
         self.flop = counter.get_total_flops()
 
     def of(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         z, labels = batch["z"].repeat(2, 1, 1, 1), batch.get("labels")
-        t_max = self.ours.objective.student.t_max
+        t_max = self.ours.objective.networks["student"].t_max
         return z / t_max, z.new_zeros(len(z)), None if labels is None else labels.repeat(2)
 
     def __call__(self) -> None:
@@ -140,7 +139,7 @@ def main() -> None:
     ways: dict[str, Callable[[], Any]] = {"achieved, MFU (quartiles)": nullcontext}
     if not cuda and a.precision == "fp32" and a.compile in ("auto", "never") and build.load_library():
         ways = {"own kernels: achieved, MFU (quartiles)": nullcontext,
-                "PyTorch's: achieved, MFU (quartiles)": lambda: patch.object(native, "library", lambda: None)}
+                "PyTorch's: achieved, MFU (quartiles)": native.switched_off}
     options = {"precision": a.precision, "compile": a.compile}
     found = []
     for network in a.network:

@@ -79,7 +79,7 @@ def textbook_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @contextlib.contextmanager
 def plain_networks() -> Iterator[None]:
     """PyTorch's own operators; attention and resampling as the published networks compute them."""
-    with patch.object(native, "library", lambda: None), patch.object(unet, "resample", grouped_resample), \
+    with native.switched_off(), patch.object(unet, "resample", grouped_resample), \
             patch.object(F, "scaled_dot_product_attention", textbook_attention):
         yield
 
@@ -100,5 +100,5 @@ class PlainLPIPS(nn.Module):
         with torch.no_grad():
             targets = self.features(target)
         sums = [((f - g).square() * head.reshape(1, -1, 1, 1)).sum(dim=1).mean(dim=(1, 2))
-                for f, g, head in zip(self.features(prediction), targets, self.lpips.heads(), strict=True)]
+                for f, g, head in zip(self.features(prediction), targets, self.lpips.heads, strict=True)]
         return torch.stack(sums).sum(dim=0)

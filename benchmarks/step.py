@@ -1,7 +1,7 @@
 """(a) A step of PID against a plain transcription of Algorithm 1, in turn in one program: time, loss and gradient.
 
 The plain step is `reference_step.py`: two student passes, one of the teacher, two of VGG16, PyTorch's operators one by one,
-in float32 (on NVIDIA GPUs with TF32 convolutions, PyTorch's default), its RAdam and an average. Ours is `trainer.Step`, what
+in float32 (on NVIDIA GPUs with TF32 convolutions, PyTorch's default), its RAdam and an average. Ours is `step.Step`, what
 `pidistill distill` runs. Both have the same networks (random weights of the published sizes; the bundled digits teacher) and
 the same noise. Gradient: cosine between both, and size of their difference.
 
@@ -18,20 +18,17 @@ from typing import Any
 import torch
 from benchmarks import networks
 from benchmarks.harness import Ratio, alternate, table, write
+from benchmarks.ours import LONG, device, step_of
 from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
 from torch import Tensor, nn
 
-from pidistill.core.compiling import try_compile
 from pidistill.core.precision import autocast, set_float32_products
 from pidistill.models.grid import Grid
+from pidistill.objectives.base import Setup
 from pidistill.objectives.distances.l2 import L2
 from pidistill.objectives.pid import PID
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.recompute import recompute_blocks
-from pidistill.training.step import Step, place
-
-LONG = 100_000  # the step that both believe to be at: RAdam's and the average's factors are settled there
 
 
 def gradients(network: nn.Module) -> list[Tensor]:
@@ -49,7 +46,7 @@ class Pair:
     """Ours and the plain step over the same networks and numbers."""
 
     def __init__(self, network: str, distance: str, batch: int, points: int = 250, options: dict[str, Any] | None = None):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device()
         values = {"out": "x", "train.steps": 2 * LONG, "train.batch": batch, "ema": 0.99995, **(options or {})}
         self.config = load_config(DistillConfig, "default", values)
         teacher = networks.teacher_of(network).to(self.device)
@@ -63,15 +60,9 @@ class Pair:
         if distance == "lpips":
             given["weights"] = str(networks.vgg_file())
         own = copy.deepcopy(teacher) if self.device.type == "cuda" else teacher  # there it is laid channels last
-        self.objective = PID(copy.deepcopy(student), own, grid, **chosen | {"distance": given}).train()
-        for module in (self.objective, *self.objective.frozen):
-            place(module, self.device)
-        self.step = Step(self.objective, self.config, self.device)
-        if self.config.train.recompute:
-            recompute_blocks(self.objective.student)
-        if self.config.compile != "never" and (self.config.compile != "auto" or self.device.type == "cuda"):
-            mode = "default" if self.config.compile == "auto" else self.config.compile
-            self.objective.compile_networks(lambda target, what: try_compile(target, what=what, dynamic=False, mode=mode))
+        setup = Setup(copy.deepcopy(student), own, grid, recompute=self.config.train.recompute)
+        self.objective = PID(setup, **chosen | {"distance": given})
+        self.step = step_of(self.objective, self.config)
         plain: Any = PlainLPIPS(networks.lpips()).to(self.device) if distance == "lpips" else L2()
         self.reference = ReferenceStep(student, teacher, plain, grid)
 
@@ -80,7 +71,7 @@ class Pair:
         micro = self.config.train.microbatch
         size = len(self.batch["z"])
         parts = [slice(k, k + micro) for k in range(0, size, micro)] if isinstance(micro, int) else [slice(None)]
-        self.step(LONG, [{key: value[part] for key, value in self.batch.items()} for part in parts], size)
+        self.step(LONG, lambda: ({key: value[part] for key, value in self.batch.items()} for part in parts), size)
 
     def plain(self) -> None:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
@@ -96,9 +87,9 @@ class Pair:
         g = gradients(self.reference.student)
         set_float32_products(self.config.precision)
         with autocast(self.config.precision, self.device):
-            loss = self.objective(self.batch).mean()
+            loss = self.objective.loss(self.batch).mean()
         loss.backward()
-        ours, size = gradients(self.objective.student), dot(g, g)
+        ours, size = gradients(self.objective.networks["student"]), dot(g, g)
         cosine = dot(ours, g) / (dot(ours, ours) * size) ** 0.5
         rest = [torch.sub(x, y) for x, y in zip(ours, g, strict=True)]
         return abs(loss.item() / exact.item() - 1), cosine, (dot(rest, rest) / size) ** 0.5

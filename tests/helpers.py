@@ -23,7 +23,9 @@ from pidistill.models.grid import Grid, karras_times
 from pidistill.models.student import Student
 from pidistill.models.teachers.gaussian import Gaussian
 from pidistill.nets.base import build_net
+from pidistill.objectives.base import Objective, Setup
 from pidistill.objectives.pid import PID
+from pidistill.training.batches import draw_batch
 
 SHAPE, CLASSES = (1, 8, 8), 3
 NET = {"name": "song_unet", "model_channels": 8, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4]}
@@ -70,6 +72,16 @@ def gaussian64(shape: tuple[int, ...] = (2,), mean: float = 0.3, std: float = 0.
 
 def grid_of(teacher, points: int) -> Grid:
     return Grid(karras_times(points, teacher.t_min, teacher.t_max, teacher.rho, getattr(teacher, "times", None)))
+
+
+def pid_of(student: Student, teacher, points: int, **options) -> PID:
+    """PID on a grid of so many points."""
+    return PID(Setup(student, teacher, grid_of(teacher, points)), **options)
+
+
+def draw(objective: Objective, ks: range, seed: int = 0, step: int = 0, number: int = 0, device="cpu") -> dict[str, Tensor]:
+    """The samples of these numbers, of a step's phase `number`, as a run draws them."""
+    return draw_batch(objective.phases()[number], number, seed, step, ks, torch.device(device))
 
 
 def start(shape: tuple[int, ...], batch: int = 3, t_max: float = 80.0, dtype=torch.float64, seed: int = 1) -> Tensor:
@@ -157,11 +169,11 @@ def student_of(teacher, state) -> Student:
 @torch.no_grad()
 def loss_of(student: Student, teacher, points: int = 40, batch: int = 64) -> float:
     """PID's loss, with L2, on a fixed batch: what a distillation must lower."""
-    grid = grid_of(teacher, points)
+    objective = pid_of(student, teacher, points)
     rng = torch.Generator().manual_seed(9)
     labels = {"labels": torch.arange(batch) % teacher.num_classes} if teacher.num_classes else {}
     z = torch.randn(batch, *teacher.shape, generator=rng) * teacher.t_max
-    return PID(student, teacher, grid)({"z": z, "i": torch.arange(batch) % grid.points, **labels}).mean().item()
+    return objective.loss({"z": z, "i": torch.arange(batch) % objective.grid.points, **labels}).mean().item()
 
 
 def in_child(function: Callable[[], object]) -> int:

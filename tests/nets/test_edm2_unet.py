@@ -12,8 +12,7 @@ from torch import nn
 from pidistill.core.errors import PidistillError
 from pidistill.models.student_init import make_student
 from pidistill.nets.edm2_unet import EDM2Block, EDM2UNet, MPConv, MPFourier, mp_cat, mp_silu, mp_sum
-from pidistill.objectives.pid import PID
-from tests.helpers import CLASSES, SHAPE, grid_of, shake, start, tiny_teacher
+from tests.helpers import CLASSES, SHAPE, pid_of, shake, start, tiny_teacher
 
 TINY = dict(model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), head_channels=8)
 KEYS = {
@@ -177,13 +176,12 @@ def test_a_student_of_it_trains(scheme):
     teacher = tiny_teacher({"name": "edm2_unet", **TINY, "dropout": 0.5})
     student = make_student(teacher).train()
     assert student.net_spec["dropout"] == 0.0
-    grid = grid_of(teacher, 10)
     batch = {"z": start(SHAPE, 4, dtype=torch.float32), "i": torch.arange(4) * 2, "labels": torch.arange(4) % CLASSES}
-    objective = PID(student, teacher, grid, scheme=scheme)
+    objective = pid_of(student, teacher, 10, scheme=scheme)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     losses = []
     for _ in range(8):
-        loss = objective(batch).mean()
+        loss = objective.loss(batch).mean()
         optimizer.zero_grad()
         loss.backward()
         assert (magnitudes(student) - 1).abs().max() < 1e-3

@@ -10,15 +10,20 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import autocast
-from pidistill.core.registry import build_from_config, list_members
+from pidistill.core.registry import build_from_config, find_member, list_members
 from pidistill.core.seeds import stream
 from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.student import FORMS
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.base import Setup
 from pidistill.objectives.distances.l2 import L2
 from pidistill.objectives.pid import PID, pid_residual
 from pidistill.objectives.schemes.upwind import Upwind
-from tests.helpers import MLP, SHAPE, grid_of, shake, start, tiny_teacher
+from pidistill.training import setup
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
+from tests.helpers import MLP, SHAPE, grid_of, pid_of, shake, start, tiny_teacher
 
 POINTS = 30
 
@@ -58,7 +63,7 @@ def loss_and_gradient(student, loss):
 def test_loss_and_gradient_are_those_of_algorithm_1(dtype, rtol):
     teacher, student, batch = setting(dtype)
     grid = grid_of(teacher, POINTS)
-    ours, g = loss_and_gradient(student, lambda: PID(student, teacher, grid)(batch))
+    ours, g = loss_and_gradient(student, lambda: pid_of(student, teacher, POINTS).loss(batch))
     plain, h = loss_and_gradient(student, lambda: algorithm_1(student, teacher, batch, grid))
     torch.testing.assert_close(ours, plain, rtol=rtol, atol=rtol)
     assert (g - h).norm() < rtol * h.norm() and h.norm() > 0
@@ -76,7 +81,7 @@ def test_float32_loss_and_gradient_against_algorithm_1_in_float64(make):
     teacher, student, points = make()
     i, y = torch.linspace(0, points - 1, 16).long(), torch.arange(16) % 3
     z = start(student.shape, 16, dtype=torch.float32)
-    ours, g = loss_and_gradient(student, lambda: PID(student, teacher, grid_of(teacher, points))(dict(z=z, i=i, labels=y)))
+    ours, g = loss_and_gradient(student, lambda: pid_of(student, teacher, points).loss(dict(z=z, i=i, labels=y)))
     assert ours.dtype == g.dtype == torch.float32
     teacher, student = copy.deepcopy(teacher).double(), copy.deepcopy(student).double()
     batch = {"z": z.double(), "i": i, "labels": y}
@@ -91,13 +96,13 @@ def test_any_number_of_grid_points(points, classes):
     """With and without classes, at both ends: Algorithm 1 again, and draws inside the grid."""
     teacher = tiny_teacher(classes=classes).double()
     student = shake(make_student(teacher)).double()
-    objective = PID(student, teacher, grid_of(teacher, points))
+    objective = pid_of(student, teacher, points)
     samples = [objective.draw(stream(1, 0, k)) for k in range(20)]
     assert all(0 <= sample["i"] < points and ("labels" in sample) == bool(classes) for sample in samples)
     batch = {"z": start(SHAPE, 3), "i": torch.tensor([0, points // 2, points - 1]),
              **({"labels": torch.tensor([0, 1, 2])} if classes else {})}
     plain = algorithm_1(student, teacher, {"labels": None, **batch}, grid_of(teacher, points))
-    torch.testing.assert_close(objective(batch), plain, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(objective.loss(batch), plain, rtol=1e-7, atol=1e-9)
 
 
 # the teacher's side --------------------------------------------------------------------------------------------------
@@ -117,8 +122,8 @@ def test_stop_gradient_changes_the_gradient_and_no_value():
     grid = grid_of(teacher, POINTS)
     losses, gradients = {}, {}
     for stop in (True, False):
-        objective = PID(student, teacher, grid, stop_gradient=stop)
-        losses[stop], gradients[stop] = loss_and_gradient(student, lambda o=objective: o(batch))
+        objective = pid_of(student, teacher, POINTS, stop_gradient=stop)
+        losses[stop], gradients[stop] = loss_and_gradient(student, lambda o=objective: o.loss(batch))
         assert all(p.grad is None for p in teacher.parameters())
     assert torch.equal(losses[True], losses[False])
     assert (gradients[True] - gradients[False]).norm() > 1e-3 * gradients[True].norm()
@@ -131,31 +136,30 @@ def test_a_teacher_without_gradient_can_only_be_stopped():
     teacher = FunctionDenoiser(lambda x, t, y: torch.from_numpy(x.detach().numpy() / 2), (2,))
     student = make_student(teacher, "random", MLP)
     batch = {"z": start((2,), 4, dtype=torch.float32), "i": torch.arange(4)}
-    PID(student, teacher, grid_of(teacher, 4))(batch).mean().backward()
+    pid_of(student, teacher, 4).loss(batch).mean().backward()
     assert all(p.grad.isfinite().all() for p in student.parameters())
-    objective = PID(student, teacher, grid_of(teacher, 4), stop_gradient=False)
+    objective = pid_of(student, teacher, 4, stop_gradient=False)
     with pytest.raises(PidistillError, match=r"objective.stop_gradient=false needs a teacher that can be diff") as caught:
-        objective(batch)
+        objective.loss(batch)
     assert "\n" not in str(caught.value)
     with torch.no_grad():  # nothing to differentiate, nothing to refuse
-        assert objective(batch).shape == (4,)
+        assert objective.loss(batch).shape == (4,)
 
 
 def sides(objective, batch):
     """(prediction, target) as the distance gets them."""
-    seen, plain = [], objective.distance
-    object.__setattr__(objective, "distance", lambda *both: seen.append(both) or plain(*both))
+    seen, plain = [], objective.calls["distance"]
+    objective.calls["distance"] = lambda *both: seen.append(both) or plain(*both)
     with torch.no_grad():
-        objective(batch)
+        objective.loss(batch)
     return seen[0]
 
 
 @pytest.mark.parametrize("precision, least, most", [("bf16", 1e-4, 5e-2), ("fp16", 1e-5, 5e-3), ("fp32", 0, 0)])
 def test_teacher_precision_changes_the_target_alone(precision, least, most):
     teacher, student, batch = setting(torch.float32)
-    grid = grid_of(teacher, POINTS)
-    prediction, target = sides(PID(student, teacher, grid), batch)
-    same, other = sides(PID(student, teacher, grid, teacher_precision=precision), batch)
+    prediction, target = sides(pid_of(student, teacher, POINTS), batch)
+    same, other = sides(pid_of(student, teacher, POINTS, teacher_precision=precision), batch)
     assert torch.equal(prediction, same) and other.dtype == torch.float32
     assert least <= (other - target).abs().max() <= most
 
@@ -163,11 +167,11 @@ def test_teacher_precision_changes_the_target_alone(precision, least, most):
 def test_teacher_precision_holds_under_the_students():
     """`fp32` keeps the teacher out of the run's autocast; without the option it is in."""
     teacher, student, batch = setting(torch.float32)
-    x, t, y, grid = batch["z"] / 80, torch.ones(6), batch["labels"], grid_of(teacher, POINTS)
+    x, t, y = batch["z"] / 80, torch.ones(6), batch["labels"]
     plain = teacher(x, t, y)
     with autocast("bf16", x.device):
-        assert torch.equal(PID(student, teacher, grid, teacher_precision="fp32").call_teacher(x, t, y), plain)
-        assert not torch.equal(PID(student, teacher, grid).call_teacher(x, t, y), plain)
+        assert torch.equal(pid_of(student, teacher, POINTS, teacher_precision="fp32").call_teacher(x, t, y), plain)
+        assert not torch.equal(pid_of(student, teacher, POINTS).call_teacher(x, t, y), plain)
 
 
 def test_labels_reach_student_and_teacher():
@@ -180,7 +184,7 @@ def test_labels_reach_student_and_teacher():
 
 def test_draws_cover_the_grid_and_have_the_noise_of_t_max():
     teacher, student, _ = setting(torch.float32)
-    objective = PID(student, teacher, grid_of(teacher, 5))
+    objective = pid_of(student, teacher, 5)
     samples = [objective.draw(stream(0, 0, k)) for k in range(400)]
     counts = np.bincount([sample["i"] for sample in samples], minlength=5)
     assert len(counts) == 5 and counts.min() > 50  # 80 expected: the last point is drawn too
@@ -192,35 +196,36 @@ def test_draws_cover_the_grid_and_have_the_noise_of_t_max():
 
 def test_balance_divides_each_loss_by_its_own_magnitude():
     teacher, student, batch = setting()
-    grid = grid_of(teacher, POINTS)
-    e, g = loss_and_gradient(student, lambda: PID(student, teacher, grid)(batch))
+    e, g = loss_and_gradient(student, lambda: pid_of(student, teacher, POINTS).loss(batch))
     for p, floor in ((0.5, 1e-3), (1.0, 0.1)):
-        balanced, _ = loss_and_gradient(student, lambda p=p, f=floor: PID(student, teacher, grid, balance=p, floor=f)(batch))
+        objective = pid_of(student, teacher, POINTS, balance=p, floor=floor)
+        balanced, _ = loss_and_gradient(student, lambda o=objective: o.loss(batch))
         torch.testing.assert_close(balanced, e / (e + floor) ** p)
     # The divisor is a constant: with a large floor the gradient is only scaled.
-    _, h = loss_and_gradient(student, lambda: PID(student, teacher, grid, balance=1.0, floor=1e9)(batch))
+    _, h = loss_and_gradient(student, lambda: pid_of(student, teacher, POINTS, balance=1.0, floor=1e9).loss(batch))
     torch.testing.assert_close(h * 1e9, g, rtol=1e-6, atol=1e-9)
 
 
-def test_student_teacher_and_distance_run_compiled_and_nothing_else_changes():
+def test_student_teacher_and_distance_run_compiled_and_nothing_else_changes(monkeypatch):
     teacher, student, batch = setting()
-    objective, names_of_compiled = PID(student, teacher, grid_of(teacher, POINTS), distance="l1"), []
-    plain = objective(batch)
+    objective, names_of_compiled, called = pid_of(student, teacher, POINTS, distance="l1"), [], []
+    plain, keys = objective.loss(batch), [*student.state_dict()]
 
-    def compiler(target, what):
+    def compiler(target, what, **options):
         names_of_compiled.append(what)
-        return target
+        return target if isinstance(target, torch.nn.Module) else lambda *args: (called.append(what), target(*args))[1]
 
-    objective.compile_networks(compiler)
+    monkeypatch.setattr(setup, "try_compile", compiler)
+    setup.compile_objective(objective, load_config(DistillConfig, "digits", {"compile": "default"}), torch.device("cpu"))
     assert names_of_compiled == ["the student's network", "the teacher", "the distance"]
-    assert torch.equal(objective(batch), plain) and objective.frozen == [teacher]
-    assert objective.state_dict().keys() == {f"student.{key}" for key in student.state_dict()}
+    assert torch.equal(objective.loss(batch), plain) and called == ["the teacher", "the distance"]
+    assert objective.networks == {"student": student} and [*student.state_dict()] == keys
+    assert objective.calls.keys() == {"teacher", "distance"} and not objective.copies
 
 
 def test_distance_and_scheme_are_options():
     teacher, student, batch = setting()
-    grid = grid_of(teacher, POINTS)
-    losses = [PID(copy.deepcopy(student), teacher, grid, distance=d)(batch).detach()
+    losses = [pid_of(copy.deepcopy(student), teacher, POINTS, distance=d).loss(batch).detach()
               for d in ("l2", "l1", {"name": "pseudo_huber", "c": 0.1})]
     assert not torch.allclose(losses[0], losses[1]) and not torch.allclose(losses[0], losses[2])
     assert isinstance(build_from_config("distances", "l2"), L2)
@@ -233,23 +238,45 @@ def test_distance_and_scheme_are_options():
 def test_bad_options_are_refused(options, words):
     teacher, student, _ = setting()
     with pytest.raises(PidistillError, match=words):
-        PID(student, teacher, grid_of(teacher, 5), **options)
+        pid_of(student, teacher, 5, **options)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "trajectory"])
+def test_students_of_another_form_are_refused(form):
+    teacher = tiny_teacher()
+    with pytest.raises(PidistillError, match=rf"^PID trains the trajectory of Eq. \(7\); the student's form is {form}$"):
+        pid_of(make_student(teacher, form=form), teacher, 5)
+
+
+@pytest.mark.parametrize("scheme", list_members("schemes"))
+def test_a_scheme_says_itself_whether_blocks_may_be_computed_again(scheme, monkeypatch):
+    teacher, student, _ = setting()
+    given, member = Setup(student, teacher, grid_of(teacher, 5), recompute=True), find_member("schemes", scheme)
+    assert member.recomputable == (scheme != "autodiff")
+    for recomputable in (member.recomputable, True, False):
+        monkeypatch.setattr(member, "recomputable", recomputable)
+        if recomputable:
+            PID(given, scheme=scheme)
+        else:
+            with pytest.raises(PidistillError, match=f"^train.recompute=true does not go with objective.scheme={scheme}, "):
+                PID(given, scheme=scheme)
+        pid_of(student, teacher, 5, scheme=scheme)  # without train.recompute it may be either
 
 
 @pytest.mark.parametrize("scheme", list_members("schemes"))
 def test_grids_that_are_too_small_for_the_scheme_are_refused(scheme):
     teacher, student, _ = setting()
     least = build_from_config("schemes", scheme).points
-    PID(student, teacher, grid_of(teacher, least), scheme=scheme)
+    pid_of(student, teacher, least, scheme=scheme)
     if least > 2:  # with one point there is no grid at all
         words = f"the scheme {scheme} needs at least {least} grid points, got grid.points=2"
         with pytest.raises(PidistillError, match=words):
-            PID(student, teacher, grid_of(teacher, 2), scheme=scheme)
+            pid_of(student, teacher, 2, scheme=scheme)
 
 
 def test_the_schemes_are_different_losses():
     teacher, student, batch = setting()
-    losses = [PID(student, teacher, grid_of(teacher, POINTS), scheme=scheme)(batch).detach()
+    losses = [pid_of(student, teacher, POINTS, scheme=scheme).loss(batch).detach()
               for scheme in list_members("schemes")]
     assert len(losses) >= 4
     for n, a in enumerate(losses):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +13,32 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("examples/*.py")])
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_name_of_the_package_is_there(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def import_names(tree: ast.AST) -> dict[str, Any]:
+    """What a script takes from the package, by name."""
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("pidistill", "benchmarks", "tests")):
             module = importlib.import_module(node.module)
             for alias in node.names:
                 if not hasattr(module, alias.name):
                     importlib.import_module(f"{node.module}.{alias.name}")
+                found[alias.asname or alias.name] = getattr(module, alias.name)
+    return found
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_name_of_the_package_is_there(path):
+    """And every attribute: `build.load_library`, or the name in `patch.object(unet, "resample", ...)`."""
+    tree = ast.parse(path.read_text())
+    names = import_names(tree)
+    for node in ast.walk(tree):
+        owner, attribute = None, ""
+        if isinstance(node, ast.Attribute):
+            owner, attribute = node.value, node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "patch.object":
+            owner, attribute = node.args[0], ast.literal_eval(node.args[1])
+        if isinstance(owner, ast.Name) and owner.id in names:
+            assert hasattr(names[owner.id], attribute), f"line {node.lineno}: {owner.id}.{attribute}"
 
 
 @pytest.mark.parametrize("name", [path.stem for path in ROOT.glob("benchmarks/*.py")])

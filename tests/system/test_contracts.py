@@ -6,6 +6,8 @@ missing there fails.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import HOMES, build, find_member, list_members
 from pidistill.core.seeds import stream
-from pidistill.evaluation.metrics.base import Batch, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Reference
 from pidistill.evaluation.metrics.frechet import fit_gaussian
 from pidistill.files.datasets import ImageSet
 from pidistill.models.denoiser import Denoiser
@@ -22,12 +24,15 @@ from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import describe_teacher, load_teacher
 from pidistill.nets.features.base import FeatureNetwork
 from pidistill.nets.features.digit_classifier import DigitClassifier
-from pidistill.objectives.base import Objective
+from pidistill.objectives.base import Objective, Setup, TeacherSetup, check_contract
 from pidistill.objectives.pid import pid_residual
-from pidistill.training.batches import draw_batch
+from pidistill.training.config import OptimizerConfig
+from pidistill.training.optimizer import for_phase
+from pidistill.training.unit import hold_constant
 from tests.helpers import (
     CLASSES,
     SHAPE,
+    draw,
     exact_network,
     exact_student,
     gaussian64,
@@ -310,12 +315,13 @@ def test_feature_net_gives_one_row_an_image(name):
 
 
 def make_objective(name: str) -> Objective:
-    """An objective over tiny networks, from what its kind takes: images, or a student with a frozen teacher."""
-    teacher = tiny_teacher()
-    if find_member("objectives", name).needs == "images":
-        data = ImageSet.of(images(3, 6)[:, :1], torch.arange(6) % CLASSES)
-        return build("objectives", name, teacher.requires_grad_(True), data)
-    return build("objectives", name, make_student(teacher), teacher, grid_of(teacher, 10))
+    """An objective over tiny networks, from what its class asks for: a denoiser or a student, and images."""
+    teacher, member = tiny_teacher(), find_member("objectives", name)
+    data = ImageSet.of(images(3, 6)[:, :1], torch.arange(6) % CLASSES)
+    if member.setup is TeacherSetup:
+        return build("objectives", name, TeacherSetup(teacher.requires_grad_(True), data))
+    student, needed = make_student(teacher, form=member.form), data if member.needs == "images" else None
+    return build("objectives", name, Setup(student, teacher, grid_of(teacher, 10), needed))
 
 
 @pytest.fixture(params=list_members("objectives"))
@@ -323,36 +329,100 @@ def objective(request) -> Objective:
     return make_objective(request.param)
 
 
+def parameters(modules) -> dict[str, nn.Parameter]:
+    """Of all modules among these, by name."""
+    return {f"{name}.{key}": p for name, module in modules.items() if isinstance(module, nn.Module)
+            for key, p in module.named_parameters()}
+
+
+def test_objective_fits_together(objective):
+    check_contract(objective)
+    first, again = ([(phase.name, phase.trains, phase.every, phase.optimizer) for phase in objective.phases()] for _ in "12")
+    assert first == again
+    for phase in objective.phases():
+        for_phase(OptimizerConfig(), phase)  # refuses settings that no optimiser has
+    assert ("teacher" if objective.setup is TeacherSetup else "student") in objective.averaged
+
+
 def test_objective_gives_one_finite_loss_a_sample(objective):
-    batch = draw_batch(objective, 0, 0, range(5), torch.device("cpu"))
-    loss = objective(batch)
-    assert loss.shape == (5,) and bool(loss.isfinite().all()) and loss.std() > 0
-    alone = objective({key: value[2:3] for key, value in batch.items()})
-    torch.testing.assert_close(alone, loss[2:3], rtol=1e-4, atol=1e-5)
+    for number, phase in enumerate(objective.phases()):
+        batch = draw(objective, range(5), number=number)
+        loss = phase.loss(batch, 0)
+        assert loss.shape == (5,) and bool(loss.isfinite().all()) and loss.std() > 0, phase.name
+        alone = phase.loss({key: value[2:3] for key, value in batch.items()}, 0)
+        torch.testing.assert_close(alone, loss[2:3], rtol=1e-4, atol=1e-5)
+        times = objective.times(batch)
+        assert times is None or (times.shape == (5,) and bool((times > 0).all()))
 
 
-def test_objective_trains_its_networks_and_nothing_else(objective):
-    objective(draw_batch(objective, 0, 0, range(8), torch.device("cpu"))).mean().backward()
-    trained = {id(p) for net in objective.networks.values() for p in net.parameters()}
-    for name, net in objective.networks.items():
-        silent = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        assert silent == [], name
-    assert {id(p) for p in objective.parameters()} == trained  # what the trainer moves, wraps and synchronises
-    for net in objective.frozen:
-        assert not trained & {id(p) for p in net.parameters()}
-        assert all(p.grad is None for p in net.parameters())
+def test_objective_gives_the_same_whatever_the_batch_is_split_into(objective):
+    for number, phase in enumerate(objective.phases()):
+        whole = draw(objective, range(8), 3, 5, number)
+        parts = [draw(objective, ks, 3, 5, number) for ks in (range(3), range(3, 4), range(4, 8))]
+        for key, value in whole.items():
+            assert torch.equal(torch.cat([part[key] for part in parts]), value), key
+        losses = torch.cat([phase.loss(part, 5) for part in parts])
+        torch.testing.assert_close(losses, phase.loss(whole, 5), rtol=1e-4, atol=1e-5)
 
 
-def test_objective_draws_depend_on_seed_step_and_number_alone(objective):
-    first = objective.draw(stream(3, 5, 7))
-    objective.draw(stream(3, 5, 8))
-    again = objective.draw(stream(3, 5, 7))
-    assert first.keys() == again.keys()
-    for key in first:
-        np.testing.assert_array_equal(first[key], again[key])
-    for other in (stream(4, 5, 7), stream(3, 6, 7), stream(3, 5, 8)):
-        drawn = objective.draw(other)
-        assert any(not np.array_equal(first[key], drawn[key]) for key in first)
+def test_objective_trains_the_networks_of_its_phase_and_nothing_else(objective):
+    everything = {"networks": objective.networks, "copies": objective.copies, "calls": objective.calls}
+    for number, phase in enumerate(objective.phases()):
+        with hold_constant(objective, phase):
+            phase.loss(draw(objective, range(8), number=number), 0).mean().backward()
+        trained = parameters({name: objective.networks[name] for name in phase.trains})
+        assert [name for name, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
+        reached = {id(p) for modules in everything.values() for p in parameters(modules).values() if p.grad is not None}
+        assert reached == {id(p) for p in trained.values()}, phase.name
+        for p in trained.values():
+            p.grad = None
+    assert all(p.requires_grad for p in parameters(objective.networks).values())  # as they were before the phases
+    assert not any(p.requires_grad for p in parameters(objective.copies | objective.calls).values())
+    networks = {id(p) for p in parameters(objective.networks).values()}
+    assert not networks & {id(p) for p in parameters(objective.copies | objective.calls).values()}
+
+
+def test_objective_asks_for_its_networks_when_it_needs_them(objective):
+    """The trainer may have put another in the place: whole ones for shards, compiled ones for what is called."""
+    plain = [phase.loss(draw(objective, range(4), number=k), 0) for k, phase in enumerate(objective.phases())]
+    former, called = {**objective.networks}, []
+    objective.networks |= copy.deepcopy(objective.networks)
+    objective.copies |= copy.deepcopy(objective.copies)
+    for name, call in objective.calls.items():
+        objective.calls[name] = lambda *args, name=name, call=call: (called.append(name), call(*args))[1]
+    for number, phase in enumerate(objective.phases()):
+        loss = phase.loss(draw(objective, range(4), number=number), 0)
+        torch.testing.assert_close(loss, plain[number], rtol=1e-5, atol=1e-6)
+        loss.mean().backward()
+        for name in phase.trains:
+            assert any(p.grad is not None for p in objective.networks[name].parameters())
+    assert all(p.grad is None for p in parameters(former).values()) and {*called} == objective.calls.keys()
+
+
+def test_objective_draws_depend_on_seed_step_number_and_phase_alone(objective):
+    for number, phase in enumerate(objective.phases()):
+        first = phase.draw(stream(3, 5, 7, phase=number), 5)
+        phase.draw(stream(3, 5, 8, phase=number), 5)
+        again = phase.draw(stream(3, 5, 7, phase=number), 5)
+        batch = draw(objective, range(7, 9), 3, 5, number)
+        assert first.keys() == again.keys() == batch.keys()
+        for key in first:
+            np.testing.assert_array_equal(first[key], again[key])
+            np.testing.assert_array_equal(first[key], batch[key][0])
+            assert batch[key].shape == (2, *np.shape(first[key]))
+            assert batch[key].dtype == torch.from_numpy(np.asarray(first[key])).dtype
+        for other in (stream(4, 5, 7, phase=number), stream(3, 6, 7, phase=number), stream(3, 5, 8, phase=number),
+                      stream(3, 5, 7, phase=number + 1)):
+            drawn = phase.draw(other, 5)
+            assert any(not np.array_equal(first[key], drawn[key]) for key in first)
+
+
+def test_pid_draws_what_it_drew_before_there_were_phases():
+    """The first phase has the counter's word 0, so that runs of a single phase keep their numbers."""
+    sample = draw(make_objective("pid"), range(7, 8), 3, 5)
+    rng = np.random.Generator(np.random.Philox(key=[3, 5], counter=[0, 0, 0, 7]))
+    assert sample["i"].item() == rng.integers(10) and sample["labels"].item() == rng.integers(CLASSES)
+    np.testing.assert_array_equal(sample["z"][0], rng.standard_normal(SHAPE, dtype=np.float32) * np.float32(80))
 
 
 # teachers ------------------------------------------------------------------------------------------------------------
@@ -412,7 +482,7 @@ def measured(name: str, values: torch.Tensor, parts: list[list[int]], processes:
     each = [make(NUM, WIDTH, reference, "fd") for _ in range(processes)]
     for k, rows in enumerate(parts):
         x = values[rows]
-        each[k % processes].add(Batch(x, rows, features=x, logits=x, solutions=torch.zeros_like(x)))
+        each[k % processes].add(ImageBatch(x, rows, features=x, logits=x, solutions=torch.zeros_like(x)))
     for key, value in each[0].state.items():
         for other in each[1:]:
             value += other.state[key]

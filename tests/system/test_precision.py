@@ -14,9 +14,8 @@ from pidistill.files.manifest import write_manifest
 from pidistill.files.reading import read_json
 from pidistill.files.weights import read_tensors
 from pidistill.models.student_init import make_student
-from pidistill.objectives.pid import PID
 from pidistill.training.log import read_metrics
-from tests.helpers import CLASSES, MLP, NET, SHAPE, grid_of, network, shake, start, tiny_teacher
+from tests.helpers import CLASSES, MLP, NET, SHAPE, grid_of, network, pid_of, shake, start, tiny_teacher
 from tests.runs import cut, metrics, start_run
 
 CPU = torch.device("cpu")
@@ -113,13 +112,13 @@ def test_runs_stay_near_those_in_float32(tmp_path, precision, images):
 
 
 def scale_of(folder, step: int) -> float | None:
-    return read_json(folder / "checkpoints" / f"{step:06d}" / "state.json")["loss_scale"].get("scale")
+    return read_json(folder / "checkpoints" / f"{step:06d}" / "state.json")["phases"]["pid"]["loss_scale"].get("scale")
 
 
 def set_scale(folder, step: int, scale: float) -> None:
     path = folder / "checkpoints" / f"{step:06d}" / "state.json"
     state = read_json(path)
-    state["loss_scale"]["scale"] = scale
+    state["phases"]["pid"]["loss_scale"]["scale"] = scale
     path.write_text(json.dumps(state))
     (path.parent / "manifest.json").unlink()
     write_manifest(path.parent)
@@ -172,12 +171,11 @@ def test_cuda_step_is_near_float32(precision, most):
     """Loss and gradient of a batch on the device against float64 on the CPU, N = 35."""
     teacher = tiny_teacher()
     student = shake(make_student(teacher), scale=0.05)
-    grid = grid_of(teacher, 35)
     batch = {"z": start(SHAPE, 16, dtype=torch.float32), "i": torch.arange(16) * 2, "labels": torch.arange(16) % CLASSES}
 
     def step(student, teacher, batch, kind):
         with autocast(kind, batch["z"].device):
-            loss = PID(student, teacher, grid)(batch).mean()
+            loss = pid_of(student, teacher, 35).loss(batch).mean()
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten() for p in student.parameters()]).cpu().double()
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 
 import pytest
 import torch
 
-from pidistill.core.compiling import try_compile
 from pidistill.core.precision import has_instructions
 from pidistill.jobs.distill import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts.native import build
 from pidistill.training import batches, setup
-from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.step import Step, place
-from tests.helpers import vgg_weights
+from pidistill.training.setup import compile_objective, place_objective
+from pidistill.training.step import Step
+from tests.helpers import draw, vgg_weights
 from tests.runs import metrics, start_run
 
 RUN = {"train.steps": 6, "log.every": 1, "train.batch": 5, "train.microbatch": 3}  # microbatches of 3 and of 2
@@ -32,13 +30,16 @@ def losses(folder, overrides=None, images=True) -> list[float]:
 def digits_step(compile_: str = "never", device: str = "cpu", **overrides) -> tuple[Step, list[dict]]:
     values = {"train.batch": 8, "train.steps": 20, "compile": compile_, "optimizer.clip": 1.0, **overrides}
     config = load_config(DistillConfig, "digits", values)
-    objective = build_objective(config, load_teacher("bundled:digits")).train()
-    for module in (objective, *objective.frozen):
-        place(module, torch.device(device))
+    objective = build_objective(config, load_teacher("bundled:digits"))
+    place_objective(objective, torch.device(device))
     step = Step(objective, config, torch.device(device))
-    if compile_ != "never":
-        objective.compile_networks(functools.partial(try_compile, dynamic=False, mode=compile_))
-    return step, [draw_batch(objective, 0, s, range(8), torch.device(device)) for s in range(config.train.steps)]
+    compile_objective(objective, config, torch.device(device))
+    return step, [draw(objective, range(8), step=s, device=device) for s in range(config.train.steps)]
+
+
+def curve(step: Step, batches: list[dict], steps: int) -> list[float]:
+    """The losses of the first steps."""
+    return [step(k, lambda k=k: [batches[k]], 8)["pid"].loss.item() for k in range(steps)]
 
 
 @pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
@@ -46,8 +47,7 @@ def test_kernels_leave_the_loss_curve_as_it_is(monkeypatch):
     curves = []
     for kernels in (build.load_library(), None):
         monkeypatch.setattr(build, "load_library", lambda kernels=kernels: kernels)
-        step, batches = digits_step()
-        curves.append([step(k, [batch], 8)[0].item() for k, batch in enumerate(batches[:8])])
+        curves.append(curve(*digits_step(), 8))
     assert curves[0] == pytest.approx(curves[1], rel=2e-4) and curves[0] != curves[1]
     assert curves[0][0] == pytest.approx(curves[1][0], rel=1e-5)
 
@@ -106,7 +106,7 @@ def test_on_a_gpu_a_step_never_waits(precision):
     for k in range(10):
         torch.cuda.set_sync_debug_mode("error" if k > 6 else "default")
         try:
-            step(k, [batches[k]], 8)
+            step(k, lambda k=k: [batches[k]], 8)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -116,8 +116,7 @@ def test_on_a_gpu_a_step_never_waits(precision):
 def test_on_a_gpu_compiled_losses_are_those_of_eager_ones(mode):
     curves = []
     for choice in ("never", mode):
-        step, batches = digits_step(choice, "cuda")
-        curves.append([step(k, [batch], 8)[0].item() for k, batch in enumerate(batches[:6])])
+        curves.append(curve(*digits_step(choice, "cuda"), 6))
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
@@ -140,9 +139,9 @@ def test_teacher_and_lpips_in_half_precision(half):
     for teacher, perceptual in (("fp32", "fp32"), (half, half)):
         values = {"train.batch": 16, "objective.teacher_precision": teacher,
                   "objective.distance": distance | {"precision": perceptual}}
-        objective = build_objective(load_config(DistillConfig, "digits", values), load_teacher("bundled:digits")).train()
-        loss = objective(draw_batch(objective, 0, 0, range(16), torch.device("cpu"))).mean()
-        gradients = torch.autograd.grad(loss, list(objective.student.parameters()))
+        objective = build_objective(load_config(DistillConfig, "digits", values), load_teacher("bundled:digits"))
+        loss = objective.loss(draw(objective, range(16))).mean()
+        gradients = torch.autograd.grad(loss, list(objective.networks["student"].train().parameters()))
         results.append((loss.item(), torch.cat([g.flatten().double() for g in gradients])))
     (loss, g), (other, h) = results
     assert other == pytest.approx(loss, rel=1e-2) and other != loss

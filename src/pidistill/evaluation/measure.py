@@ -12,7 +12,7 @@ from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member, list_members, suggest_choices
 from pidistill.core.tensors import dequantise, quantise
-from pidistill.evaluation.metrics.base import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 from pidistill.evaluation.references import load_reference, warn_if_few
 from pidistill.nets.features.base import check_shape, fingerprint, load_features
 
@@ -126,7 +126,7 @@ class Tally:
                 logits = self.measure.net.classify(features)
             if self.stored is not None:
                 self.stored[rows[0]:rows[-1] + 1] = features.float().cpu()
-        batch = Batch(images, rows, features, logits, solutions)
+        batch = ImageBatch(images, rows, features, logits, solutions)
         for metric in self.metrics.values():
             metric.add(batch)
 

@@ -18,7 +18,7 @@ from pidistill.core.console import console, track
 from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.seeds import stream
 from pidistill.core.tensors import dequantise, find_device
-from pidistill.evaluation.metrics.base import Batch, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Reference
 from pidistill.evaluation.metrics.frechet import Frechet
 from pidistill.files.archives import open_archive, read_arrays
 from pidistill.files.datasets import ImageSet, open_images
@@ -182,7 +182,7 @@ def make_reference(data: ImageSet, name: str, net: Any, features: str, fingerpri
         for _ in track(range(-(-num // batch)), f"features of {name}"):
             images = dequantise(next(batches).to(device))
             f = net.features(images)
-            sums.add(Batch(images, range(start, start + len(f)), f))
+            sums.add(ImageBatch(images, range(start, start + len(f)), f))
             inside = rows[(rows >= start) & (rows < start + len(f))] - start
             pieces.append(f[torch.from_numpy(inside).to(device)].float().cpu())
             start += len(f)

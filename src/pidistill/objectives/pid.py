@@ -65,7 +65,7 @@ class PID(Objective):
         self.stop_gradient, self.teacher_precision = stop_gradient, teacher_precision
         self.shape, self.num_classes, self.t_max = setup.student.shape, setup.student.num_classes, setup.student.t_max
         self.scheme: Scheme = build_from_config("schemes", scheme)
-        check_scheme(self.scheme, setup)
+        check_setup(self.scheme, setup)
         member: Distance = build_from_config("distances", distance)
         if hasattr(member, "check"):
             member.check(self.shape)
@@ -99,7 +99,7 @@ class PID(Objective):
         return self.grid.t.to(batch["i"].device)[batch["i"]]
 
 
-def check_scheme(scheme: Scheme, setup: Setup) -> None:
+def check_setup(scheme: Scheme, setup: Setup) -> None:
     """Refuse what a scheme cannot do: too few grid points, blocks that are computed again."""
     name = type(scheme).__name__.lower()
     if setup.grid.points < scheme.points:

@@ -32,7 +32,7 @@ from pidistill.training.step import PhaseStep, Taken
 from pidistill.training.votes import Votes, explain_lost_processes
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
-R = TypeVar("R")
+V = TypeVar("V")
 
 
 class Watcher(NamedTuple):
@@ -105,7 +105,7 @@ def train(objective: Objective, config: RunConfig, folder: Path, watchers: Seque
     return exhaust(take_steps(objective, config, folder, watchers))
 
 
-def exhaust(steps: Generator[Any, None, R]) -> R:
+def exhaust(steps: Generator[Any, None, V]) -> V:
     """Run a generator to its end, and give what it returns."""
     while True:
         try:

@@ -97,14 +97,14 @@ def test_features_of_thousands_against_torch_fidelity():
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    from pidistill.evaluation.metrics.base import Batch, Reference
+    from pidistill.evaluation.metrics.base import ImageBatch, Reference
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(1500, 8, generator=generator) * scale for scale in (1.0, 1.3))
     reference = Reference(*(torch.from_numpy(np.asarray(x)) for x in (b.double().mean(0), torch.cov(b.double().T))), b)
     fid, score = Frechet(1500, 8, reference, "fid"), InceptionScore(1500, 8, None)
     for rows in torch.arange(1500).split(128):
-        batch = Batch(a[rows], rows.tolist(), a[rows], 3 * a[rows])
+        batch = ImageBatch(a[rows], rows.tolist(), a[rows], 3 * a[rows])
         fid.add(batch)
         score.add(batch)
     their_fid = fid_statistics_to_metric(*(fid_features_to_statistics(x) for x in (a, b)), verbose=False)

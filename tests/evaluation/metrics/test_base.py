@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pidistill.core.registry import find_member, list_members
-from pidistill.evaluation.metrics.base import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 NUM, WIDTH = 12, 3
 NEEDS = {"frechet": "features", "inception_score": "logits", "kid": "stored", "precision_recall": "stored",
@@ -16,7 +16,7 @@ NEEDS = {"frechet": "features", "inception_score": "logits", "kid": "stored", "p
 def test_a_metric_without_a_result_says_so():
     with pytest.raises(NotImplementedError):
         Metric(NUM, WIDTH, None).result()
-    assert Metric(NUM, WIDTH, None).add(Batch(torch.zeros(2, 1), range(2))) is None
+    assert Metric(NUM, WIDTH, None).add(ImageBatch(torch.zeros(2, 1), range(2))) is None
 
 
 @pytest.mark.parametrize("name", list_members("metrics"))
@@ -33,10 +33,10 @@ def test_states_are_joined_by_addition(name):
     x = torch.randn(NUM, WIDTH, generator=torch.Generator().manual_seed(0))
     reference = Reference(torch.zeros(WIDTH, dtype=torch.float64), torch.eye(WIDTH, dtype=torch.float64))
     whole, *halves = (find_member("metrics", name)(NUM, WIDTH, reference, "fd") for _ in range(3))
-    whole.add(Batch(x, range(NUM), x, x, x * 0.5))
+    whole.add(ImageBatch(x, range(NUM), x, x, x * 0.5))
     for half, rows in zip(halves, (range(0, 5), range(5, NUM))):
         y = x[list(rows)]
-        half.add(Batch(y, rows, y, y, y * 0.5))
+        half.add(ImageBatch(y, rows, y, y, y * 0.5))
     for key, value in whole.state.items():
         torch.testing.assert_close(halves[0].state[key] + halves[1].state[key], value)
         assert halves[0].state[key].shape == value.shape

@@ -10,8 +10,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.models.student_init import make_student
 from pidistill.nets.features.base import load_features
 from pidistill.objectives.distances.features import Features
-from pidistill.objectives.pid import PID
-from tests.helpers import grid_of, tiny_teacher
+from tests.helpers import pid_of, tiny_teacher
 
 
 class Net(nn.Module):
@@ -91,7 +90,7 @@ def test_network_of_the_user(specs, kind):
 def test_a_network_that_does_not_fit_is_refused_when_the_run_is_built():
     teacher = tiny_teacher()  # 8x8
     with pytest.raises(PidistillError, match=r"images of shape \(1, 16, 16\)"):
-        PID(make_student(teacher), teacher, grid_of(teacher, 5), distance={"name": "features", "net": "digits"})
+        pid_of(make_student(teacher), teacher, 5, distance={"name": "features", "net": "digits"})
 
 
 @pytest.mark.parametrize("net, words", [("digit", "did you mean 'digits'"), ("none.ts", "does not exist"),

@@ -19,8 +19,7 @@ from pidistill.core.registry import build
 from pidistill.models.student_init import make_student
 from pidistill.objectives.distances import lpips as ours
 from pidistill.objectives.distances.lpips import LPIPS, find_heads
-from pidistill.objectives.pid import PID
-from tests.helpers import SHAPE, grid_of, shake, start, tiny_teacher, vgg_weights
+from tests.helpers import SHAPE, grid_of, pid_of, shake, start, tiny_teacher, vgg_weights
 
 warnings_of_torchvision = pytest.mark.filterwarnings("ignore")
 
@@ -168,7 +167,6 @@ def test_loss_and_gradient_are_those_of_algorithm_1(weights, state):
     """Ours in float32 against the plain form in float64: loss and gradient within 1e-4 relative."""
     teacher = tiny_teacher()
     student = shake(make_student(teacher), seed=3, scale=0.03)
-    grid = grid_of(teacher, 250)
     batch = {"z": start(SHAPE, 5, dtype=torch.float32), "i": torch.tensor([0, 40, 120, 248, 249]),
              "labels": torch.tensor([0, 1, 2, 0, 1])}
     heads = [head.reshape(1, -1, 1, 1) for head in torch.load(find_heads(), map_location="cpu", weights_only=True).values()]
@@ -180,10 +178,10 @@ def test_loss_and_gradient_are_those_of_algorithm_1(weights, state):
         return values.detach().double(), torch.cat([p.grad.flatten() for p in student.parameters()]).double()
 
     distance = {"name": "lpips", "weights": str(weights), "size": 32}
-    float32 = both(student, lambda: PID(student, teacher, grid, distance=distance)(batch))
+    float32 = both(student, lambda: pid_of(student, teacher, 250, distance=distance).loss(batch))
     student, teacher = student.double(), teacher.double()
     z, i, y = batch["z"].double(), batch["i"], batch["labels"]
-    plain = both(student, lambda: algorithm_1(student, teacher, z, i, y, grid, state, heads))
+    plain = both(student, lambda: algorithm_1(student, teacher, z, i, y, grid_of(teacher, 250), state, heads))
     close(float32, plain, rtol=1e-4)
 
 

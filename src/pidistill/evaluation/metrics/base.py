@@ -33,7 +33,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ImageBatch:
     """A batch is images (B, C, H, W) in [-1, 1], and what networks and the teacher make of them where a metric needs it.
 
     rows: the images' places in the set.
@@ -64,7 +64,7 @@ class Metric:
         self.num, self.reference, self.key = num, reference, key
         self.state: dict[str, Tensor] = {}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ImageBatch) -> None:
         """Add a batch to the sums."""
 
     def result(self, stored: Tensor | None = None) -> dict[str, float]:

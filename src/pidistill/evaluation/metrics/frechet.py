@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pidistill.evaluation.metrics.base import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 
 class Frechet(Metric):
@@ -20,7 +20,7 @@ class Frechet(Metric):
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
         self.state = {"n": zeros(1), "sum": zeros(width), "outer": zeros(width, width)}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ImageBatch) -> None:
         assert batch.features is not None
         f = batch.features.to(self.state["sum"])
         self.state["n"] += len(f)

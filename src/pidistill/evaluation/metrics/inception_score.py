@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pidistill.evaluation.metrics.base import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 SPLITS, SEED = 10, 2020  # torch-fidelity's: the mean over ten parts of the images, in a random order
 
@@ -30,7 +30,7 @@ class InceptionScore(Metric):
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
         self.state = {"n": zeros(splits), "entropy": zeros(splits), "p": zeros(splits, width)}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ImageBatch) -> None:
         assert batch.logits is not None
         log_p = batch.logits.to(self.state["p"]).log_softmax(dim=1)
         p, split = log_p.exp(), self.split[list(batch.rows)].to(log_p.device)

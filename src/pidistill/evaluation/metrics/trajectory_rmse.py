@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pidistill.evaluation.metrics.base import Batch, Metric, Reference
+from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 
 class TrajectoryRmse(Metric):
@@ -19,7 +19,7 @@ class TrajectoryRmse(Metric):
         super().__init__(num, width, reference)
         self.state = {"square": torch.zeros(1, dtype=torch.float64), "n": torch.zeros(1, dtype=torch.float64)}
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: ImageBatch) -> None:
         assert batch.solutions is not None
         self.state["square"] += (batch.images.double() - batch.solutions.double()).square().sum()
         self.state["n"] += batch.images.numel()
@@ -31,5 +31,5 @@ class TrajectoryRmse(Metric):
 def rmse(a: Tensor, b: Tensor) -> float:
     """Compute the same of two sets of images (N, C, H, W)."""
     metric = TrajectoryRmse(len(a), 0, None)
-    metric.add(Batch(a, range(len(a)), solutions=b))
+    metric.add(ImageBatch(a, range(len(a)), solutions=b))
     return metric.result()["trajectory_rmse"]

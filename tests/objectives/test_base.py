@@ -1,0 +1,124 @@
+"""The contract of objectives: phases over named networks, and copies that follow them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pidistill.core.errors import PidistillError
+from pidistill.objectives.base import Follower, Objective, Phase, check_contract
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
+
+
+class Example(Objective):
+    """Of the networks, calls, followers and phases that a test names."""
+
+    def __init__(self, networks="student", calls=(), followers=None, phases=(("a", "student"),), averaged="student", **more):
+        super().__init__({name: network() for name in networks.split()}, dict.fromkeys(calls, network()), followers)
+        self.averaged = tuple(averaged.split())
+        self._phases = [Phase(name, tuple(trains.split()), self.draw, self.loss, **more) for name, trains in phases]
+
+    def phases(self) -> list[Phase]:
+        return self._phases
+
+    def draw(self, rng, step):
+        return {"x": rng.standard_normal(2)}
+
+    def loss(self, batch, step):
+        return batch["x"].sum(dim=1)
+
+
+GAN = {"networks": "student critic", "phases": (("draws", "student"), ("tells", "critic"))}
+MEAN = Follower("student", lambda step: 0.9)
+
+
+@pytest.mark.parametrize("options", [
+    {}, GAN, GAN | {"averaged": "student critic"}, GAN | {"averaged": ""}, {"every": 5}, {"calls": ["teacher", "distance"]},
+    {"followers": {"mean": MEAN, "other": MEAN}}, {"networks": "student critic", "phases": (("both", "student critic"),)},
+    {"phases": (("coarse", "student"), ("fine", "student"))}])
+def test_what_fits_together_is_taken(options):
+    check_contract(Example(**options))
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"phases": (("a-b", "student"),)}, "a phase's name must be an identifier, got 'a-b'"),
+    ({"phases": (("", "student"),)}, "a phase's name must be an identifier, got ''"),
+    ({"networks": "student ../x"}, "a network's name must be an identifier, got '../x'"),
+    ({"networks": "student student-ema-0.9"}, "a network's name must be an identifier, got 'student-ema-0.9'"),
+    ({"calls": ["the teacher"]}, "a call's name must be an identifier, got 'the teacher'"),
+    ({"followers": {"a/b": MEAN}}, "a follower's name must be an identifier, got 'a/b'"),
+    ({"phases": ()}, r"a step needs phases of different names, got \[\]"),
+    ({"phases": (("a", "student"), ("a", "student"))}, r"a step needs phases of different names, got \['a', 'a'\]"),
+    ({"phases": (("a", "student"), ("b", ""))}, "the phase b must train a network, in every step or each so many"),
+    ({"every": 0}, "the phase a must train a network, in every step or each so many"),
+    ({"every": -2}, "the phase a must train a network, in every step or each so many"),
+    ({"phases": (("a", "student critic"),)}, r"'critic' is trained or averaged, and is none of its networks \(student\)"),
+    (GAN | {"averaged": "generator"}, r"'generator' is trained or averaged, .* networks \(student, critic\)$"),
+    ({"calls": ["teacher"], "phases": (("a", "student teacher"),)}, "'teacher' is trained or averaged, and is none of its"),
+    ({"followers": {"mean": MEAN}, "averaged": "mean"}, "'mean' is trained or averaged, and is none of its networks"),
+    ({"networks": "student idle"}, "no phase trains the network 'idle'; what is only called belongs into `calls`")])
+def test_what_does_not_fit_is_refused_in_one_line(options, words):
+    with pytest.raises(PidistillError, match=f"^Example: {words}") as caught:
+        check_contract(Example(**options))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("every, due, last", [(1, [0, 1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 4, 5, 6]),
+                                              (2, [0, 2, 4, 6], [0, 0, 2, 2, 4, 4, 6]),
+                                              (5, [0, 5], [0, 0, 0, 0, 0, 5, 5]), (7, [0], [0] * 7)])
+def test_a_phase_is_due_every_so_many_steps_from_the_first_on(every, due, last):
+    phase, = Example(every=every).phases()
+    assert [step for step in range(7) if phase.is_due(step)] == due
+    assert [phase.find_last(step) for step in range(7)] == last
+    assert all(phase.is_due(phase.find_last(step)) for step in range(100))
+
+
+def test_a_follower_of_no_network_is_refused():
+    for stray in ("generator", "teacher", "mean"):  # nothing; what is called; another follower
+        with pytest.raises(PidistillError, match=f"^Example: a follower of '{stray}', which is no network$"):
+            Example(calls=["teacher"], followers={"mean": MEAN, "stray": Follower(stray, lambda step: 0.9)})
+
+
+def test_followers_begin_as_copies_of_their_networks_and_are_none_of_them():
+    objective = Example(**GAN, followers={"mean": MEAN, "slow": Follower("critic", lambda step: 1.0)})
+    assert objective.copies.keys() == {"mean", "slow"} == objective.followers.keys()
+    networks = objective.networks
+    for name, of in (("mean", "student"), ("slow", "critic")):
+        held, plain = objective.copies[name], networks[of]
+        assert not held.training and plain.training
+        assert not any(p.requires_grad for p in held.parameters()) and all(p.requires_grad for p in plain.parameters())
+        for (key, a), b in zip(held.state_dict().items(), plain.state_dict().values(), strict=True):
+            assert torch.equal(a, b) and a.data_ptr() != b.data_ptr(), key
+        before = copy.deepcopy(held.state_dict())
+        with torch.no_grad():
+            for p in plain.parameters():
+                p += 1
+        plain(torch.randn(4, 2))  # moves the buffers too
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), held.state_dict().values(), strict=True))
+
+
+def test_an_objective_keeps_lists_of_its_own():
+    """Of what it was given: the trainer puts others into the places."""
+    networks, calls = {"student": network()}, {"teacher": network()}
+
+    class Given(Example):
+        def __init__(self):
+            Objective.__init__(self, networks, calls)
+
+    objective = Given()
+    objective.networks["student"] = objective.calls["teacher"] = network()
+    assert networks["student"] is not objective.networks["student"] and calls["teacher"] is not objective.calls["teacher"]
+
+
+def test_what_an_objective_need_not_say():
+    objective = Example()
+    assert objective.times({"x": torch.zeros(3, 2)}) is None and objective.stages("config") == ["config"]
+    assert (Objective.needs, Objective.form, Objective.averaged) == ("noise", "trajectory", ("student",))
+    with pytest.raises(TypeError, match="abstract"):
+        Objective({"student": network()})
