@@ -272,6 +272,13 @@ def test_settings_of_a_phase_are_checked(data, monkeypatch):
         setup.Step(build_objective(configure(data), load_teacher(TEACHER)), configure(data), torch.device("cpu"))
 
 
+def test_a_loss_that_is_averaged_already_is_refused(data, monkeypatch, tmp_path):
+    monkeypatch.setattr(Adversary, "please", lambda self, batch, step, plain=Adversary.please:
+                        plain(self, batch, step).mean())
+    with pytest.raises(PidistillError, match=r"the phase student must give the loss of each of 6 samples, \(6,\), got \(\)"):
+        run(configure(data), tmp_path / "run")
+
+
 # Processes -----------------------------------------------------------------------------------------------------------------
 
 
