@@ -58,6 +58,16 @@ def flatten(objective, averages):
     return [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in nets]
 
 
+def loop(steps, body):
+    """Run a loop over the steps of a run; gives what the generator returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        body(step)
+
+
 def metrics(folder) -> list[dict]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in record.items() if key not in VOLATILE} for record in records]

@@ -12,7 +12,7 @@ from pidistill.training.step import Step
 from tests.runs import make_objective
 
 RATES = (0.5, 0.9, 0.0)
-PHASES = {"pid": {"loss": 1.5, "good": 3.0, "norm": 0.25, "skipped": 2, "loss_scale": {}}}  # of a run that logs every 4 steps
+PHASES = {"pid": {"loss": 1.5, "good": 3.0, "norm": 0.25, "skipped": 2, "loss_scale": {}}}
 
 
 def make_state(seed: int, steps: int = 0, rates: tuple[float, ...] = RATES) -> Step:

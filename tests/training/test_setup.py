@@ -38,7 +38,8 @@ def test_a_run_that_is_there_goes_on_from_its_newest_whole_checkpoint(tmp_path, 
     """And says which was left out."""
     start_run(tmp_path, {"checkpoint.keep": 9, "checkpoint.every": 2, "precision": "fp16"})
     (tmp_path / "checkpoints" / "000006" / "student.safetensors").write_bytes(b"")
-    run = prepare(make_objective(), configure(**{"precision": "fp16", "train.batch": 4, "optimizer.name": "radam"}), tmp_path)
+    config = configure(**{"precision": "fp16", "train.batch": 4, "optimizer.name": "radam"})
+    run = prepare(make_objective(), config, tmp_path)
     phase = run.step.phases["pid"]
     assert run.start == 4 and run.record["logged"] == 4 and phase.skipped.counts.tolist() == [0, 0, 0]
     assert phase.scaler.state_dict() == run.record["phases"]["pid"]["loss_scale"] != {}
@@ -87,7 +88,8 @@ def test_an_automatic_microbatch_does_not_go_with_shards(monkeypatch):
 def test_what_is_compiled_and_where(monkeypatch, setting, device, compiles):
     """The student's network in place; teacher and distance by other calls, which give the same numbers."""
     objective, seen = make_objective(), {}
-    monkeypatch.setattr(setup, "try_compile", lambda target, what, **options: seen.update({what: (target, options)}) or target)
+    monkeypatch.setattr(setup, "try_compile",
+                        lambda target, what, **options: seen.update({what: (target, options)}) or target)
     batch = draw_batch(objective.phases()[0], 0, 0, 0, range(5), CPU)
     student, calls, loss = objective.networks["student"], dict(objective.calls), objective.loss(batch)
     compile_objective(objective, configure(compile=setting), torch.device(device))
