@@ -160,7 +160,7 @@ def train_teacher(out: Path, *settings: str, **processes: Any) -> dict[str, Any]
 def distil_on_two(out: Path, *settings: str, shards: bool = False) -> dict[str, Any]:
     """10 steps of a distillation on two processes."""
     given = ("train.steps=10", "log.every=1", "train.batch=8", "evaluate.num=16", "evaluate.batch=16", *settings)
-    run(out.parent, "distill", "bundled:digits", *(word for setting in given for word in ("--set", setting)), "--out",
+    run(out.parent, "distill", *(word for setting in given for word in ("--set", setting)), "--out",
         str(out), processes=2, shards=shards)
     return result(out)
 

@@ -23,7 +23,8 @@ def test_every_promise_names_a_test_that_is_there():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)  # where networks["student"](z) is no link
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
         assert "://" in target or (page.parent / target).exists(), target
 
 

@@ -15,7 +15,7 @@ from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
-from pidistill.core.registry import build, find_member
+from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.evaluate import Evaluator, evaluate
 from pidistill.evaluation.measure import Measure
@@ -29,7 +29,7 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.objectives.base import Objective, Setup, check_contract
+from pidistill.objectives.base import Objective, Setup, check_contract, find_objective
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
 from pidistill.training.recompute import find_recomputable_blocks
@@ -137,7 +137,7 @@ def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int |
 
 def list_stages(config: DistillConfig) -> dict[str, DistillConfig]:
     """List the runs that a distillation consists of, by the names of their folders in its own: `1-pid`, `2-...`."""
-    stages: list[DistillConfig] = find_member("objectives", config.objective["name"]).stages(config)
+    stages: list[DistillConfig] = find_objective(config.objective["name"]).stages(config)
     names = [stage.objective["name"].rpartition(":")[2] for stage in stages]
     return {f"{number}-{name}": stage.model_copy(update={"out": str(Path(config.out) / f"{number}-{name}")})
             if len(stages) > 1 else stage for number, (name, stage) in enumerate(zip(names, stages, strict=True), 1)}
@@ -261,9 +261,7 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
         console.print(f"grid.points={config.grid.points}: {grid.points} different ones among the teacher's noise levels")
     options = dict(config.objective)
     name = options.pop("name")
-    member: type[Objective] = find_member("objectives", name)
-    if member.setup is not Setup:
-        raise PidistillError(f"the objective {name} trains a teacher: pidistill train-teacher")
+    member = find_objective(name)
     init = str(previous) if previous and config.student.init == "previous" else config.student.init
     with torch.device(device):
         student = make_student(teacher, init, config.student.net, config.student.width, member.form)

@@ -12,7 +12,6 @@ import torch
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import collect_provenance
-from pidistill.core.registry import find_member
 from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
 from pidistill.evaluation.measure import Measure, parse_metric_names
 from pidistill.evaluation.plots import Curve, plot_curves
@@ -27,6 +26,7 @@ from pidistill.models.samplers.base import parse_single_sampler
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.base import find_objective
 from pidistill.training.checkpoint import list_checkpoints
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
@@ -203,7 +203,7 @@ def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Ite
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
-    form = find_member("objectives", config.objective["name"]).form  # as `distill` made it
+    form = find_objective(config.objective["name"]).form  # as `distill` made it
     for folder in checkpoints:
         for rate in config.ema:
             path = folder / f"student-ema-{rate}.safetensors"

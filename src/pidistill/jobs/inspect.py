@@ -29,8 +29,9 @@ def describe(spec: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": spec}
     run = (path / "config.yaml").exists()
     if run:
-        facts |= {"run": "training run", **describe_progress(path)}
-        if stages := sorted((place for place in path.glob("[1-9]*-*") if is_stage(place)), key=lambda place: place.name):
+        stages = sorted((place for place in path.glob("[1-9]*-*") if is_stage(place)), key=lambda place: place.name)
+        facts |= {"run": "training run", **({} if stages else describe_progress(path))}
+        if stages:
             facts["stages"] = {place.name: describe_progress(place) for place in stages}
         if (path / "results.json").exists():
             results = read_json(path / "results.json")

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
-from pidistill.core.registry import build, find_member
+from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.pictures import drawable, write_grid
 from pidistill.files.datasets import open_images
@@ -19,7 +18,7 @@ from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.teachers.base import collect_tensors, describe_teacher
 from pidistill.nets.base import build_net
-from pidistill.objectives.base import Objective, TeacherSetup
+from pidistill.objectives.base import Objective, TeacherSetup, find_objective
 from pidistill.training.config import TeacherConfig
 from pidistill.training.config_file import given_keys, load_config
 from pidistill.training.log import read_metrics
@@ -65,8 +64,7 @@ class TeacherTraining:
                                        t_max=config.t_max, sigma_data=config.sigma_data, rho=config.rho)
         options = dict(config.objective)
         name = options.pop("name")
-        if find_member("objectives", name).setup is not TeacherSetup:
-            raise PidistillError(f"the objective {name} trains a student: pidistill distill")
+        find_objective(name, TeacherSetup)  # is it one that trains a teacher?
         self.objective: Objective = build("objectives", name, TeacherSetup(self.denoiser, self.data), **options)
         self.seeds = parse_integers(config.preview.seeds, "preview.seeds")
 

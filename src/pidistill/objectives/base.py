@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.registry import find_member
 from pidistill.files.datasets import ImageSet
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid
@@ -130,6 +131,17 @@ class Objective(ABC):
         `student.init=previous` of a later one starts from the student of the one before.
         """
         return [config]
+
+
+def find_objective(name: str, setup: type = Setup) -> type[Objective]:
+    """Find an objective's class, for a distillation or (`TeacherSetup`) for a teacher's training. Raises PidistillError."""
+    member = find_member("objectives", name)
+    if not (isinstance(member, type) and issubclass(member, Objective)):
+        raise PidistillError(f"the objective {name} must be a subclass of pidistill.Objective, got {type(member).__name__}")
+    if member.setup is not setup:
+        raise PidistillError(f"the objective {name} trains a "
+                             f"{'teacher: pidistill train-teacher' if setup is Setup else 'student: pidistill distill'}")
+    return member
 
 
 def check_contract(objective: Objective) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from pidistill.core.errors import PidistillError
 from pidistill.objectives.base import Batch, Objective, Phase
 from pidistill.training.sharding import Gathered
 
@@ -23,12 +24,16 @@ class Unit(nn.Module):
         super().__init__()
         modules: Sequence[nn.Module] = gathered or [objective.networks[name] for name in phase.trains]
         self.networks = nn.ModuleList(modules)
-        self.loss = phase.loss
+        self.name, self.loss = phase.name, phase.loss
         for network in gathered:  # their weights are whole while the loss is computed, and until its backward pass is done
             self.loss = partial(network, self.loss)
 
     def forward(self, batch: Batch, step: int) -> Tensor:
-        return self.loss(batch, step)
+        loss, samples = self.loss(batch, step), len(next(iter(batch.values())))
+        if loss.shape != (samples,):
+            raise PidistillError(f"the phase {self.name} must give the loss of each of {samples} samples, ({samples},), "
+                                 f"got {tuple(loss.shape)}: only the trainer averages")
+        return loss
 
 
 @contextmanager
