@@ -142,7 +142,7 @@ def test_a_distillation_that_is_left_can_go_on(tmp_path):
     assert torch.equal(weights(again), weights(whole))
 
 
-# objectives -----------------------------------------------------------------------------------------------------------------
+# objectives ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -35,6 +35,7 @@ from pidistill.training.config_file import find_differences, flatten, given_keys
 from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
 from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps
+from pidistill.training.votes import wait_for_all
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,
@@ -200,10 +201,10 @@ class Distillation:
         """
         trained = yield from take_steps(self.objective, self.config, folder, self.make_watchers(evaluator))
         self.steps = trained.steps
-        if not trained.main:
-            return None
-        students = select_students(trained.averages)
-        self.save(folder, students)
+        students = select_students(trained.averages) if trained.main else None
+        if students is not None:
+            self.save(folder, students)
+        wait_for_all()  # the others go on to read the student
         return students
 
     def save(self, folder: Path, students: dict[float, Student]) -> None:
