@@ -167,11 +167,13 @@ def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Pa
                                      "choose another folder with --out, or begin again with --force")
             continue
         job = job if number == 0 else Distillation(config, teacher, previous)
-        console.print(f"stage {number + 1} of {len(stages)}: {name}", soft_wrap=True)
+        if processes.is_main():
+            console.print(f"stage {number + 1} of {len(stages)}: {name}", soft_wrap=True)
         with claim(config.model_copy(update={"out": str(place)}), resume=begun, given=list(flatten(config.model_dump()))):
             students = yield from job.train_in_steps(place)
     if students is not None:
         job.save(folder, students)
+    wait_for_all()
     return job, students
 
 
@@ -265,9 +267,11 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     member = find_objective(name)
     if member.setup is not Setup:
         raise PidistillError(f"the objective {name} trains a teacher: pidistill train-teacher")
-    init = str(previous) if previous and config.student.init == "previous" else config.student.init
+    init, net, width = config.student.init, config.student.net, config.student.width
+    if previous and init == "previous":  # with that one's network
+        init, net, width = str(previous), None, 1.0
     with torch.device(device):
-        student = make_student(teacher, init, config.student.net, config.student.width, member.form)
+        student = make_student(teacher, init, net, width, member.form)
         setup = Setup(student, teacher, grid, open_data(config.data, member, name, teacher), config.train.recompute)
         objective: Objective = build("objectives", name, setup, **options)
     check_contract(objective)
