@@ -188,7 +188,8 @@ class Means:
         self.phases: dict[str, PhaseStep] = run.step.phases
         known = [PHASE | run.record["phases"].get(name, {}) for name in self.phases]
         self.sums = torch.tensor([[phase["loss"], phase["good"]] for phase in known], device=run.device)
-        self.norms = [torch.tensor(math.nan if phase["norm"] is None else phase["norm"]) for phase in known]  # of the last gradients
+        # The norms of the last gradients.
+        self.norms = [torch.tensor(math.nan if phase["norm"] is None else phase["norm"]) for phase in known]
         self.logged: int = run.record["logged"]  # the step of the last line
 
     def add(self, taken: dict[str, Taken]) -> None:
