@@ -34,8 +34,7 @@ from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
 from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
-from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps
-from pidistill.training.votes import wait_for_all
+from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps, wait_for_all
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -112,6 +112,12 @@ def exhaust(steps: Generator[Any, None, R]) -> R:
             next(steps)
         except StopIteration as end:
             return end.value
+
+
+def wait_for_all() -> None:
+    """Wait until every process of the run is here."""
+    with explain_lost_processes():
+        PartialState().wait_for_everyone()
 
 
 def take_steps(objective: Objective, config: RunConfig, folder: Path,

@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, distributed
 
 from pidistill.core.errors import PidistillError
@@ -37,12 +36,6 @@ class Votes:
             return [0] * len(values)
         previous[0].wait()
         return previous[1].tolist()
-
-
-def wait_for_all() -> None:
-    """Wait until every process of the run is here."""
-    with explain_lost_processes():
-        PartialState().wait_for_everyone()
 
 
 @contextmanager
