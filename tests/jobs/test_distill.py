@@ -191,3 +191,51 @@ def test_a_users_own_objective_is_trained(tmp_path, monkeypatch):
         assert type(made).__name__ == "Mine" and type(made.scheme).__name__ == "Slow" and made.gain == 3
     finally:
         sys.modules.pop("pidistill_mine", None)
+
+
+STAGES = """
+from pidistill.objectives.pid import PID
+
+class Twice(PID):
+    @classmethod
+    def stages(cls, config):
+        student = config.student.model_copy(update={"init": "previous"})
+        return [config.model_copy(update={"objective": {"name": "pid"}}),
+                config.model_copy(update={"objective": {"name": "pid", "distance": "l1"}, "student": student})]
+"""
+
+
+@pytest.fixture
+def twice(tmp_path, monkeypatch):
+    """Settings of a distillation of two runs, by an objective of the user's own."""
+    (tmp_path / "pidistill_twice.py").write_text(STAGES)
+    monkeypatch.chdir(tmp_path)
+    yield LONGER | {"objective": "python:pidistill_twice:Twice", "train.steps": 3}
+    sys.modules.pop("pidistill_twice", None)
+
+
+def test_a_distillation_of_two_runs(tmp_path, twice):
+    """The second starts from the student of the first, with its network; the last student is the distillation's."""
+    steps = [(step.folder.name, step.number) for step in pidistill.steps(SPEC, out=tmp_path / "a", overrides=twice)]
+    assert steps == [(name, number) for name in ("1-pid", "2-pid") for number in (1, 2, 3)]
+    first = pidistill.distill(SPEC, out=tmp_path / "b", overrides=twice | {"objective": "pid"})
+    second = pidistill.distill(SPEC, out=tmp_path / "c", overrides=QUICK | {
+        "objective.distance": "l1", "train.steps": 3, "student.init": str(tmp_path / "b"), "student.net": None})
+    assert torch.equal(weights(pidistill.load_student(tmp_path / "a" / "1-pid")), weights(first))
+    for name in ("a", "a/2-pid"):
+        assert torch.equal(weights(pidistill.load_student(tmp_path / name)), weights(second))
+    assert read_json(tmp_path / "a" / "results.json")["steps"] == 3
+    with pytest.raises(PidistillError, match=r"1-pid is a stage of the run .*a: resume that one"):
+        resume_distillation(tmp_path / "a" / "1-pid")
+
+
+@pytest.mark.parametrize("stage", ["1-pid", "2-pid"])
+def test_a_distillation_of_two_runs_goes_on_where_it_was_left(tmp_path, twice, stage):
+    for step in pidistill.steps(SPEC, out=tmp_path / "a", overrides=twice):
+        if (step.folder.name, step.number) == (stage, 3):
+            break
+    again = [(step.folder.name, step.number) for step in
+             pidistill.steps(SPEC, out=tmp_path / "a", overrides=twice, resume=True)]
+    assert again == {"1-pid": [("1-pid", 3), ("2-pid", 1), ("2-pid", 2), ("2-pid", 3)], "2-pid": [("2-pid", 3)]}[stage]
+    whole = pidistill.distill(SPEC, out=tmp_path / "b", overrides=twice)
+    assert torch.equal(weights(pidistill.load_student(tmp_path / "a")), weights(whole))

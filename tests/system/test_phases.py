@@ -449,3 +449,10 @@ def test_images_must_suit_the_teacher(data, tmp_path):
     with pytest.raises(PidistillError, match="the objective pid needs no images; leave `data` out"):
         build_objective(config, load_teacher(TEACHER))
 
+
+
+def test_a_mistake_in_a_later_stage_is_found_before_the_first_is_trained(data, tmp_path):
+    values = stage_values(data) | {"data": None}
+    with pytest.raises(PidistillError, match="needs images"):
+        distill(TEACHER, preset="default", out=tmp_path / "run", overrides=values)
+    assert not (tmp_path / "run").exists()

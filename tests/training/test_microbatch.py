@@ -87,9 +87,10 @@ def test_a_teacher_that_computes_outside_of_pytorch():
 class Bounded(PID):
     """Memory for so many samples."""
 
-    most = 3
+    most, steps = 3, ()
 
     def loss(self, batch, step=0):
+        self.steps = (*self.steps, step)
         if len(batch["z"]) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().loss(batch, step)
@@ -138,11 +139,11 @@ def test_a_gpu_that_is_nearly_full(tmp_path):
 
 def test_a_gpu_tries_and_halves_in_place_of_a_prediction(monkeypatch):
     _, config = objective_and_config()
-    objective, steps = make_image_objective(Bounded), []
-    monkeypatch.setattr(microbatch, "draw_batch", lambda phase, number, seed, step, ks, device: steps.append(step) or
+    objective, steps = make_image_objective(Bounded), set()
+    monkeypatch.setattr(microbatch, "draw_batch", lambda phase, number, seed, step, ks, device: steps.add(step) or
                         draw_batch(phase, number, seed, step, ks, CPU))
     monkeypatch.setattr(microbatch, "free_memory", lambda device: 2**30)
     monkeypatch.setattr(microbatch, "Rehearsal", lambda *_, **__: pytest.fail("predicted"))
     micro, why = find_microbatch(objective, config, 20, torch.device("cuda"), 7)
-    assert {*steps} == {7}  # the samples of the next step
+    assert steps == {*objective.steps} == {7}  # the next step
     assert micro == 3 and why == "microbatches of 3 of 20 (tried, 1 GiB free)"
