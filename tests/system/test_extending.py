@@ -78,7 +78,7 @@ def test_the_sampler_is_of_second_order(here, gaussian):
 
 def test_the_hook_stops_the_run(here, monkeypatch):
     """As on the page, but that it looks at every second step, and anything is good enough."""
-    text = EXAMPLES["until_good"].replace("% 100", "% 2").replace("< 50", "< 1e9").replace("500", "40")
+    text = EXAMPLES["until_good"].replace("% 100", "% 2").replace("< 2:", "< 1e9:").replace("500", "40")
     assert text.count("% 2") == 1 and text.count("< 1e9") == 1
     (here / "until_good.py").write_text(text)
     runpy.run_path("until_good.py")
