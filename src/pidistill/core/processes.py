@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed
 
 from pidistill.core.console import console
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, first_line, to_line
 
 group: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
@@ -31,7 +31,7 @@ def is_main() -> bool:
 def say(line: str) -> None:
     """Print a line for people, where this is the main process; what cannot be printed in it becomes ?."""
     if is_main():
-        console.print("".join(c if c.isprintable() else "?" for c in line), soft_wrap=True)
+        console.print(to_line(line), soft_wrap=True)
 
 
 def get_rank() -> int:

@@ -50,6 +50,8 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     """
     if name is None:
         return read_bundled_reference(features)
+    if not name:  # which would be the current folder
+        raise PidistillError("the reference has no name; leave it out, or name a file of statistics or a folder of images")
     path, kind = Path(name), Path(name).suffix.lower()
     if kind == ".pkl":
         reference = read_pickle(path, features)

@@ -118,6 +118,8 @@ def open_images(spec: str | Path) -> ImageSet:
     """
     if spec == "digits":
         return load_digits()
+    if spec == "":  # which would be the current folder
+        raise PidistillError("the data has no name; images come as `digits`, a folder, a .zip or an .npz")
     path = Path(spec)
     with catch_damage(str(path)):
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
