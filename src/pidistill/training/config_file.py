@@ -27,7 +27,7 @@ from pidistill.training.config import DistillConfig, RunConfig, TeacherConfig
 
 YAML_LIMIT, NUMBER = 256_000, 400  # bytes of a configuration; characters of a number, or of any scalar with a tag
 STRING = "tag:yaml.org,2002:str"
-
+PAIR = re.compile(r"[\ud800-\udbff][\udc00-\udfff]")
 
 Config = TypeVar("Config", bound=RunConfig)
 PRESET_FOLDERS = {DistillConfig: PRESETS / "distill", TeacherConfig: PRESETS / "train_teacher"}
@@ -103,7 +103,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def check_values(model: type[Config], values: dict[str, Any], where: str) -> Config:
     """Make a configuration of values; the first mistake is one line, which names `where` they were read."""
     try:
-        return model.model_validate(values)
+        config = model.model_validate(values)
+        if "\0" in config.out or not config.out or re.search(r"[\ud800-\udc7f\udd00-\udfff]", config.out):
+            raise PidistillError(f"out must be the name of a folder, got {config.out!r} ({where})")
+        return config
     except ValidationError as error:
         first = error.errors()[0]
         # A value that may be of several types adds the type to the place of its error: `microbatch.constrained-int`.
@@ -138,6 +141,8 @@ class _Composer(Composer):
             self.depth -= 1
         if isinstance(node, ScalarNode) and node.tag != STRING and len(node.value) > NUMBER:
             raise ComposerError(None, None, f"a number of more than {NUMBER} characters", mark)
+        if isinstance(node, ScalarNode):  # "\\ud83d\\ude00", as JSON writes one character, is two halves to YAML
+            node.value = PAIR.sub(lambda pair: pair.group().encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
         if isinstance(node, MappingNode) and not all(isinstance(key, ScalarNode) for key, _ in node.value):
             raise ComposerError(None, None, "a key that is a list or a mapping", mark)
         return node
@@ -176,7 +181,8 @@ def _read_value(model: type[RunConfig], key: str, text: str) -> Any:
     except YAMLError:
         raise PidistillError(f"--set {key}: cannot read the value {text!r}; as text it needs quotes") from None
     if isinstance(value, str):
-        return value if text[0] in "'\"|>!" or (types and str not in types) else text
+        quoted = text[0] in "'\"!" or (text[0] in "|>" and "\n" in text)
+        return value if quoted or (types and str not in types) else text
     if str not in types or text == "" or (NoneType in types and text in ("~", "null", "Null", "NULL")):
         return value
     return text
