@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -27,8 +28,8 @@ import json, os, sys
 from pidistill.training import batches, setup
 plain, rank = batches.draw_batch, os.environ.get("RANK", "0")
 who, when, number = os.environ.get("SIGNAL", "- 0 0").split()
-def draw_batch(objective, seed, step, ks, device):
-    batch = plain(objective, seed, step, ks, device)
+def draw_batch(phase, number, seed, step, ks, device):
+    batch = plain(phase, number, seed, step, ks, device)
     with open(f"{sys.argv[-1]}.draws{rank}", "a") as file:
         for row, k in enumerate(ks):
             file.write(json.dumps([step, k, {key: value[row].tolist() for key, value in batch.items()}]) + "\\n")
@@ -44,8 +45,27 @@ main()
 """
 
 
-def launch(tmp_path, name: str, processes: int, *flags: str, send: str = "- 0 0",
-           shards: bool = False) -> list[tuple[int, str, str]]:
+# A loop that the second process asks to end with its second step; prints what each process has seen, and its student.
+LOOP = """
+import json, os, sys
+import pidistill
+overrides = {"student.init": "random", "student.net": {"name": "mlp", "width": 16, "depth": 2}, "train.steps": 6,
+             "train.batch": 7, "evaluate.num": 8, "grid.points": 10, "log.every": 1}
+steps, seen = pidistill.steps("gaussian:2,modes=4,std=0.2", out=sys.argv[-1], overrides=overrides), []
+while True:
+    try:
+        step = next(steps)
+    except StopIteration as end:
+        print(json.dumps([seen, [p.sum().item() for p in end.value.parameters()]]))
+        break
+    seen.append([step.number, step.losses["pid"], step.main])
+    if step.number == 2 and not step.main:
+        step.stop()
+"""
+
+
+def launch(tmp_path, name: str, processes: int, *flags: str, send: str = "- 0 0", shards: bool = False,
+           script: str = SCRIPT) -> list[tuple[int, str, str]]:
     """As srun does: every process with its number in its environment. Gives (exit code, stdout, stderr) of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,18 +77,18 @@ def launch(tmp_path, name: str, processes: int, *flags: str, send: str = "- 0 0"
     environment = {"ACCELERATE_USE_CPU": "true", "SIGNAL": send}
     if shards:  # what `accelerate launch --use_fsdp --fsdp_version 2` sets
         environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    started = [in_clean_child(run_script, argv, environment | of(rank), *outputs[rank]) for rank in range(processes)]
+    started = [in_clean_child(run_script, script, argv, environment | of(rank), *outputs[rank]) for rank in range(processes)]
     codes = [exit_code(process) for process in started]
     return [(code, *(path.read_text() for path in paths)) for code, paths in zip(codes, outputs)]
 
 
-def run_script(argv: list[str], environment: dict[str, str], out, err) -> None:
+def run_script(script: str, argv: list[str], environment: dict[str, str], out, err) -> None:
     os.environ.update(environment)
     for number, name, path in ((1, "stdout", out), (2, "stderr", err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
     sys.argv = argv
-    exec(SCRIPT, {})
+    exec(script, {})
 
 
 def run(tmp_path, name: str, processes: int, *flags: str, **options) -> list[tuple[int, str, str]]:
@@ -90,7 +110,7 @@ def one(tmp_path_factory):
 
 
 def assert_same(one, other) -> None:
-    for path in ("student/model", "checkpoints/000006/student", "checkpoints/000006/optimizer"):
+    for path in ("student/model", "checkpoints/000006/student", "checkpoints/000006/optimizer-pid"):
         a, b = (read_tensors(folder / f"{path}.safetensors") for folder in (one, other))
         assert a.keys() == b.keys()
         for key in a:
@@ -163,4 +183,19 @@ def test_the_others_end_when_one_dies(tmp_path):
     assert [code for code, *_ in done] == [2, -signal.SIGKILL, 2]
     for _, _, said in (done[0], done[2]):
         assert "error: another process of this run has ended" in said and "Traceback" not in said
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["000003"]
+
+
+def test_one_of_two_processes_ends_the_run_of_both(tmp_path):
+    """With the step after: the same steps and the same student. Each has told the loss of its own samples, of 7 = 3 + 4."""
+    done = launch(tmp_path, "run", 2, script=LOOP)
+    assert [code for code, *_ in done] == [0, 0], [err[-1000:] for *_, err in done]
+    (first, student), (second, other) = (json.loads(out.splitlines()[-1]) for _, out, _ in done)
+    assert student == other and [main for *_, main in first + second] == [True] * 3 + [False] * 3
+    lines = read_metrics(tmp_path / "run")
+    numbers = [[number for number, *_ in seen] for seen in (first, second)]
+    assert numbers[0] == numbers[1] == [line["step"] for line in lines] == [1, 2, 3]
+    for line, (_, a, _), (_, b, _) in zip(lines, first, second, strict=True):
+        assert line["loss"] == pytest.approx((3 * a + 4 * b) / 7, rel=1e-5) and a != b
+    assert read_json(tmp_path / "run" / "results.json")["steps"] == 3
     assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["000003"]

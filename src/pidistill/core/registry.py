@@ -48,7 +48,10 @@ def find_member(family: str, name: str) -> Any:
     members, if the name is none of theirs.
     """
     if name.startswith("python:") and family in OPEN_TO_PYTHON:
-        return import_from_python(name.removeprefix("python:"), family.removesuffix("s"))
+        member = import_from_python(name.removeprefix("python:"), family.removesuffix("s"))
+        if not callable(member):
+            raise PidistillError(f"{name} is no class and no function")
+        return member
     known = list_members(family)
     if name not in known:
         raise suggest_choices(family.removesuffix("s"), name, known)
@@ -69,7 +72,11 @@ def build(family: str, name: str, *args: Any, **options: Any) -> Any:
     options: keyword arguments of the member, as they come from YAML.
     """
     make = find_member(family, name)
-    parameters = inspect.signature(make, eval_str=True).parameters
+    try:
+        parameters = inspect.signature(make, eval_str=True).parameters
+    except NameError as error:  # an annotation that is imported for type checkers alone
+        raise PidistillError(f"{family}/{name}: the type {error.name!r} of an argument is not there when it runs; import it "
+                             "outside of TYPE_CHECKING") from None
     for key in options:
         if key not in parameters:
             known = [k for k, p in parameters.items() if p.kind is p.KEYWORD_ONLY and k != "draw"]  # a sampler's noise

@@ -30,11 +30,11 @@ from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective, Setup, check_contract, find_objective
-from pidistill.training.config import DistillConfig
+from pidistill.training.config import DistillConfig, StudentConfig
 from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
 from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
-from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps
+from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps, wait_for_all
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,
@@ -56,9 +56,9 @@ def steps(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, 
           resume: bool = False) -> Generator[StepTaken, None, Student]:
     """Distil a teacher as `distill` does, step by step: yields each step once it is taken, so that a loop's body is a hook.
 
-    A step tells its number, its losses and, on demand, the averaged student; `step.stop()` ends the run there, and the
-    student is saved and measured as ever. A loop that is left by `break` leaves an unfinished run, which goes on from its
-    newest checkpoint with resume=True. Parameters and value: `distill`.
+    A step tells its number, its losses and, on demand, the averaged student; `step.stop()` ends the run (of a distillation
+    in stages the stage) there, and the student is saved and measured as ever. A loop that is left by `break` leaves an
+    unfinished run, which goes on from its newest checkpoint with resume=True. Parameters and value: `distill`.
     """
     values = dict(overrides or {})
     spec = teacher if isinstance(teacher, str) else getattr(teacher, "spec", None)
@@ -107,7 +107,10 @@ def distil_in_steps(config: DistillConfig, teacher: Denoiser | None = None, *, f
     began = time.perf_counter() if began is None else began
     teacher = load_teacher(config.teacher) if teacher is None else teacher
     stages = list_stages(config)
-    job = Distillation(next(iter(stages.values())), teacher)  # of the first stage: its mistakes are found before all else
+    first, *later = start_anew(stages).values()
+    for stage in later:  # mistakes of all are found before the first is trained
+        build_objective(stage, teacher, "meta")
+    job = Distillation(first, teacher)
     with claim(config, force, resume, given, step) as folder:
         if len(stages) == 1:
             students = yield from job.train_in_steps(folder)
@@ -143,6 +146,15 @@ def list_stages(config: DistillConfig) -> dict[str, DistillConfig]:
             if len(stages) > 1 else stage for number, (name, stage) in enumerate(zip(names, stages, strict=True), 1)}
 
 
+def start_anew(stages: dict[str, DistillConfig]) -> dict[str, DistillConfig]:
+    """Let stages that start from the one before start as that one does: the network is the same."""
+    student, found = StudentConfig(), {}
+    for name, stage in stages.items():
+        student = student if stage.student.init == "previous" else stage.student
+        found[name] = stage.model_copy(update={"student": student})
+    return found
+
+
 def is_stage(folder: Path) -> bool:
     """Tell whether a run is a stage of the one around it."""
     return re.fullmatch(r"[1-9]\d*-\w+", folder.name) is not None and (folder.parent / "config.yaml").exists()
@@ -166,11 +178,13 @@ def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Pa
                                      "choose another folder with --out, or begin again with --force")
             continue
         job = job if number == 0 else Distillation(config, teacher, previous)
-        console.print(f"stage {number + 1} of {len(stages)}: {name}", soft_wrap=True)
+        if processes.is_main():
+            console.print(f"stage {number + 1} of {len(stages)}: {name}", soft_wrap=True)
         with claim(config.model_copy(update={"out": str(place)}), resume=begun, given=list(flatten(config.model_dump()))):
             students = yield from job.train_in_steps(place)
     if students is not None:
         job.save(folder, students)
+    wait_for_all()
     return job, students
 
 
@@ -200,10 +214,10 @@ class Distillation:
         """
         trained = yield from take_steps(self.objective, self.config, folder, self.make_watchers(evaluator))
         self.steps = trained.steps
-        if not trained.main:
-            return None
-        students = select_students(trained.averages)
-        self.save(folder, students)
+        students = select_students(trained.averages) if trained.main else None
+        if students is not None:
+            self.save(folder, students)
+        wait_for_all()  # the others go on to read the student
         return students
 
     def save(self, folder: Path, students: dict[float, Student]) -> None:
@@ -262,12 +276,16 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     options = dict(config.objective)
     name = options.pop("name")
     member = find_objective(name)
-    init = str(previous) if previous and config.student.init == "previous" else config.student.init
+    init, net, width = config.student.init, config.student.net, config.student.width
+    if previous and init == "previous":  # with that one's network
+        init, net, width = str(previous), None, 1.0
     with torch.device(device):
-        student = make_student(teacher, init, config.student.net, config.student.width, member.form)
+        student = make_student(teacher, init, net, width, member.form)
         setup = Setup(student, teacher, grid, open_data(config.data, member, name, teacher), config.train.recompute)
         objective: Objective = build("objectives", name, setup, **options)
     check_contract(objective)
+    if "student" not in objective.averaged:
+        raise PidistillError(f"the objective {name} must average its `student`: that is what a distillation draws and saves")
     if config.train.recompute:
         find_recomputable_blocks(objective.networks.values())
     return objective

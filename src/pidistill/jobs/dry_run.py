@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pidistill.core.errors import PidistillError
-from pidistill.jobs.distill import build_objective, list_stages
+from pidistill.jobs.distill import build_objective, list_stages, start_anew
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
@@ -84,15 +84,6 @@ def describe_stage(config: DistillConfig, teacher: Denoiser, gpus: int, memory: 
         "time": f"{format_engineering(seconds)}s a step, {format_duration(seconds * config.train.steps)} in all, on "
                 f"{gpus} x A100 at {format_engineering(SUSTAINED[config.precision])}FLOP/s each",
     }
-
-
-def start_anew(stages: dict[str, DistillConfig]) -> dict[str, DistillConfig]:
-    """Let stages that start from the one before start as that one does: the network is the same."""
-    init, found = "teacher", {}
-    for name, stage in stages.items():
-        init = init if stage.student.init == "previous" else stage.student.init
-        found[name] = stage.model_copy(update={"student": stage.student.model_copy(update={"init": init})})
-    return found
 
 
 def describe_memory(sizes: dict[str, int], room: float, memory: float) -> dict[str, str]:

@@ -29,7 +29,8 @@ def describe(spec: str) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": spec}
     run = (path / "config.yaml").exists()
     if run:
-        stages = sorted((place for place in path.glob("[1-9]*-*") if is_stage(place)), key=lambda place: place.name)
+        stages = sorted((place for place in path.glob("[1-9]*-*") if is_stage(place)),
+                        key=lambda place: int(place.name.partition("-")[0]))
         facts |= {"run": "training run", **({} if stages else describe_progress(path))}
         if stages:
             facts["stages"] = {place.name: describe_progress(place) for place in stages}

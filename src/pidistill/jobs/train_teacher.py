@@ -21,7 +21,7 @@ from pidistill.nets.base import build_net
 from pidistill.objectives.base import Objective, TeacherSetup, find_objective
 from pidistill.training.config import TeacherConfig
 from pidistill.training.config_file import given_keys, load_config
-from pidistill.training.log import read_metrics
+from pidistill.training.log import read_losses, read_metrics
 from pidistill.training.run_folder import claim
 from pidistill.training.trainer import Averages, Watcher, train
 
@@ -78,9 +78,11 @@ class TeacherTraining:
         trained = train(self.objective, config, folder, watchers)
         if not trained.main:
             return None
-        losses = [record["loss"] for record in read_metrics(folder) if "loss" in record][-50:]
+        losses = [read_losses(record) for record in read_metrics(folder) if read_losses(record)][-50:]
+        final = {key: sum(line[key] for line in losses if key in line) / sum(key in line for line in losses)
+                 for key in dict.fromkeys(key for line in losses for key in line)}
         provenance = {"command": command, "commit": find_commit(), "seed": config.train.seed, "steps": config.train.steps,
-                      "batch": config.train.batch, "final_loss": sum(losses) / len(losses), "data": config.data,
+                      "batch": config.train.batch, "final_loss": final.get("loss", final), "data": config.data,
                       "data_images": len(self.data), "data_licence": self.data.licence, "versions": list_versions(),
                       "seconds": round(time.perf_counter() - self.began)}
         teacher = trained.averages[config.ema[0]]["teacher"]

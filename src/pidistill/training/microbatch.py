@@ -73,7 +73,7 @@ def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, dev
     """Halve `micro` until forward and backward pass of so many samples run on the device, in every phase."""
     for number, phase in enumerate(objective.phases()):
         draw = functools.partial(draw_batch, phase, number, config.train.seed, step, device=device)
-        while not runs_through(objective, config, phase, draw(ks=range(micro))):
+        while not runs_through(objective, config, phase, step, draw(ks=range(micro))):
             if micro == 1:
                 raise PidistillError("train.microbatch=auto: the memory does not hold a step of one sample; "
                                      "set train.recompute=true, or objective.distance.microbatch=1 (lpips, features)")
@@ -81,8 +81,8 @@ def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, dev
     return micro
 
 
-def runs_through(objective: Objective, config: RunConfig, phase: Phase, batch: Batch) -> bool:
-    """Tell whether a phase's forward and backward pass of a batch ends well. Leaves no gradient.
+def runs_through(objective: Objective, config: RunConfig, phase: Phase, step: int, batch: Batch) -> bool:
+    """Tell whether a phase's forward and backward pass of a batch of that step ends well. Leaves no gradient.
 
     Beside it there is room for the optimiser's two moments of the weights.
     """
@@ -91,7 +91,7 @@ def runs_through(objective: Objective, config: RunConfig, phase: Phase, batch: B
         beside = [torch.empty_like(p) for p in parameters for _ in range(2)]
         with hold_constant(objective, phase):
             with autocast(config.precision, device):
-                loss = phase.loss(batch, 0).sum()
+                loss = phase.loss(batch, step).sum()
             loss.backward()
         del beside
         return True

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -114,6 +114,12 @@ def exhaust(steps: Generator[Any, None, V]) -> V:
             return end.value
 
 
+def wait_for_all() -> None:
+    """Wait until every process of the run is here."""
+    with explain_lost_processes():
+        PartialState().wait_for_everyone()
+
+
 def take_steps(objective: Objective, config: RunConfig, folder: Path,
                watchers: Sequence[Watcher] = ()) -> Generator[StepTaken, None, Trained]:
     """Minimise the objective step by step; yields every step that it has taken.
@@ -158,6 +164,8 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
             due = due and done > saved_at + 1  # what is voted for again before the vote for it has come back
             if ended and not last:
                 last = True
+                if done % config.log.every:
+                    report(run, means, log, progress, done)
                 watch([watcher for watcher in watchers if done % watcher.every], run, log, done, folder)
             if due or stop or diverged or last or done % keep.every == 0:
                 clock, saved_at = time.monotonic(), done
@@ -186,7 +194,8 @@ class Means:
         self.phases: dict[str, PhaseStep] = run.step.phases
         known = [PHASE | run.record["phases"].get(name, {}) for name in self.phases]
         self.sums = torch.tensor([[phase["loss"], phase["good"]] for phase in known], device=run.device)
-        self.norms = [torch.tensor(phase["norm"] or math.nan) for phase in known]  # of the last gradients
+        # The norms of the last gradients.
+        self.norms = [torch.tensor(math.nan if phase["norm"] is None else phase["norm"]) for phase in known]
         self.logged: int = run.record["logged"]  # the step of the last line
 
     def add(self, taken: dict[str, Taken]) -> None:
