@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pidistill.cli.terminal import (
     print_teacher,
 )
 from pidistill.core.errors import PidistillError
+from tests.names import NAMES
 
 
 def test_rates_are_numbers_without_repetition():
@@ -25,9 +27,10 @@ def test_rates_are_numbers_without_repetition():
             parse_rates(text)
 
 
-def test_out_is_an_override_that_yaml_reads_as_text():
+@pytest.mark.parametrize("name", NAMES)
+def test_out_is_the_value_that_was_typed(name):
     assert add_out(None, None) == [] and add_out(["ema=0.9"], None) == ["ema=0.9"]
-    assert add_out(["ema=0.9"], Path("runs/1: a")) == ["ema=0.9", "out='runs/1: a'"]
+    assert add_out(["ema=0.9"], Path(name)) == ["ema=0.9", ("out", name)]
 
 
 def test_the_command_line_can_be_pasted_into_a_shell(monkeypatch):
@@ -56,3 +59,12 @@ def test_other_processes_than_the_main_one_print_nothing(capsys):
     assert capsys.readouterr().out == ""
     print_teacher(Path("runs/t"))
     assert capsys.readouterr().out == "teacher in runs/t; distil it with: pidistill distill --teacher runs/t\n"
+    print_teacher(Path("my runs/it's"))
+    said = capsys.readouterr().out.partition("distil it with: ")[2]
+    assert shlex.split(said) == ["pidistill", "distill", "--teacher", "my runs/it's"]
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[red]x", ":smile:", "a$b$"])
+def test_cells_are_no_markup(name, capsys):
+    print_rows([["model"], [f"student {name}"]])
+    assert f"student {name}" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 
 import numpy as np
@@ -9,8 +11,11 @@ import pytest
 from PIL import Image
 
 from pidistill.files.reading import read_json
+from pidistill.models.student import load_student
+from pidistill.training.config_file import parse_yaml
 from pidistill.training.log import read_metrics
 from tests.cli.flags import POINTS, QUICK, RANDOM, SHORT
+from tests.names import NAMES
 
 
 def read_files(folder) -> dict[str, bytes]:
@@ -110,6 +115,79 @@ def test_the_same_line_starts_a_run_and_goes_on(cli, tmp_path):
     assert state["config"]["optimizer"]["lr"] == 1e-3 and (tmp_path / "run" / "checkpoints" / "000003.later").is_dir()
     assert "beyond train.steps=3" in cli("resume", tmp_path / "run", "--set", "train.steps=3").error()
     assert cli("resume", tmp_path / "run", "--set", "train.steps=4").code == 0
+
+
+# names --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["distill", "train-teacher"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_options_reach_the_run_unchanged(cli, tmp_path, monkeypatch, verb, name):
+    from pidistill.jobs import distill, train_teacher
+
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(distill, "run_distillation", lambda config, **_: seen.append(config))
+    monkeypatch.setattr(train_teacher, "run_teacher_training", lambda config, *_, **__: seen.append(config))
+    teacher = [f"--teacher={name}"] if verb == "distill" else []
+    result = cli(verb, *teacher, f"--out={name}")
+    assert result.code == 0, result.err
+    assert seen[0].out == name and (verb == "train-teacher" or seen[0].teacher == name)
+
+
+HARD = "a\\b \xa0#1: 'x' \"y\" [red] é日😀 $z\n~"  # one for all, as a run takes a second
+
+
+def test_runs_live_in_folders_of_any_name(cli, tmp_path, monkeypatch, images_npz, net_flags):
+    """A teacher's training from data of such a name, its distillation, and every verb that takes a run."""
+    monkeypatch.chdir(tmp_path)
+    data, base = f"data{HARD}.npz", f" {HARD} 1e3"
+    shutil.copy(images_npz, data)
+    short = ["--set", "train={steps: 2, batch: 2}", "--set", "preview.seeds=0-1"]
+    quoted = json.dumps(data, ensure_ascii=False)
+    assert cli("train-teacher", "--set", f"data={quoted}", *net_flags, *short, f"--out=t{base}").code == 0
+    short += ["--set", "evaluate.num=4", "--set", "grid.points=5"]
+    result = cli("distill", f"--teacher=t{base}", *short, f"--out={base}")
+    assert result.code == 0, result.err
+    assert cli("resume", base, "--set", "train.steps=3").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([data, f"t{base}", base])
+    assert cli("sample", base, "--seeds", "0-1", "--out", f"s{base}.npz").code == 0
+    assert cli("evaluate", base, "--num", 2, "--steps", 2, "--out", f"e{base}.json").code == 0
+    result = cli("compare", f"--teacher=t{base}", "--students", base, "--samplers", "heun:2", "--num", 2, f"--out=c{base}")
+    assert result.code == 0, result.err
+    assert (tmp_path / f"s{base}.npz").is_file() and read_json(tmp_path / f"e{base}.json")["student"]["nfe"] == 1
+    assert (tmp_path / f"c{base}" / "compare-samples.png").is_file()
+    for folder in (f"t{base}", base):
+        config = parse_yaml((tmp_path / folder / "config.yaml").read_text(encoding="utf-8"))
+        assert config["out"] == folder and config.get("data", data) in (data, None)
+        assert config.get("teacher", f"t{base}") == f"t{base}"
+    assert read_json(tmp_path / base / "student" / "provenance.json")["teacher"] == f"t{base}"
+
+
+def test_a_name_that_is_no_utf8_is_a_name(cli, tmp_path, monkeypatch):
+    """Linux's file systems take any bytes."""
+    monkeypatch.chdir(tmp_path)
+    name = os.fsdecode(b"run \xff")
+    result = cli("distill", *QUICK, "--out", name)
+    assert result.code == 0 and "run \\udcff" in result.out, result.err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert parse_yaml((tmp_path / name / "config.yaml").read_text(encoding="utf-8"))["out"] == name
+    assert load_student(tmp_path / name).sample(range(2)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("args, words", [(["--teacher", ""], "teacher"), (["--preset", ""], "unknown preset ''")])
+def test_an_empty_word_is_no_default(cli, tmp_path, args, words):
+    """Such as that of a shell's variable that is not set."""
+    assert words in cli("distill", *args, "--out", tmp_path / "run").error()
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_names_are_not_the_current_folder(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "has no name" in cli("train-teacher", "--set", "data=''").error()
+    assert "has no name" in cli("reference", "", "--features", "digits", "--out", "r.npz").error()
+    line = ["evaluate", "gaussian:1x16x16", "--features", "digits", "--num", 4]
+    assert "has no name" in cli(*line, "--reference", "").error()
 
 
 # mistakes ------------------------------------------------------------------------------------------------------------

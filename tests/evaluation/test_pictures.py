@@ -55,6 +55,13 @@ def test_comparison_puts_the_teacher_above_the_student(tmp_path):
     assert pixels[int(13 * scale), int((1 + 5 * 10) * scale)] == 128  # number 26 does not exist
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\tb\x1b[31m", "日本 😀", "a\udcff", ""])
+def test_captions_may_be_any_folders_name(tmp_path, name):
+    write_captioned(tmp_path / "a.png", torch.zeros(4, 1, 4, 4), 2, ["a", f"student {name}"], [name, "y"])
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 900
+
+
 def test_captions_need_room_beside_and_above(tmp_path):
     images = torch.zeros(4, 1, 4, 4)
     write_captioned(tmp_path / "a.png", images, 2, ["a", "b"], [])

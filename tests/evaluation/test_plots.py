@@ -67,6 +67,21 @@ def test_published_numbers_of_another_metric_are_left_out(axes, tmp_path):
     assert len(axes[0].get_lines()) == 1 + sum(row.inception_score is not None for row in PUBLISHED["cifar10"])
 
 
+def test_numbers_that_have_no_logarithm_are_shown(axes, tmp_path):
+    """An unbiased KID may be below 0."""
+    plot_comparison(tmp_path / "c.png", [Point("a", 1, -0.002), Point("b", 9, 0.5)], [], "kid", "KID")
+    plot_curves(tmp_path / "d.png", [curve("a", [(1, -0.002), (2, 0.5)])], "fid", "FID")
+    plot_curves(tmp_path / "e.png", [curve("a", [(1, 0.0), (2, 0.0)])], "fid", "FID")
+    for found, lowest in zip(axes, (-0.002, -0.002, 0)):
+        assert found.get_yscale() == "linear" and found.get_ylim()[0] <= lowest < found.get_ylim()[1]
+
+
+@pytest.mark.parametrize("name", ["student $a", "student $\\foo$", "student a\\$b_$", "a^{b", "student \u65e5\u672c"])
+def test_names_are_no_formulas(axes, tmp_path, name):
+    plot_comparison(tmp_path / "c.png", [Point(name, 1, 2.0)], [], "fid", "FID")
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [name]
+
+
 def test_a_plot_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PidistillError, match="cannot write"):

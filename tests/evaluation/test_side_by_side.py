@@ -84,3 +84,11 @@ def test_a_record_is_of_one_measurement_alone(teacher, tmp_path):
     assert again == first and subject.images == images == 40
     measure_models({"a/b": subject}, measure, range(41), batch=20, keep=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2 and subject.images == 81
+
+
+@pytest.mark.parametrize("name", ["student " + "\U00020000" * 90, "student " + "語" * 90, "a\n/\\b\udcff", "x" * 300])
+def test_a_record_fits_whatever_the_subject_is_called(teacher, tmp_path, name):
+    """File systems take names of 255 bytes."""
+    measure = Measure("digits", None, teacher.shape)
+    measure_models({name: Subject.of(teacher, Sampler("ddim", 2))}, measure, range(4), batch=4, keep=tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]

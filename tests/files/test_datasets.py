@@ -112,6 +112,131 @@ def test_wrong_labels_are_one_line(tmp_path, record, words):
     expect_refusal(make_zip(tmp_path / "a.zip", files | {"dataset.json": text}), words, "dataset.json")
 
 
+@pytest.mark.parametrize("text, line, column", [
+    ('{"labels": [["00000/img00000000.png", 0],\n ]}', 1, 41), ('{"labels": null,}', 1, 16), ('{"labels": null\n', 2, 1),
+    ("{'labels': null}", 1, 2), ('{"labels": null}\n}', 2, 1), ('{\n"labels": [["a", 1],,]}', 2, 21),
+    ('{"labels": null,\n "labels": []}', 2, 2), ('{"labels": None}', 1, 12),
+    ('{"labels": [[[' + "[" * 60 + "]" * 63 + "}", 1, 61)])
+def test_mistakes_of_a_record_have_line_and_column(tmp_path, text, line, column):
+    files = {name: encode(image) for name, image in zip(NAMES, GREY)} | {"dataset.json": text.encode()}
+    for path in (make_folder(tmp_path / "a", files), make_zip(tmp_path / "a.zip", files)):
+        expect_refusal(path, f"cannot be read: line {line}, column {column}: ", "dataset.json")
+
+
+def test_a_record_may_have_a_byte_order_mark(tmp_path):
+    files = {name: encode(image) for name, image in zip(NAMES, GREY)}
+    text = b"\xef\xbb\xbf" + json.dumps(RECORD).encode()
+    assert open_images(make_folder(tmp_path / "a", files | {"dataset.json": text})).labels.tolist() == LABELS
+    expect_refusal(make_folder(tmp_path / "a", {"dataset.json": json.dumps(RECORD).encode("utf-16")}), "save it as UTF-8")
+
+
+# what is no data, and what folders mean -----------------------------------------------------------------------------------
+
+
+JUNK = {"__MACOSX/._a.png": b"\0\5\x16\7", "__MACOSX/cats/._b.png": b"", ".DS_Store": b"\0\0\0\1Bud1", "cats/._b.png": b"x",
+        "Thumbs.db": b"\xd0\xcf", "desktop.ini": b"", ".ipynb_checkpoints/a-checkpoint.png": encode(GREY[4]),
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg": encode(GREY[4]), ".cache/x/y.png": encode(GREY[4])}
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_hidden_files_are_left_out_and_counted(tmp_path, capsys, make):
+    files = {"a.png": encode(GREY[0]), "cats/b.png": encode(GREY[1])}
+    path = make(tmp_path / "a.zip", JUNK | files)
+    assert torch.equal(read_all(path)[:, 0], torch.from_numpy(GREY[:2]))
+    said = capsys.readouterr().err
+    assert "a.zip: left out: 9 hidden or the system's (.DS_Store, ...)\n" in said
+    record = {"labels": [["a.png", 1], ["cats/b.png", 0], [".cache/x/y.png", 2]]}  # one with a label is meant
+    path = make(tmp_path / "a.zip", JUNK | files, record)
+    data = open_images(path)
+    assert len(data) == 3 and data.labels.tolist() == [2, 1, 0] and np.array_equal(data.read(0)[..., 0], GREY[4])
+    assert "left out: 8 hidden" in capsys.readouterr().err
+
+
+def test_a_set_without_junk_says_nothing(tmp_path, capsys):
+    files = {name: encode(image) for name, image in zip(NAMES, GREY)}
+    for path in (make_folder(tmp_path / "a", files, RECORD), make_zip(tmp_path / "a.zip", files, {"labels": None}),
+                 make_npz(tmp_path / "a.npz", images=GREY, labels=np.array(LABELS))):
+        read_all(path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+def test_images_of_other_kinds_and_other_files_are_counted(tmp_path, capsys, make):
+    files = {"a.png": encode(GREY[0]), "b.gif": b"", "c.tiff": b"", "d.TIFF": b"", "README": b"", "x/labels.csv": b""}
+    assert len(read_all(make(tmp_path / "a.zip", files))) == 1
+    said = capsys.readouterr().err
+    assert "5 of other kinds (2 .tiff" in said and all(f"1 {kind}" in said for kind in (".gif", ".csv", "no ending"))
+    expect_refusal(make(tmp_path / "b.zip", {".a.png": files["a.png"], "b.tif": b""}),
+                   r"holds no images .*left out: 1 hidden or the system's \(.a.png\); 1 of other kinds")
+
+
+def test_a_hidden_folder_that_cannot_be_read_is_no_matter(tmp_path, monkeypatch):
+    """Such as lost+found, which is root's; any other one is."""
+    path = make_folder(tmp_path / "a", {"a.png": encode(GREY[0]), "lost+found/x": b"", "b/c.png": encode(GREY[1])})
+    scandir = os.scandir
+    for closed, found in (("lost+found", 2), ("b", None)):
+        def refuse(top, closed=closed):
+            if os.path.basename(top) == closed:
+                raise PermissionError(13, "Permission denied", top)
+            return scandir(top)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        if found:
+            assert len(open_images(path)) == found
+        else:
+            expect_refusal(path, "Permission denied")
+
+
+CLASSES = {"cat/1.png": GREY[0], "ant/x/2.png": GREY[1], "dog/1.png": GREY[2], "cat/0.png": GREY[3]}
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+@pytest.mark.parametrize("around", ["", "pets/", "my pets/images/"])
+def test_folders_of_images_are_classes(tmp_path, capsys, make, around):
+    files = {around + name: encode(image) for name, image in CLASSES.items()}
+    data = open_images(make(tmp_path / "a.zip", files | {"__MACOSX/" + around + "cat/._1.png": b"", ".x/1.png": b""}))
+    assert data.labels.dtype == torch.int64 and data.labels.tolist() == [0, 1, 1, 2] and data.num_classes == 3
+    assert [int(data.sample(k)["labels"]) for k in range(4)] == [0, 1, 1, 2]
+    assert np.array_equal(data.read(0)[..., 0], GREY[1]) and np.array_equal(data.read(3)[..., 0], GREY[2])
+    assert "a.zip: labels of 3 classes, its folders: ant, cat, dog (a dataset.json" in capsys.readouterr().err
+    record = {"labels": [[name, 5 - k] for k, name in enumerate(CLASSES)]}
+    for text, labels in ((record, [4, 2, 5, 3]), ({"labels": None}, None)):  # what the user wrote is what counts
+        files[f"{around}dataset.json"] = json.dumps(text).encode()
+        found = open_images(make(tmp_path / "b.zip", files)).labels
+        assert (found if found is None else found.tolist()) == labels
+    assert "classes" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [make_folder, make_zip])
+@pytest.mark.parametrize("names, said", [
+    (["a.png", "b.png"], ""), (["cat/a.png", "cat/b.png"], ""), (["cat/a.png", "b.png"], "1 of 2 images lie beside"),
+    (["train/cat/a.png", "test/cat/b.png"], "the folders test, train"), (NAMES, "the numbered folders 00000 to 00001"),
+    (["a/1.png", "b/2.png", "a/dataset.json"], "labels in a/dataset.json are not read")])
+def test_folders_that_are_no_classes(tmp_path, capsys, make, names, said):
+    data = open_images(make(tmp_path / "a.zip", {name: encode(GREY[0]) for name in names}))
+    err = capsys.readouterr().err
+    assert data.labels is None and (f"no labels: {said}" in err if said else err == ""), (err, said)
+
+
+def test_an_archive_of_windows_has_folders_too(tmp_path):
+    """Older .NET writes their names with backslashes; elsewhere these are letters."""
+    for system, labels in ((0, [0, 1]), (3, None)):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            for name in ("cat\\1.png", "dog\\2.png"):
+                info = zipfile.ZipInfo(name)
+                info.create_system = system
+                archive.writestr(info, encode(GREY[0]))
+        found = open_images(tmp_path / "a.zip").labels
+        assert (found if found is None else found.tolist()) == labels
+        assert len(read_all(tmp_path / "a.zip")) == 2
+
+
+def test_linked_folders_are_said(tmp_path, capsys):
+    path = make_folder(tmp_path / "a", {"a.png": encode(GREY[0]), "b/c.png": encode(GREY[1])})
+    (path / "linked").symlink_to(path / "b")
+    assert len(open_images(path)) == 2 and "left out: 1 linked folder\n" in capsys.readouterr().err
+
+
 def test_a_huge_record_is_not_read(tmp_path):
     path = make_folder(tmp_path / "a", {"a.png": encode(GREY[0]), "dataset.json": b""})
     os.truncate(path / "dataset.json", LABELS_LIMIT + 1)

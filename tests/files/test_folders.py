@@ -93,6 +93,8 @@ def test_finish_sees_the_whole_folder_before_it_has_its_name(tmp_path):
 
 def test_files_are_replaced_as_a_whole(tmp_path):
     path = tmp_path / "new" / "a"
+    write_text(path, "bytes \udcff")
+    assert path.read_bytes() == b"bytes \\udcff"
     write_text(path, "Grüße")
     assert path.read_bytes() == "Grüße".encode() and list_tree(tmp_path) == ["new", "new/a"]
     write_json(path, {"b": 1, "a": [2]})

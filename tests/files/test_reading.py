@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,53 @@ def test_json_is_what_it_says():
                         (nest(10**5), "too deep"), ("[1,]", "Expecting"), ("", "Expecting"), (b"\xff", "decode")):
         with pytest.raises(ValueError, match=words):
             parse_json(text)
+
+
+@pytest.mark.parametrize("text, line, column, words", [
+    ('{"a": 1,\n}', 1, 8, "trailing comma"), ('{\n "a": [1, 2,\n  ],\n "b": 1\n}', 2, 12, "trailing comma"),
+    ("[1 , ]", 1, 4, "trailing comma"),
+    ("{'a': 1}", 1, 2, "double quotes"), ("{\n// no\n}", 2, 1, "property name"), ('{"a": 1 "b": 2}', 1, 9, "',' delimiter"),
+    ('{"a": True}', 1, 7, "value"), ('{"a": 1}\nx', 2, 1, "Extra data"), ('{"a": "b\n"}', 1, 9, "Invalid control character"),
+    ('{"a": "\\q"}', 1, 8, "escape"), ('{"a": "b', 1, 7, "Unterminated"), ("", 1, 1, "Expecting"),
+    (b"\n\xff", 2, 1, "decode"),
+    (b"\xff\xfe[\0]\0", 1, 1, "UTF-16"), ('{"a": 1,\n "b": {"c": 1,\n  "c": 2}}', 3, 3, "the key 'c' stands twice"),
+    ('{"\\u0061": [{"a": 1}], "a": ":"}', 1, 24, "the key 'a' stands twice"),
+    ("\n" + "[" * 10**5, 2, DEPTH + 1, "too deeply"),
+    ("[" * DEPTH + "1" + "]" * DEPTH, 1, DEPTH + 1, "too deeply"), ('{"a":\n ' + "9" * 5000 + "}", 2, 2, "5000 digits")])
+def test_mistakes_have_line_and_column(tmp_path, text, line, column, words):
+    with pytest.raises(ValueError, match=rf"^line {line}, column {column}: .*{words}"):
+        parse_json(text)
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(PidistillError, match=rf"cannot read .*a\.json: line {line}, column {column}: .*{words}"):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": 1}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "config.json", "provenance.json"])
+def test_every_json_that_a_user_may_edit_names_the_place(tmp_path, name):
+    """Readers of the package go through `read_json`; here through what a user calls."""
+    from pidistill.models.load import load_model, read_teacher_spec
+
+    (tmp_path / "config.json").write_text('{"format": "pidistill-student"}')
+    (tmp_path / name).write_text('{\n "format": "pidistill-student",\n}')
+    calls = {"model_index.json": lambda: load_model(f"diffusers:{tmp_path}"),
+             "config.json": lambda: load_model(str(tmp_path)), "provenance.json": lambda: read_teacher_spec(str(tmp_path))}
+    with pytest.raises(PidistillError, match=rf"{name}: line 2, column 31: "):
+        calls[name]()
+
+
+def test_no_module_parses_json_by_itself():
+    """So that every mistake has its place; a manifest is the package's own, and checked byte for byte."""
+    import pidistill
+
+    root = Path(pidistill.__file__).parent
+    users = {path.relative_to(root).as_posix() for path in root.rglob("*.py")
+             if re.search(r"json\.loads?\(", path.read_text())}
+    assert users == {"files/reading.py", "files/manifest.py"}
 
 
 def test_sha256_is_of_the_bytes(tmp_path):

@@ -12,9 +12,10 @@ from PIL import Image
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation.measure import Measure
+from pidistill.evaluation.results import Measurement
 from pidistill.files.folders import write_text
 from pidistill.files.reading import read_json
-from pidistill.jobs.compare import compare, name_student, read_distance
+from pidistill.jobs.compare import Method, compare, name_student, read_distance
 from pidistill.models.samplers.base import Sampler, sample_teacher
 from pidistill.models.teachers.gaussian import gaussian
 from tests.runs import run_verb
@@ -86,6 +87,13 @@ def test_students_are_named_by_as_much_of_their_path_as_tells_them_apart():
         except PidistillError as error:
             assert str(error) == "the student /b is named twice"
     assert list(names) == ["student a", "student b", "student other/b"]
+
+
+@pytest.mark.parametrize("name, cell", [("student a|b", r"student a\|b"), ("student a\nb", "student a?b"),
+                                        ("a\udcff", "a?")])
+def test_names_do_not_break_the_table(name, cell):
+    method = Method(name, Measurement(1, 2.0, 3.0, {"fd": 4.0}))
+    assert method.cells(["fd"]) == [cell, "", "1", "4.00", "2.0", "3.0"] and method.record()["method"] == name
 
 
 @pytest.mark.parametrize("text, distance", [

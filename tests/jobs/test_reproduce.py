@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from pidistill.jobs.distill import Distillation
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS
 from pidistill.training.config_file import find_differences
 from pidistill.training.log import read_metrics
+from tests.names import NAMES
 
 SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20", "checkpoint.every=2", "preview.seeds=0-1",
          "objective.distance=pseudo_huber"]
@@ -27,6 +29,14 @@ def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tm
         expected = set(CURVES[run.curve].overrides)
         assert {key for key in changed if not any(key.startswith(e) for e in expected)} == set()
         assert all(any(key.startswith(e) for key in changed) for e in expected), run.curve
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_lie_where_the_user_says(name):
+    scale = reproduce.SCALES["bundled"]
+    for run in reproduce.plan_runs(EXPERIMENTS["figure8"], scale, Path(name), overrides=[f"data={json.dumps(name)}"]):
+        assert run.config.out == str(Path(name) / "curves" / f"{run.curve}-seed{run.seed}")
+        assert run.config.data == name  # although JSON writes characters in halves that YAML knows as two
 
 
 def test_what_the_user_sets_comes_before_the_paper_s_steps(tmp_path):

@@ -53,6 +53,27 @@ def test_a_folder_and_a_zip_train_the_teacher_of_their_pixels(tmp_path, make):
     assert read_json(tmp_path / "b" / "teacher" / "provenance.json")["data_images"] == 5
 
 
+def test_every_kind_of_labelled_images_trains_the_same_conditional_teacher(tmp_path):
+    """Folders of classes, in a folder, a ZIP and a ZIP of macOS; `arr_0` and channels first in an NPZ."""
+    order = np.argsort(LABELS, kind="stable")
+    files = {f"{'abc'[LABELS[i]]}/{k}.png": encode(COLOUR[i]) for k, i in enumerate(order)}
+    sets = [make_npz(tmp_path / "a.npz", arr_0=np.moveaxis(COLOUR[order], -1, 1), arr_1=np.array(LABELS)[order]),
+            make_folder(tmp_path / "b", files), make_zip(tmp_path / "c.zip", files),
+            make_zip(tmp_path / "d.zip", {f"x/{name}": data for name, data in files.items()} | {"__MACOSX/x/._a": b"1"})]
+    teachers = [load_teacher(str(run_teacher_training(configure(data, tmp_path / f"run{k}"), "")))
+                for k, data in enumerate(sets)]
+    assert all(teacher.shape == (3, 6, 8) and teacher.num_classes == 3 for teacher in teachers)
+    assert all(torch.equal(flatten(teachers[0]), flatten(teacher)) for teacher in teachers)
+    assert TeacherTraining(configure(sets[1], tmp_path / "e", conditional=False)).num_classes == 0
+
+
+def test_channels_first_are_channels(tmp_path):
+    """What 200 x 3 x 16 x 16 was taken for once: 16 channels of 16x3."""
+    data = make_npz(tmp_path / "a.npz", images=COLOUR[:, None, :, :, 0].repeat(3, 1))
+    job = TeacherTraining(configure(data, tmp_path / "a"))
+    assert job.denoiser.shape == (3, 6, 8) and job.num_classes == 0
+
+
 def test_a_broken_image_ends_the_training_in_one_line(tmp_path):
     data = make_folder(tmp_path / "images", {"0.png": encode(GREY[0]), "1.png": b"broken"})
     with pytest.raises(PidistillError, match=r"1\.png: cannot be read") as caught:

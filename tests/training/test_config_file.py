@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pidistill.core.errors import PidistillError
 from pidistill.training.config import DistillConfig, TeacherConfig
-from pidistill.training.config_file import dump_yaml, load_config, preset_names
+from pidistill.training.config_file import dump_yaml, load_config, parse_yaml, preset_names
+from tests.names import NAMES
 
 
 @pytest.mark.parametrize("model, name", [(m, n) for m in (DistillConfig, TeacherConfig) for n in preset_names(m)])
@@ -113,3 +118,81 @@ def test_the_written_file_is_plain_yaml():
     config = load_config(DistillConfig, "default", ["objective.distance=l1"])
     values = YAML(typ="safe").load(dump_yaml(config))
     assert values["objective"] == {"name": "pid", "distance": "l1"} and values["optimizer"]["betas"] == [0.9, 0.999]
+
+
+# any text ------------------------------------------------------------------------------------------------------------
+
+
+def write_and_read(text: str) -> None:
+    config = load_config(DistillConfig, "default", [("teacher", text), ("objective.distance", {"name": text})])
+    assert config.teacher == config.objective["distance"]["name"] == text
+    written = dump_yaml(config).encode()  # UTF-8
+    values = parse_yaml(written.decode())
+    assert values["teacher"] == values["objective"]["distance"]["name"] == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_the_same_after_writing_and_reading(name, tmp_path):
+    write_and_read(name)
+    config = load_config(DistillConfig, "default", {"out": name, "data": name, "evaluate.reference": name})
+    assert config.out == config.data == config.evaluate.reference == name
+    (tmp_path / "config.yaml").write_bytes(dump_yaml(config).encode())
+    assert load_config(DistillConfig, tmp_path / "config.yaml") == config
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, database=None)
+@given(st.text(st.characters(), max_size=60)
+       | st.text(st.sampled_from(" \n\t\x85\u2028\\'\"#:-?!&*|>%@`{}[],~ae0x1.\xa0\udc80"), max_size=40))
+def test_any_text_is_the_same_after_writing_and_reading(text):
+    write_and_read(text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_word_of_set_is_the_text_that_it_is(name):
+    """Unless YAML has quotes for it, or cannot read it, which is said."""
+    text = name.strip()
+    for model, key in ((TeacherConfig, "data"), (DistillConfig, "out"), (DistillConfig, "student.init"),
+                       (DistillConfig, "teacher"), (DistillConfig, "evaluate.reference")):
+        preset = "digits" if model is TeacherConfig else "default"
+        try:
+            config = load_config(model, preset, [f"{key}={name}"])
+        except PidistillError as error:
+            assert f"--set {key}: cannot read the value" in str(error) or (text == "" and "valid string" in str(error))
+            continue
+        found = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        if text[:1] in ("'", '"', "!") and isinstance(parse_yaml(text), str):
+            assert found == parse_yaml(text)
+        elif key == "evaluate.reference" and text in ("", "~", "null", "Null"):
+            assert found is None
+        else:
+            assert found == text
+
+
+@pytest.mark.parametrize("word, expected", [
+    ("out='a: b'", "a: b"), ('out="a\\tb"', "a\tb"), ("out=' a '", " a "), ("out=runs/1 #2", "runs/1 #2"),
+    ("out= runs/x ", "runs/x"),
+    ("out=1e3", "1e3"), ("out=null", "null"), ("out=true", "true"), ("out=a\\b", "a\\b"), ("out=a: b", "a: b"),
+    ("out=[a]", "[a]"), ("out=a\nb", "a\nb"), ("out=!!str 5", "5"), ("out=!!int 5", "!!int 5")])
+def test_paths_on_the_command_line(word, expected):
+    assert load_config(DistillConfig, "default", [word]).out == expected
+
+
+@pytest.mark.parametrize("out", ["", "a\0b", "\ud800", "\udc00"])
+def test_what_no_file_system_takes_is_no_folder(out):
+    with pytest.raises(PidistillError, match="out must be the name of a folder"):
+        load_config(DistillConfig, "default", {"out": out})
+
+
+def test_options_of_members_keep_their_text_and_their_numbers():
+    config = load_config(DistillConfig, "default", ["objective.distance={name: features, c: 1e-3}",
+                                                    "objective.distance.network=my net #2.pt", "objective.balance=0.5"])
+    assert config.objective["distance"] == {"name": "features", "c": 1e-3, "network": "my net #2.pt"}
+    assert config.objective["balance"] == 0.5
+    assert load_config(DistillConfig, "default", ["precision=bf16 # half", "train.steps=7 # few"]).precision == "bf16"
+
+
+def test_paths_from_python_are_their_text():
+    config = load_config(DistillConfig, "default", {"student.init": Path("runs/a #1"), "out": Path("x\\y")})
+    assert config.student.init == "runs/a #1" and config.out == "x\\y"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -46,6 +47,8 @@ def main() -> Any:
     # at the end, takes a sixth of the time of a short `sample`.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is escaped, and ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         result = app(sys.argv[1:], standalone_mode=False)
     except PidistillError as error:

@@ -90,6 +90,6 @@ def compare(methods: Annotated[list[str] | None, typer.Argument(metavar="[MORE].
                 command=format_command_line())
     for path in paths:
         if path.suffix == ".md":
-            print(path.read_text())
+            print(path.read_text(encoding="utf-8"))
     for path in paths:
         print(path)

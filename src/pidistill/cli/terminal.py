@@ -23,9 +23,9 @@ def parse_rates(text: str | None) -> list[float | None]:
         raise PidistillError(f"--ema takes rates such as 0.999,0.9999, got {text!r}") from None
 
 
-def add_out(overrides: list[str] | None, out: Path | None) -> list[str]:
-    """Add what --out means, `out=PATH`, to the overrides of a run."""
-    return [*(overrides or []), *([f"out={str(out)!r}"] if out else [])]
+def add_out(overrides: list[str] | None, out: Path | None) -> list[str | tuple[str, str]]:
+    """Add what --out means, the value of `out`, to the overrides of a run; a pair, so that nobody reads it as YAML."""
+    return [*(overrides or []), *([] if out is None else [("out", str(out))])]
 
 
 def format_command_line() -> str:
@@ -36,7 +36,7 @@ def format_command_line() -> str:
 def print_teacher(folder: Path | None) -> None:
     """Print where a trained teacher lies; all processes but the main one, which have no folder, print nothing."""
     if folder:
-        print(f"teacher in {folder}; distil it with: pidistill distill --teacher {folder}")
+        print(f"teacher in {folder}; distil it with: pidistill distill --teacher {shlex.quote(str(folder))}")
 
 
 def print_distilled(result: DistillationResult | None) -> None:
@@ -59,9 +59,9 @@ def print_rows(rows: list[list[str]]) -> None:
     table = Table(*head)
     for row in body:
         table.add_row(*row)
-    terminal = Console()
+    terminal = Console(markup=False, emoji=False)  # names may have [brackets] and :colons:
     # Elsewhere than on a terminal nothing is cut off.
-    (terminal if terminal.is_terminal else Console(width=250)).print(table)
+    (terminal if terminal.is_terminal else Console(width=250, markup=False, emoji=False)).print(table)
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:

@@ -25,8 +25,9 @@ def distill(teacher: Annotated[str | None, typer.Option("--teacher", "-t", help=
     from pidistill.training.config import DistillConfig
     from pidistill.training.config_file import given_keys, load_config
 
-    preset = preset or job.default_preset(teacher or "bundled:digits")
-    words = [f"teacher={teacher!r}"] if teacher else []
+    if preset is None:
+        preset = job.default_preset("bundled:digits" if teacher is None else teacher)
+    words = [] if teacher is None else [("teacher", teacher)]
     config = load_config(DistillConfig, preset, [*words, *add_out(override, out)])
     if dry_run:
         from pidistill.jobs.dry_run import dry_run as estimate

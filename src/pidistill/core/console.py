@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import IO, Any, cast
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track as rich_track
 
 
@@ -30,9 +31,10 @@ class Stderr:
         return getattr(sys.stderr, name)
 
 
-console = Console(file=cast(IO[str], Stderr()), highlight=False)
+# Without markup and emoji: names of the user's may have [brackets] and :colons:.
+console = Console(file=cast(IO[str], Stderr()), highlight=False, markup=False, emoji=False)
 
 
 def track(numbers: range, what: str) -> Iterable[int]:
     """Iterate over the numbers, with a bar named `what` on a terminal and silently elsewhere."""
-    return rich_track(numbers, what, console=console, disable=not console.is_terminal)
+    return rich_track(numbers, escape(what), console=console, disable=not console.is_terminal)

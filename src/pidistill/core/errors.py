@@ -3,11 +3,16 @@
 LONGEST = 590  # characters: names and values out of files have no bound of their own
 
 
+def to_line(text: str) -> str:
+    """Make one printable line of a text: what cannot be printed in it becomes ?."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 class PidistillError(Exception):
     """An input or a state is wrong. The message is one printable line: the value, what was expected, and the fix."""
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else "?" for c in message)
+        line = to_line(message)
         super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 205]} ... {line[-200:]}")
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.console import console
+from pidistill.core.errors import PidistillError, first_line, to_line
 
 group: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
@@ -25,6 +26,12 @@ def join() -> None:
 def is_main() -> bool:
     """Say whether this is the only process, or the one of several that writes."""
     return int(os.environ.get("RANK", 0)) == 0
+
+
+def say(line: str) -> None:
+    """Print a line for people, where this is the main process; what cannot be printed in it becomes ?."""
+    if is_main():
+        console.print(to_line(line), soft_wrap=True)
 
 
 def get_rank() -> int:

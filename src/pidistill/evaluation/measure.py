@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member, list_members, suggest_choices
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
-from pidistill.evaluation.references import load_reference, warn_if_few
+from pidistill.evaluation.references import load_reference
 from pidistill.nets.features.base import check_shape, fingerprint, load_features
 
 SHORT_NAMES = {"fid": "frechet", "fd": "frechet", "fd_dinov2": "frechet", "is": "inception_score", "pr": "precision_recall",
@@ -46,6 +47,7 @@ class Measure:
                  device: torch.device | str = "cpu", metrics: Sequence[str] = ("frechet",)):
         self.names = [name for name in metrics if features or find_member("metrics", name).needs == "solutions"]
         self.features, self.device = features, torch.device(device)
+        self.said: set[str] = set()
         self.net: Any = None
         self.reference: Reference | None = None
         self.hash, self.key, self.widths = None, "fd", {"features": 0, "logits": 0, "stored": 0, "solutions": 0}
@@ -72,8 +74,18 @@ class Measure:
                                      "hold; make a reference with them: pidistill reference DATA --out ref.npz")
             self.reference = data
 
+    def warn(self, sentences: Sequence[str]) -> None:
+        """Print warnings, each once."""
+        for sentence in sentences:
+            if sentence not in self.said:
+                processes.say(f"warning: {sentence}")
+        self.said.update(sentences)
+
     def start(self, num: int, solutions: bool = False) -> Tally:
-        """Start a tally of `num` images. solutions: whether each batch comes with the teacher's images."""
+        """Start a tally of `num` images, and say which metrics mean little of so many; refuse what means nothing.
+
+        solutions: whether each batch comes with the teacher's images.
+        """
         return Tally(self, num, solutions)
 
     def __call__(self, images: Tensor, solutions: Tensor | None = None, batch: int = 500) -> dict[str, float]:
@@ -102,8 +114,10 @@ class Tally:
         needs = {metric.needs for metric in self.metrics.values()}
         self.stored = torch.zeros(num, measure.widths["stored"]) if "stored" in needs else None
         self.network = bool(needs - {"solutions"})
-        if "frechet" in self.metrics:
-            warn_if_few(num, measure.widths["features"], "the model")
+        for name, metric in self.metrics.items():
+            if num < metric.least:
+                raise PidistillError(f"the metric {name} needs {metric.least} images or more, got {num}")
+            measure.warn(metric.doubts())
 
     @torch.inference_mode()
     def add(self, images: Tensor, rows: Sequence[int], seeds: Sequence[int] | None = None,
@@ -144,14 +158,23 @@ class Tally:
             value.copy_(state[key])
 
     def result(self, join: bool = True) -> dict[str, float]:
-        """Compute the numbers, by key. join: add up what other processes have; all must call it."""
+        """Compute the numbers, by key, all finite. join: add up what other processes have; all must call it.
+
+        Raises PidistillError where there is no such number.
+        """
         if join and processes.get_world_size() > 1:
             sums = self.state()
             totals = [value.cpu() for value in sums.values()]
             processes.add_up(totals)
             for value, total in zip(sums.values(), totals):
                 value.copy_(total)
+        if bad := [name for name, value in self.state().items() if not value.isfinite().all()]:
+            raise PidistillError(f"no metrics: what the feature network {self.measure.features} or the teacher gives for "
+                                 f"some images is not finite ({', '.join(bad)})")
         numbers: dict[str, float] = {}
         for metric in self.metrics.values():
             numbers |= metric.result(self.stored)
+            self.measure.warn(metric.remarks)
+        if wrong := [f"{key} = {value}" for key, value in numbers.items() if not math.isfinite(value)]:
+            raise PidistillError(f"no metrics: {', '.join(wrong)} of {self.num} images")
         return numbers

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, to_line
 from pidistill.core.tensors import quantise
 from pidistill.files.folders import write_bytes
 
@@ -101,6 +101,7 @@ def write_captioned(path: Path, images: Tensor, columns: int, rows: Sequence[str
 
     rows: the captions beside the rows, one each. heads: those above the columns, one each, or none.
     """
+    rows, heads = [to_line(text) for text in rows], [to_line(text) for text in heads]  # a folder's name may have more
     grid = tile(images, columns)
     scale = max(1, round(900 / grid.shape[2]))
     inner, size = to_pil(grid, scale), images.shape[2] + 1

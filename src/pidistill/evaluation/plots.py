@@ -60,15 +60,15 @@ def plot_curves(path: Path, curves: Sequence[Curve], metric: str, unit: str) -> 
             axes.plot(steps, values, color=f"C{k}", linestyle=("-", "--", ":")[n % 3], marker=".", markersize=4,
                       label=curve.label if n == 0 else None)
             lowest, highest = min([lowest, *values]), max([highest, *values[len(values) // 4:]])
-    if highest > 10 * lowest:
+    if highest > 10 * lowest > 0:
         axes.set_yscale("log")
-    else:
-        axes.set_ylim(0, highest * 1.05)
+    elif lowest >= 0:  # an unbiased KID may be below
+        axes.set_ylim(0, (highest or 1) * 1.05)
     axes.set_xlabel("training iterations")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     several = max(len(curve.runs) for curve in curves) > 1
-    axes.legend(fontsize="small", title="line styles: training seeds" if several else None, title_fontsize="small")
+    write_legend(axes, fontsize="small", title="line styles: training seeds" if several else None, title_fontsize="small")
     save_figure(figure, path)
 
 
@@ -99,7 +99,10 @@ def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[Pub
         axes.plot(row.nfe, value, marker="x", color="grey", linestyle="", label=None if k else "published")
         axes.annotate(row.method.partition(" (")[0], (row.nfe, value), fontsize=6, color="grey",
                       xytext=(3, 2), textcoords="offset points")
+    values = [point.value for point in points] + [value for _, value in crosses]
     for axis, scale in ((axes.xaxis, axes.set_xscale), (axes.yaxis, axes.set_yscale)):
+        if axis is axes.yaxis and min(values, default=1) <= 0:  # an unbiased KID may be: no logarithm would show it
+            continue
         scale("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -107,8 +110,14 @@ def plot_comparison(path: Path, points: Sequence[Point], published: Sequence[Pub
     axes.set_xlabel("evaluations of the network")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    write_legend(axes, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, path)
+
+
+def write_legend(axes: Any, **options: Any) -> None:
+    """Add a legend, with labels as they are: a folder's $name$ is no formula. options: of matplotlib's own."""
+    for text in axes.legend(**options).get_texts():
+        text.set_parse_math(False)
 
 
 def save_figure(figure: Any, path: Path) -> None:

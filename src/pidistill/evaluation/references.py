@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pidistill.core.console import console, track
+from pidistill.core import processes
+from pidistill.core.console import track
 from pidistill.core.errors import PidistillError, first_line
 from pidistill.core.seeds import stream
 from pidistill.core.tensors import dequantise, find_device
 from pidistill.evaluation.metrics.base import ImageBatch, Reference
-from pidistill.evaluation.metrics.frechet import Frechet
+from pidistill.evaluation.metrics.frechet import Frechet, describe_few, has_variance
 from pidistill.files.archives import open_archive, read_arrays
 from pidistill.files.datasets import ImageSet, open_images
 from pidistill.files.downloads import fetch_published
@@ -33,6 +35,7 @@ FID_REFERENCES = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"  # EDM's: NPZ 
 STORED_FEATURES = 10_000  # features that KID and precision and recall compare with
 # Made of images by this program, since a run measures more than once; by path, features and the network's fingerprint.
 REFERENCE_CACHE: dict[tuple[str, str, str | None], Reference] = {}
+SYMMETRY = 1e-4  # of the largest entry of a covariance; those of files in float32 are within 1e-6
 PICKLE_KEYS = {"fid": "inception", "fd_dinov2": "dinov2"}  # key -> feature network, of EDM2's files, which hold both
 
 
@@ -47,17 +50,18 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     """
     if name is None:
         return read_bundled_reference(features)
-    path = Path(name)
-    if path.suffix == ".pkl":
+    if not name:  # which would be the current folder
+        raise PidistillError("the reference has no name; leave it out, or name a file of statistics or a folder of images")
+    path, kind = Path(name), Path(name).suffix.lower()
+    if kind == ".pkl":
         reference = read_pickle(path, features)
-    elif path.is_dir() or path.suffix == ".zip" or (path.suffix == ".npz" and path.is_file() and not has_statistics(path)):
+    elif path.is_dir() or kind == ".zip" or (kind == ".npz" and path.is_file() and not has_statistics(path)):
         key = (str(path.resolve()), features, fingerprint)
         if key not in REFERENCE_CACHE:
-            console.print(f"making statistics of {name}; `pidistill reference {name} --out ref.npz` keeps them",
-                          soft_wrap=True)
+            processes.say(f"making statistics of {name}; `pidistill reference {shlex.quote(name)} --out ref.npz` keeps them")
             REFERENCE_CACHE[key] = make_reference(open_images(path), name, net, features, fingerprint)
         return REFERENCE_CACHE[key]
-    elif path.suffix == ".npz":
+    elif kind == ".npz":
         reference = read_npz(path)
     elif not re.fullmatch(r"[\w-]+", name, re.ASCII):
         raise PidistillError(f"{name} does not exist" if not path.exists() else
@@ -114,11 +118,20 @@ def read_npz(path: Path) -> Reference:
 
 
 def check_statistics(path: Path, mean: Tensor, covariance: Tensor) -> None:
-    """Raise PidistillError, which names the path, unless mean (d,) and covariance (d, d) are finite and fit together."""
+    """Refuse, with the path's name, all but the finite mean (d,) and covariance (d, d) of features that vary."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all()
                                                                              and covariance.isfinite().all()):
         raise PidistillError(f"{path}: mu and sigma must be finite, (d,) and (d, d), got {tuple(mean.shape)} and "
                              f"{tuple(covariance.shape)}")
+    if not has_variance(mean, covariance):
+        raise PidistillError(f"{path}: its images all look the same to the feature network (no variance): distances to them "
+                             "mean nothing")
+    largest = covariance.abs().max()
+    if (covariance - covariance.T).abs().max() > SYMMETRY * largest or covariance.diagonal().min() < -SYMMETRY * largest:
+        raise PidistillError(f"{path}: sigma is no covariance: it is not symmetric, or has negative variances")
+    shifted = covariance + SYMMETRY * largest * torch.eye(len(mean), dtype=covariance.dtype)
+    if torch.linalg.cholesky_ex(shifted).info:
+        raise PidistillError(f"{path}: sigma is no covariance: it has negative eigenvalues")
 
 
 def read_pickle(path: Path, features: str) -> Reference:
@@ -174,7 +187,8 @@ def make_reference(data: ImageSet, name: str, net: Any, features: str, fingerpri
     num, width, batches = len(data), check_shape(net, data.shape, features), data.read_batches(batch)
     if num < 2:
         raise PidistillError(f"{name} holds one image; statistics need two or more")
-    warn_if_few(num, width, name)
+    if few := describe_few(num, width, name):
+        processes.say(f"warning: {few}")
     device, sums = find_device(net), Frechet(num, width, None, device=find_device(net))
     rows = np.sort(stream(0, 1).choice(num, min(keep, num), replace=False))
     pieces, start = [torch.empty(0, width)], 0
@@ -205,13 +219,3 @@ def write_reference(path: Path, reference: Reference) -> None:
         temporary.replace(path)
     except OSError as error:
         raise PidistillError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def warn_if_few(num: int, width: int, what: str) -> None:
-    """Warn where a covariance cannot have full rank: its distances are far from those of more images.
-
-    num: of images. width: number of features. what: the owner of the images, for the warning.
-    """
-    if num <= width:
-        console.print(f"warning: {num} images of {what} for {width} features: their covariance is singular, and distances "
-                      f"are biased; use more than {width}, better 10 times as many", soft_wrap=True)

@@ -85,7 +85,7 @@ class Account:
             return
         mark = hashlib.sha256(json.dumps([self.settings, measure.reference and measure.reference.mean.tolist()],
                                          sort_keys=True).encode()).hexdigest()[:12]
-        slug = re.sub(r"[^\w.=-]+", "_", name)[:60]
+        slug = re.sub(r"[^\w.=-]+", "_", name)[:60].encode()[:180].decode(errors="ignore")  # file systems take 255 bytes
         self.record = keep / f"{slug}-{mark}.json"
         self.partial = keep / f"{slug}-{mark}-{turn}-{processes.get_rank()}of{processes.get_world_size()}.safetensors"
         if self.record.exists():

@@ -39,25 +39,30 @@ def catch_damage(where: str) -> Iterator[None]:
 
 
 def open_archive(path: Path) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    """Open a ZIP file; give it and its members by name, folders left out.
+    """Open a ZIP file; give it and its members by name, with /, folders left out.
 
     Raises PidistillError for names that lead out of the archive, for links, and for names that come twice.
     """
     with catch_damage(str(path)):
         archive = zipfile.ZipFile(open_file(path))
-        files = [info for info in archive.infolist() if not info.filename.endswith("/")]
+        files = [(_read_name(info), info) for info in archive.infolist() if not _read_name(info).endswith("/")]
         if len(files) > MEMBERS:
             raise blame(str(path), f"holds {len(files)} members, more than {MEMBERS}")
-        for info in files:
+        for _, info in files:
             if ESCAPES.search(info.filename) or "\0" in info.orig_filename:
                 raise blame(str(path), f"the name {info.orig_filename[:200]!r} leads out of the archive; pack it with "
                                        "relative names")
             if stat.S_ISLNK(info.external_attr >> 16):
                 raise blame(str(path), f"{info.filename[:200]} is a link; archive the file itself")
-        members = {info.filename: info for info in files}
+        members = dict(files)
         if len(members) < len(files):
             raise blame(str(path), "holds two members of the same name")
         return archive, members
+
+
+def _read_name(info: zipfile.ZipInfo) -> str:
+    # Older .NET on Windows wrote a\b.png; elsewhere \ is a letter of a name.
+    return info.filename.replace("\\", "/") if info.create_system == 0 else info.filename
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, limit: int | None = None) -> IO[bytes]:

@@ -9,9 +9,8 @@ import io
 import math
 import os
 import warnings
-import zipfile
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import dequantise, quantise
-from pidistill.files.archives import blame, catch_damage, open_archive, open_member, read_array, read_array_header
+from pidistill.files.archives import blame, catch_damage, open_archive, open_member
+from pidistill.files.image_arrays import read_images
+from pidistill.files.image_names import ENDINGS, RECORD, describe_left_out, find_root, is_hidden, is_image, name_classes
 from pidistill.files.reading import parse_json
 
-ENDINGS, PIL_FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".bmp"), ("PNG", "JPEG", "WEBP", "BMP")
+PIL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the names that end in `ENDINGS`
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's, and what they become
 LARGEST_SIDE = 4096  # pixels
 FILE_LIMIT, LABELS_LIMIT = 100 * 10**6, 200 * 10**6  # bytes; the largest BMP has 67 MB
@@ -109,18 +111,25 @@ def open_images(spec: str | Path) -> ImageSet:
     """Open `digits`, a folder (searched recursively, linked folders left out), a .zip in EDM's format, or an .npz of images.
 
     A folder and a .zip have images, sorted by name, and may have labels in `dataset.json`, {"labels": [[NAME, LABEL], ...]}
-    or {"labels": null}. An .npz has uint8 `images`, `arr_0`, `x` or `data` of shape (N, H, W), (N, H, W, C), or
-    (N, C, H, W) with C 1 or 3, and may have `labels`, `arr_1` or `y` of shape (N,). Raises PidistillError in one line.
+    or {"labels": null}; without it, two folders of images or more are classes, sorted (`name_classes`). What is hidden, or
+    the system's own, is left out. An .npz has uint8 `images`, `arr_0`, `x` or `data` of shape (N, H, W), (N, H, W, C) or
+    (N, C, H, W) (`find_channels`), and may have `labels`, `arr_1` or `y` of shape (N,). What is left out, and what
+    was decided, is said in a line. Raises PidistillError in one line.
     """
     if spec == "digits":
         return load_digits()
+    if spec == "":  # which would be the current folder
+        raise PidistillError("the data has no name; images come as `digits`, a folder, a .zip or an .npz")
     path = Path(spec)
     with catch_damage(str(path)):
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     if is_folder:
         return _open_folder(path)
-    if is_file and path.suffix.lower() in (".zip", ".npz"):
-        return (_open_zip if path.suffix.lower() == ".zip" else _open_npz)(path)
+    if is_file and path.suffix.lower() == ".zip":
+        return _open_zip(path)
+    if is_file and path.suffix.lower() == ".npz":
+        images, labels = read_images(path)
+        return ImageSet(len(images), (images.shape[3], *images.shape[1:3]), images.__getitem__, labels)
     raise blame(str(path), f"{'' if exists else 'does not exist; '}images come as `digits`, a folder, a .zip or an .npz")
 
 
@@ -139,14 +148,17 @@ def load_digits() -> ImageSet:
 
 def _open_folder(path: Path) -> ImageSet:
     def fail(error: OSError) -> None:  # os.walk would pass over it
-        raise error
+        if not is_hidden(Path(error.filename).relative_to(path).as_posix()):  # such as lost+found, which is root's
+            raise error
 
+    names, links = [], 0
     with catch_damage(str(path)):
-        names = [Path(top).relative_to(path).joinpath(name).as_posix()
-                 for top, _, files in os.walk(path, onerror=fail) for name in files]
-        if (path / "dataset.json").is_dir():
-            raise blame(str(path / "dataset.json"), "is a folder; labels are in a file of this name")
-    return _open_files(path, names, lambda name, limit: _read_file(path / name, limit), lambda name: str(path / name))
+        for top, folders, files in os.walk(path, onerror=fail):
+            names += [Path(top).relative_to(path).joinpath(name).as_posix() for name in files]
+            links += sum(os.path.islink(os.path.join(top, name)) for name in folders)
+        if (path / RECORD).is_dir():
+            raise blame(str(path / RECORD), "is a folder; labels are in a file of this name")
+    return _open_files(path, names, lambda name, limit: _read_file(path / name, limit), lambda name: str(path / name), links)
 
 
 def _open_zip(path: Path) -> ImageSet:
@@ -166,19 +178,33 @@ def _open_zip(path: Path) -> ImageSet:
 
 
 def _open_files(path: Path, names: Collection[str], read: Callable[[str, int], bytes],
-                where: Callable[[str], str]) -> ImageSet:
+                where: Callable[[str], str], links: int = 0) -> ImageSet:
     """Open the images among the files of a folder or a .zip.
 
     path: of the folder or .zip.
     names: of all files below it.
     read: gives the bytes of a name's file, which may be as many as the number beside the name.
     where: what errors call a name's file.
+    links: linked folders, which are not among the names.
     """
-    images = sorted(name for name in names if PurePosixPath(name).suffix.lower() in ENDINGS)
+    everything = set(names)
+    images = sorted(name for name in everything if is_image(name) and not is_hidden(name))
+    root = find_root(images, everything)
+    record = root + RECORD
+    table = _parse_labels(read(record, LABELS_LIMIT), where(record)) if record in everything else None
+    if table:  # a hidden image that has a label is meant
+        images = sorted({*images, *(name for label in table if is_image(name := root + label) and name in everything)})
+    left_out = describe_left_out(everything - {record}, set(images), links)
     if not images:
-        raise blame(str(path), f"holds no images ({', '.join(ENDINGS)})")
-    record = "dataset.json"
-    labels = _parse_labels(read(record, LABELS_LIMIT), images, where(record)) if record in names else None
+        raise blame(str(path), f"holds no images ({', '.join(ENDINGS)}){f'; {left_out}' if left_out else ''}")
+    inside = [name[len(root):] for name in images]
+    labels: Tensor | None = None
+    if table is not None:
+        labels = _match_labels(table, inside, where(record))
+    elif record not in everything:  # one that says {"labels": null} means it
+        labels = _take_classes(path, inside, everything)
+    if left_out:
+        processes.say(f"{path}: {left_out}")
     first = _decode_image(read(images[0], FILE_LIMIT), where(images[0])).shape
 
     def decode(index: int) -> np.ndarray:
@@ -192,41 +218,27 @@ def _open_files(path: Path, names: Collection[str], read: Callable[[str, int], b
     return ImageSet(len(images), (first[2], *first[:2]), decode, labels, keep=True)
 
 
+def _take_classes(path: Path, images: list[str], names: Collection[str]) -> Tensor | None:
+    """Take labels (N,) int64 from the folders that images lie in, and say so; None where folders are no classes.
+
+    path: of the data, for the line. images: names of the images, below the root. names: of all files.
+    """
+    classes, reason = name_classes(images)
+    inner = [name for name in names if name.endswith(f"/{RECORD}") and not is_hidden(name)]
+    if classes and inner:  # data sets side by side
+        classes, reason = [], f"labels in {inner[0][:100]} are not read; name the folder that it lies in"
+    if reason:
+        processes.say(f"{path}: no labels: {reason}")
+    if not classes:
+        return None
+    shown = ", ".join(name[:40] for name in classes[:10]) + (", ..." if len(classes) > 10 else "")
+    processes.say(f"{path}: labels of {len(classes)} classes, its folders: {shown} (a {RECORD} would say otherwise)")
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers[name.partition("/")[0]] for name in images], dtype=torch.int64)
+
+
 def _describe_shape(height: int, width: int, channels: int) -> str:
     return f"{'grey' if channels == 1 else 'colour'} {width}x{height}"
-
-
-def _open_npz(path: Path) -> ImageSet:
-    archive, members = open_archive(path)
-    key = next((key for key in ("images", "arr_0", "x", "data") if f"{key}.npy" in members), None)
-    if key is None:
-        raise blame(str(path), "holds no array `images`, `arr_0`, `x` or `data`")
-    shape, dtype = read_array_header(archive, members[f"{key}.npy"], f"{path}: {key}")
-    if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 1:
-        raise blame(f"{path}: {key}", "images must be uint8 of shape (N, H, W), (N, H, W, C), or (N, C, H, W) with C 1 or "
-                                       f"3, got {dtype} {shape}")
-    images = read_array(archive, members[f"{key}.npy"], f"{path}: {key}")
-    if len(shape) == 3:
-        images = images[..., None]
-    elif shape[1] in (1, 3) and shape[3] not in (1, 3):
-        images = np.moveaxis(images, 1, -1)
-    return ImageSet(len(images), (images.shape[3], *images.shape[1:3]), images.__getitem__,
-                    _read_labels(path, archive, members, len(images)))
-
-
-def _read_labels(path: Path, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], length: int) -> Tensor | None:
-    """Read the labels (N,) int64 of an .npz of N = length images; None if it has none."""
-    for key in ("labels", "arr_1", "y"):
-        if info := members.get(f"{key}.npy"):
-            shape, dtype = read_array_header(archive, info, f"{path}: {key}")
-            if shape == (length,) and dtype.kind in "iu":
-                labels = read_array(archive, info, f"{path}: {key}")
-                if labels.min() < 0 or labels.max() >= 2**63:
-                    raise blame(f"{path}: {key}", "labels must be integers from 0")
-                return torch.from_numpy(labels.astype(np.int64))
-            if key != "arr_1":  # which has no name of its own, and may be anything
-                raise blame(f"{path}: {key}", f"labels must be {length} integers, got {dtype} {shape}")
-    return None
 
 
 def _read_file(path: Path, limit: int) -> bytes:
@@ -236,12 +248,14 @@ def _read_file(path: Path, limit: int) -> bytes:
         return path.read_bytes()
 
 
-def _parse_labels(text: bytes, names: list[str], where: str) -> Tensor | None:
-    """Parse the labels in `dataset.json`: (N,) int64 in the order of the names, or None."""
-    with catch_damage(where):
+def _parse_labels(text: bytes, where: str) -> dict[str, int] | None:
+    """Parse the labels in `dataset.json`, by name; None if it says that there are none."""
+    try:
         record = parse_json(text)
-        if not isinstance(record, dict) or not isinstance(record.get("labels", 0), list | None):
-            raise blame(where, 'must be {"labels": [[NAME, LABEL], ...]} or {"labels": null}')
+    except ValueError as error:
+        raise blame(where, f"cannot be read: {error}") from None
+    if not isinstance(record, dict) or not isinstance(record.get("labels", 0), list | None):
+        raise blame(where, 'must be {"labels": [[NAME, LABEL], ...]} or {"labels": null}')
     if record["labels"] is None:
         return None
     table: dict[str, int] = {}
@@ -251,6 +265,11 @@ def _parse_labels(text: bytes, names: list[str], where: str) -> Tensor | None:
                 table[name] = label
             case _:
                 raise blame(where, f"entry {len(table)} of the labels must be a name, once, and an integer from 0")
+    return table
+
+
+def _match_labels(table: dict[str, int], names: list[str], where: str) -> Tensor:
+    """Give the labels (N,) int64 in the order of the names, which must be those of the table."""
     if strays := sorted(table.keys() ^ set(names)):
         raise blame(where, f"labels {'name a missing file' if strays[0] in table else 'miss the file'} {strays[0][:200]}")
     return torch.tensor([table[name] for name in names], dtype=torch.int64)

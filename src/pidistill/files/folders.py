@@ -102,8 +102,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as a file in UTF-8, whole or not at all. Raises CannotWrite."""
-    write_bytes(path, text.encode())
+    """Write text as a file in UTF-8, whole or not at all. Raises CannotWrite.
+
+    What is no text, such as the bytes of a file's name that is not UTF-8, is escaped.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +12,7 @@ from pidistill.core.errors import PidistillError
 
 JSON_LIMIT = 16 * 10**6  # bytes; Python objects take about twenty times as many
 DEPTH = 50  # of lists and mappings in each other
+NUMBER_LIMIT = 4300  # digits, which Python's int() has
 
 
 def sha256(path: Path) -> str:
@@ -41,26 +42,75 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Parse strict JSON. Raises ValueError for all else, a key that stands twice, and values too deep in each other."""
+    """Parse strict JSON, in UTF-8 with or without a byte order mark.
+
+    Raises ValueError, which names line and column, for all else, a key that stands twice, and values too deep in each other.
+    """
+    text = (data if isinstance(data, str) else _decode(data)).removeprefix("\ufeff")
     try:
-        value = json.loads(data if isinstance(data, str) else data.decode(), object_pairs_hook=_refuse_repeated_keys)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+        value = json.loads(text, object_pairs_hook=_refuse_repeated_keys)
+    except json.JSONDecodeError as error:
+        comma = re.search(r",\s*$", text[:error.pos]) if text[error.pos:error.pos + 1] in ("}", "]") else \
+            re.compile(r",(?=\s*[}\]])").match(text, error.pos)  # Python 3.13 points at the comma itself
+        words = "Expecting a value or a key after this comma (a trailing comma)" if comma else error.msg.removesuffix(" at")
+        raise ValueError(_place(text, comma.start() if comma else error.pos, words)) from None
+    except (RecursionError, ValueError) as error:  # ValueError: a key twice, or a number of more digits than Python reads
+        raise ValueError(_find_offence(text) or f"cannot be parsed ({error})") from None
     layer = [value]
     for _ in range(DEPTH):
         layer = [item for outer in layer if isinstance(outer, dict | list)
                  for item in (outer.values() if isinstance(outer, dict) else outer)]
         if not layer:
             return value
-    raise ValueError("nested too deeply")
+    raise ValueError(_find_offence(text) or "nested too deeply")
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line, column = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
+        hint = "; it looks like UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise ValueError(f"line {line}, column {column}: {error}{hint}") from None
+
+
+def _place(text: str, position: int, words: str) -> str:
+    line, column = text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+    return f"line {line}, column {column}: {words}"
 
 
 def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
-        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {key[:60]!r} stands twice")
+        raise ValueError("a key stands twice")  # `_find_offence` says which, and where
     return mapping
+
+
+TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:]|[^\s{}\[\]:,"]+', re.DOTALL)
+
+
+def _find_offence(text: str) -> str | None:
+    """Find where the first key stands that is there twice, the first value too deep in others, or too long a number."""
+    outer: list[set[str]] = []  # the keys of every list (none) and mapping around a token
+    last = None
+    for token in TOKEN.finditer(text):
+        word = token.group()
+        if word in "}]":
+            del outer[-1:]
+        elif word == ":":
+            if last and last.group().startswith('"') and outer:
+                key = json.loads(last.group(), strict=False)
+                if key in outer[-1]:
+                    return _place(text, last.start(), f"the key {key[:60]!r} stands twice")
+                outer[-1].add(key)
+        elif len(outer) >= DEPTH:
+            return _place(text, token.start(), "nested too deeply")
+        elif word in "{[":
+            outer.append(set())
+        elif word.lstrip("-").isdecimal() and len(word) > NUMBER_LIMIT:
+            return _place(text, token.start(), f"a number of {len(word)} digits")
+        last = token
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -26,6 +27,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file, once its header is checked. Raises PidistillError in one line."""
     read_header(path)
     try:
+        if re.search(r"[\ud800-\udfff]", str(path)):  # bytes that are no UTF-8, in which safetensors names files
+            return load(path.read_bytes())
         return load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch lacks
         raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pidistill.core import processes
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, to_line
 from pidistill.core.provenance import collect_provenance
 from pidistill.core.registry import suggest_choices
 from pidistill.core.seeds import labels_of
@@ -24,7 +24,7 @@ from pidistill.evaluation.results import Measurement
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
 from pidistill.evaluation.tables import UNITS, format_metric, order_metrics
-from pidistill.files.folders import write_json
+from pidistill.files.folders import write_json, write_text
 from pidistill.jobs.evaluate_run import pick_features
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.load import find_student_folder, load_pair
@@ -53,7 +53,8 @@ class Method:
     def cells(self, keys: Sequence[str]) -> list[str]:
         """Give the row's cells as text, with the metrics of these keys."""
         metrics, speed = self.measured.metrics, self.measured.images_per_s
-        return [self.name, self.distance or "", str(self.measured.nfe), *format_metrics(metrics, keys),
+        name = to_line(self.name).replace("|", "\\|")
+        return [name, self.distance or "", str(self.measured.nfe), *format_metrics(metrics, keys),
                 format(speed, ".1f") if speed else "-", format(self.measured.seconds or 0, ".1f")]
 
 
@@ -148,7 +149,7 @@ def write_report(out: Path, methods: Sequence[Method], about: dict[str, Any], pu
     if pictures:
         plan = [method.sampler for method in methods if method.sampler]
         draw_methods(out / "compare-samples.png", teacher, plan, students, first_seed)
-    (out / "compare.md").write_text(format_comparison(methods, about, paper, published, bool(keys), pictures))
+    write_text(out / "compare.md", format_comparison(methods, about, paper, published, bool(keys), pictures))
     return [path for path in (out / f"compare{end}" for end in (".md", ".csv", ".json", ".png", "-samples.png"))
             if path.exists()]
 
@@ -208,7 +209,7 @@ def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[PublishedRe
     """Write the table as CSV, with the paper's rows marked as published."""
     keys = order_metrics([*(method.measured.metrics for method in methods), *(row.metrics for row in paper)])
     head = ["method", "distance", "nfe", *keys, "images_per_s", "seconds", "published"]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, head, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows([*({**method.record(), "published": False} for method in methods),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from pidistill.core.seeds import labels_of
 from pidistill.evaluation.evaluate import Evaluator
 from pidistill.evaluation.pictures import write_captioned
 from pidistill.evaluation.plots import Curve, plot_curves
-from pidistill.files.folders import write_json
+from pidistill.files.folders import write_json, write_text
 from pidistill.files.reading import read_json
 from pidistill.jobs.distill import Distillation
 from pidistill.jobs.dry_run import count_parameters, estimate_gpu_hours, format_duration
@@ -92,9 +92,8 @@ def plan_runs(experiment: Experiment, scale: Scale, out: Path, seeds: int | None
             folder = out / "curves" / f"{curve}-seed{seed}"
             steps = [f"train.steps={CURVES[curve].paper_steps}"] if scale.paper_steps else []
             values = {**CURVES[curve].overrides, "train.seed": seed, "out": str(folder)}
-            last = [f"{key}={json.dumps(value)}" for key, value in values.items()]
             runs.append(Run(curve, seed, load_config(DistillConfig, scale.preset,
-                                                     [*scale.settings, *steps, *overrides, *last])))
+                                                     [*scale.settings, *steps, *overrides, *values.items()])))
     return runs
 
 
@@ -139,8 +138,8 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
         train_curve(run, teacher, make_evaluator)
     if not processes.is_main():
         return []
-    command = " ".join(["pidistill reproduce", name, f"--scale {scale_name}", *([f"--seeds {seeds}"] if seeds else []),
-                        *(f"--set {text}" for text in overrides)])
+    command = shlex.join(["pidistill", "reproduce", name, "--scale", scale_name, *(["--seeds", str(seeds)] if seeds else []),
+                          *(word for text in overrides for word in ("--set", text))])
     return write_experiment(name, command, scale, runs, teacher, make_evaluator().teacher, out)
 
 
@@ -205,7 +204,7 @@ def write_experiment(name: str, command: str, scale: Scale, runs: list[Run], tea
     if experiment.kind != "trajectories":
         grid = picture if experiment.kind == "samples" else out / f"{name}-samples.png"
         draw_samples(grid, runs_of, teacher)
-    (out / f"{name}.md").write_text(format_report(name, experiment, scale, record))
+    write_text(out / f"{name}.md", format_report(name, experiment, scale, record))
     return [out / f"{name}{end}" for end in (".md", ".json", ".png") if (out / f"{name}{end}").exists()]
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -14,6 +17,7 @@ from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import suggest_choices
@@ -23,7 +27,7 @@ from pidistill.training.config import DistillConfig, RunConfig, TeacherConfig
 
 YAML_LIMIT, NUMBER = 256_000, 400  # bytes of a configuration; characters of a number, or of any scalar with a tag
 STRING = "tag:yaml.org,2002:str"
-
+PAIR = re.compile(r"[\ud800-\udbff][\udc00-\udfff]")
 
 Config = TypeVar("Config", bound=RunConfig)
 PRESET_FOLDERS = {DistillConfig: PRESETS / "distill", TeacherConfig: PRESETS / "train_teacher"}
@@ -34,8 +38,14 @@ def preset_names(model: type[RunConfig]) -> list[str]:
     return sorted(path.stem for path in PRESET_FOLDERS[model].glob("*.yaml"))
 
 
-def load_config(model: type[Config], source: str | Path, overrides: list[str] | dict[str, Any] | None = None) -> Config:
-    """Read a preset name or YAML file, apply `a.b=c` overrides, and check it. Every mistake is one line."""
+def load_config(model: type[Config], source: str | Path,
+                overrides: Sequence[str | tuple[str, Any]] | dict[str, Any] | None = None) -> Config:
+    """Read a preset name or YAML file, apply overrides in turn, and check it. Every mistake is one line.
+
+    model: the kind of run.
+    source: the preset's name, or the file.
+    overrides: `a.b=c`, whose value is YAML (`_read_value`), or (a.b, value), whose value is taken as it is.
+    """
     path = Path(source)
     if isinstance(source, str) and source in preset_names(model):
         path = PRESET_FOLDERS[model] / f"{source}.yaml"
@@ -48,7 +58,7 @@ def load_config(model: type[Config], source: str | Path, overrides: list[str] | 
     if isinstance(overrides, dict):
         pairs = list(overrides.items())
     else:
-        pairs = [_parse_override(text) for text in overrides or []]
+        pairs = [_parse_override(model, item) if isinstance(item, str) else item for item in overrides or []]
     for key, value in pairs:
         _assign(values, key, value)
     return check_values(model, values, str(source))
@@ -93,7 +103,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def check_values(model: type[Config], values: dict[str, Any], where: str) -> Config:
     """Make a configuration of values; the first mistake is one line, which names `where` they were read."""
     try:
-        return model.model_validate(values)
+        config = model.model_validate(values)
+        if "\0" in config.out or not config.out or re.search(r"[\ud800-\udc7f\udd00-\udfff]", config.out):
+            raise PidistillError(f"out must be the name of a folder, got {config.out!r} ({where})")
+        return config
     except ValidationError as error:
         first = error.errors()[0]
         # A value that may be of several types adds the type to the place of its error: `microbatch.constrained-int`.
@@ -128,6 +141,8 @@ class _Composer(Composer):
             self.depth -= 1
         if isinstance(node, ScalarNode) and node.tag != STRING and len(node.value) > NUMBER:
             raise ComposerError(None, None, f"a number of more than {NUMBER} characters", mark)
+        if isinstance(node, ScalarNode):  # "\\ud83d\\ude00", as JSON writes one character, is two halves to YAML
+            node.value = PAIR.sub(lambda pair: pair.group().encode("utf-16", "surrogatepass").decode("utf-16"), node.value)
         if isinstance(node, MappingNode) and not all(isinstance(key, ScalarNode) for key, _ in node.value):
             raise ComposerError(None, None, "a key that is a list or a mapping", mark)
         return node
@@ -145,17 +160,47 @@ def parse_yaml(text: str) -> Any:
         raise ComposerError(None, None, f"a value that cannot be read: {error}", None) from None
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def _parse_override(model: type[RunConfig], text: str) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not re.fullmatch(r"\w+(\.\w+)*", key.strip()):
         raise PidistillError(f"--set takes key=value, such as train.steps=100, got {text!r}")
+    return key.strip(), _read_value(model, key.strip(), value.strip())
+
+
+def _read_value(model: type[RunConfig], key: str, text: str) -> Any:
+    """Read a value of the command line, which is YAML; but what is to be text, such as a path, is taken as it stands.
+
+    Else `runs/a #1` would lose its end, `1e3` would be a thousand and `a: b` a mapping. Quotes are YAML's nevertheless, and
+    `null` is none where a key may have none.
+
+    model: the kind of run. key: the dotted key. text: the value, without space around it.
+    """
+    types = _find_types(model, key)
     try:
-        return key.strip(), parse_yaml(value)
+        value = parse_yaml(text)
     except YAMLError:
-        raise PidistillError(f"--set {key.strip()}: cannot read the value {value!r}") from None
+        raise PidistillError(f"--set {key}: cannot read the value {text!r}; as text it needs quotes") from None
+    if isinstance(value, str):
+        quoted = text[0] in "'\"!" or (text[0] in "|>" and "\n" in text)
+        return value if quoted or (types and str not in types) else text
+    if str not in types or text == "" or (NoneType in types and text in ("~", "null", "Null", "NULL")):
+        return value
+    return text
+
+
+def _find_types(model: type[RunConfig], key: str) -> set[Any]:
+    """Find the types that a key's value may be of; none for options of a member, which know their own."""
+    annotation: Any = model
+    for part in key.split("."):
+        fields = getattr(annotation, "model_fields", {})
+        if part not in fields:
+            return set()
+        annotation = fields[part].annotation
+    return set(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else {annotation}
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     *parents, last = key.split(".")
     for parent in parents:
         inner = values.setdefault(parent, {})
@@ -169,9 +214,20 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
+class _Representer(SafeRepresenter):
+    """Text with characters that are not printable is quoted, and these are escaped: some would be line breaks to YAML."""
+
+    def represent_str(self, data: str) -> Any:
+        return self.represent_scalar(STRING, data, style=None if data.isprintable() else '"')
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+
+
 def dump_yaml(config: RunConfig) -> str:
     """Write the resolved configuration as YAML; reading it back gives the same run."""
     writer: Any = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
     writer.default_flow_style = writer.sort_base_mapping_type_on_output = False
     text = io.StringIO()
     writer.dump(config.model_dump(mode="json"), text)

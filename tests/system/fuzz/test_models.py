@@ -105,7 +105,8 @@ def test_names_that_are_paths_are_refused(name, tmp_path, monkeypatch):
     from pidistill.training.config import DistillConfig
     from pidistill.training.config_file import load_config
 
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty" / "here").mkdir(parents=True)  # else `..` holds what other tests have left
+    monkeypatch.chdir(tmp_path / "empty" / "here")
     monkeypatch.setattr("pidistill.files.downloads.download", lambda *_: pytest.fail("something was fetched"))
     for use in (lambda: load_teacher(f"bundled:{name}"), lambda: load_teacher(f"edm:{name}"),
                 lambda: find_member("nets", name), lambda: load_features(name), lambda: load_reference(name, "digits", None),

@@ -48,10 +48,12 @@ class ImageBatch:
 
 
 class Metric:
-    """Subclasses set `needs` and define `add` and `result`; `state` holds tensors that are sums over images.
+    """Subclasses set `needs` and define `add`, `result` and `doubts`; `state` holds tensors that are sums over images.
 
     needs: `features`, `logits` or `solutions` of a batch, or `stored`: all features, which `result` gets, and those of the
         reference.
+    least: images that it takes at least; of fewer there is no such number.
+    remarks: sentences on the numbers that `result` gave, for people.
     num: images in the set. width: d, or the number of logits.
     reference: of the data, for metrics that compare with it.
     key: of the Frechet distance in these features: `fid`, `fd_dinov2` or `fd`.
@@ -59,13 +61,24 @@ class Metric:
     """
 
     needs: str = "features"
+    least: int = 2
 
     def __init__(self, num: int, width: int, reference: Reference | None, key: str = "", device: torch.device | str = "cpu"):
         self.num, self.reference, self.key = num, reference, key
         self.state: dict[str, Tensor] = {}
+        self.remarks: list[str] = []
+
+    def count_smaller(self) -> int:
+        """Count the images of the smaller set, where two are compared: the model's, or the kept ones of the data."""
+        kept = None if self.reference is None else self.reference.features
+        return self.num if kept is None else min(self.num, len(kept))
 
     def add(self, batch: ImageBatch) -> None:
         """Add a batch to the sums."""
+
+    def doubts(self) -> list[str]:
+        """Say, a sentence each, why the numbers will mean little: so few images, or such a reference."""
+        return []
 
     def result(self, stored: Tensor | None = None) -> dict[str, float]:
         """Compute the numbers from the sums, by key. stored: all features (num, d) float32, CPU, where `needs` says so."""

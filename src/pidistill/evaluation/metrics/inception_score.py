@@ -38,6 +38,14 @@ class InceptionScore(Metric):
         self.state["entropy"].index_add_(0, split, (p * log_p).sum(dim=1))
         self.state["p"].index_add_(0, split, p)
 
+    def doubts(self) -> list[str]:
+        classes, part = self.state["p"].shape[1], self.num // len(self.state["n"])
+        if part < 2:
+            return [f"the Inception Score of {self.num} images means nothing: it is 1 for each of its parts that has one "
+                    f"image, whatever it shows; use {SPLITS * classes} images or more"]
+        return [f"the Inception Score of {self.num} images is biased downwards: in each of its parts there are {part} for "
+                f"{classes} classes; use {SPLITS * classes} images or more"] if part < classes else []
+
     def result(self, stored: Tensor | None = None) -> dict[str, float]:
         n, entropy, p = (self.state[key].cpu() for key in ("n", "entropy", "p"))
         mean = p / n[:, None]

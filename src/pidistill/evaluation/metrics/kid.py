@@ -21,6 +21,11 @@ class Kid(Metric):
 
     needs = "stored"
 
+    def doubts(self) -> list[str]:
+        few = self.count_smaller()
+        return [f"KID of {few} images is noisy, and its deviation is that of subsets that overlap; use {SUBSET} or more, of "
+                "the model and of the data"] if few < SUBSET else []
+
     def result(self, stored: Tensor | None = None) -> dict[str, float]:
         from torch_fidelity.metric_kid import kid_features_to_metric
 

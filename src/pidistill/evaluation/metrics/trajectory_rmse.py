@@ -13,7 +13,7 @@ from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 class TrajectoryRmse(Metric):
     """The metric is `trajectory_rmse`, the root mean square over all images and pixels, in data units ([-1, 1])."""
 
-    needs = "solutions"
+    needs, least = "solutions", 1
 
     def __init__(self, num: int, width: int, reference: Reference | None, key: str = "", device: torch.device | str = "cpu"):
         super().__init__(num, width, reference)
