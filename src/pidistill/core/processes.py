@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, words_of
 
 group: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
@@ -44,7 +44,7 @@ def choose_device(name: str = "auto") -> torch.device:
             torch.empty(0, device=name)
             return torch.device(name)
         except (RuntimeError, AssertionError) as error:
-            raise PidistillError(f"the device {name!r} cannot be used: {first_line(error)}") from None
+            raise PidistillError(f"the device {name!r} cannot be used: {words_of(error)}") from None
     if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pidistill.core.errors import first_line
+from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of, noise
 from pidistill.core.tensors import find_device
 from pidistill.models.denoiser import Denoiser
@@ -24,11 +24,12 @@ Verdict = Literal["ok", "warning", "wrong"]
 
 @dataclass(frozen=True)
 class Check:
-    """One question that a denoiser answered."""
+    """One question that a denoiser answered; `error` is what its code raised, if it did."""
 
     name: str
     verdict: Verdict
     says: str
+    error: Exception | None = None
 
 
 class Case:
@@ -68,12 +69,8 @@ def rms(x: Tensor) -> float:
 
 def ask_call(case: Case) -> Check | None:
     """Can D be called? Says nothing if so."""
-    try:
-        case.mean = case.teacher(case.z, case.T, case.y)
-        return None
-    except Exception as error:  # whatever the user's code raises
-        reason = first_line(error) if str(error).strip() else ""
-        return Check("call", "wrong", f"D(x, t, labels), x {tuple(case.z.shape)}: {type(error).__name__}: {reason}")
+    case.mean = case.teacher.answer(case.z, case.T, case.y)
+    return None
 
 
 def ask_shape(case: Case) -> Check:
@@ -84,10 +81,10 @@ def ask_shape(case: Case) -> Check:
 
 
 def ask_type(case: Case) -> Check:
-    """Is D of the type of x?"""
-    dtype, case.mean = case.mean.dtype, case.mean.to(case.z.dtype)
+    """Is D of the type of x? Other decimal numbers are converted, integers are no images in [-1, 1]."""
+    dtype, case.mean = case.mean.dtype, case.mean.to(case.z)
     return judge("type", dtype != case.z.dtype, f"D gives {dtype} for x in {case.z.dtype}; convert it", str(dtype),
-                 "warning")
+                 "warning" if dtype.is_floating_point else "wrong")
 
 
 def ask_input(case: Case) -> Check:
@@ -208,7 +205,7 @@ def ask_speed(case: Case) -> Check:
 QUESTIONS: tuple[Callable[[Case], Check | None], ...] = (
     ask_call, ask_shape, ask_type, ask_input, ask_finite, ask_small_t, ask_large_t, ask_noise_level, ask_denoises, ask_range,
     ask_repeatable, ask_batch, ask_labels, ask_speed)
-FATAL = ("call", "shape", "finite")  # where something is wrong with these, nothing is left to ask about
+FATAL = ("call", "shape", "type", "finite")  # where something is wrong with these, nothing is left to ask about
 
 
 @torch.inference_mode()
@@ -221,10 +218,13 @@ def check_teacher(teacher: Denoiser, batch: int = 16) -> list[Check]:
     case = Case(teacher, batch)
     checks: list[Check] = []
     for ask in QUESTIONS:
-        check = ask(case)
+        try:
+            check = ask(case)
+        except PidistillError as error:  # what the teacher's code raises, at the first call or at one of the others
+            check = Check("call", "wrong", str(error), error)
         if check is None:
             continue
         checks.append(check)
-        if check.name in FATAL and check.verdict != "ok":
+        if check.name in FATAL and check.verdict == "wrong":
             break
     return checks

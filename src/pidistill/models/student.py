@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.foreign import call_foreign
 from pidistill.core.registry import suggest_choices
 from pidistill.core.tensors import clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
@@ -44,7 +45,10 @@ class Student(nn.Module):
     form: one of FORMS. Raises PidistillError for others.
 
     drawing_time: t at which student(z, t) is the image.
+    teacher: the name of the teacher that it was made for, in messages.
     """
+
+    teacher: str | None = None
 
     def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any],
                  preconditioning: str | dict[str, Any] = "edm", decoder: Decoder | None = None,
@@ -83,7 +87,11 @@ class Student(nn.Module):
 
     def call_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Call the network on c_in x (B, C, H, W) and c_noise (B,); a variance, which may follow the image, is cut off."""
-        return self.net(u, c_noise, labels)[:, :self.shape[0]]
+        return call_foreign(self.net, self.name_network(), u, c_noise, labels)[:, :self.shape[0]]
+
+    def name_network(self) -> str:
+        """Name the network in messages: it is the teacher's own, or one that the user chose."""
+        return f"the network {self.net_spec.get('name')} of the student" + (f" of {self.teacher}" if self.teacher else "")
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute what the form gives at time t, (B, C, H, W).
