@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of, noise
-from pidistill.core.tensors import find_device
+from pidistill.core.tensors import find_device, to_float64
 from pidistill.models.denoiser import Denoiser
 
 Verdict = Literal["ok", "warning", "wrong"]
@@ -64,7 +64,7 @@ def judge(name: str, wrong: bool, bad: str, good: str, verdict: Verdict = "wrong
 
 def rms(x: Tensor) -> float:
     """The root of the mean square of all elements."""
-    return x.double().square().mean().sqrt().item()
+    return to_float64(x).square().mean().sqrt().item()
 
 
 def ask_call(case: Case) -> Check | None:
@@ -123,7 +123,7 @@ def ask_small_t(case: Case) -> Check:
 def ask_large_t(case: Case) -> Check:
     """Is D(x, T) about the mean of the data, where nothing can be known of the image?"""
     mean, n, T, sigma_data = case.mean, case.n, case.T, case.teacher.sigma_data
-    leak = (mean * n).double().mean().item() / max((n * n).double().mean().item(), 1e-30)
+    leak = to_float64(mean * n).mean().item() / max(to_float64(n * n).mean().item(), 1e-30)
     size, limit = rms(mean), 5 * sigma_data + 2
     return judge("large t", size > limit or abs(leak) > 0.3 * sigma_data,
                  f"D(x, {T:g}) must be about the data's mean, it has r.m.s. {size:.3g} and follows the noise {leak:+.2f} "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pidistill.core.errors import PidistillError
 from pidistill.core.foreign import call_foreign
 from pidistill.core.registry import suggest_choices
-from pidistill.core.tensors import clip_images, expand_time, find_device, like
+from pidistill.core.tensors import cast_like, clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
@@ -82,7 +82,7 @@ class Student(nn.Module):
         u = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item() * z
         c = self.preconditioning.for_student(t)
         if self.preconditioning.name == "edm":  # c_skip, c_out and c_in are 0, 1 and 1
-            return self.call_network(u, c.c_noise.to(z.dtype), labels).to(z.dtype)
+            return self.call_network(u, cast_like(c.c_noise, z), labels).to(z.dtype)
         return call_preconditioned(self.call_network, c, u, labels)
 
     def call_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:

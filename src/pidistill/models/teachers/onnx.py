@@ -184,8 +184,8 @@ def check_numbers(path: Path, signature: Signature, facts: dict[str, float]) -> 
     if halves:
         remark(f"{path}: the graph takes {' and '.join(name for _, name in halves)} as float16: it sees three digits")
     if re.search("step", signature.inputs[1][0], re.IGNORECASE):
-        remark(f"{path}: the graph's second input is called {signature.inputs[1][0][:100]}; it is given the noise level t, not "
-               "the number of a step. Ask the teacher whether it denoises: pidistill inspect --check")
+        remark(f"{path}: the graph's second input is called {signature.inputs[1][0][:100]}, and is given the noise level t, "
+               "no number of a step. Ask the teacher whether it denoises: pidistill inspect --check")
 
 
 def remark(text: str) -> None:
