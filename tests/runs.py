@@ -12,6 +12,7 @@ import torch
 
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
+from pidistill.objectives.base import Setup
 from pidistill.objectives.pid import PID
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
@@ -21,24 +22,50 @@ from tests.helpers import MLP, grid_of, tiny_teacher
 VOLATILE = ("seconds", "images_per_s")
 
 
-def start_run(folder, overrides=None, watchers=(), images=False):
-    """Train in `folder` from the same start; returns (weights, average at each EMA rate ...), flat."""
+def make_objective(spec: str = "2,modes=4,std=0.2", points: int = 10, seed: int = 0) -> PID:
+    """PID of a small network, with the weights of a seed, that a Gaussian mixture teaches."""
+    torch.manual_seed(seed)
+    teacher = gaussian(spec)
+    return PID(Setup(make_student(teacher, "random", MLP), teacher, grid_of(teacher, points)))
+
+
+def make_image_objective(member: type[PID] = PID) -> PID:
+    """PID of the tiny network for images, which is its own teacher at the start."""
+    teacher = tiny_teacher()
+    return member(Setup(make_student(teacher), teacher, grid_of(teacher, 10)))
+
+
+def make_run(folder, overrides=None, images=False):
+    """Give objective, configuration and folder of a run, always from the same start."""
     folder.mkdir(exist_ok=True)
     values = {"train.steps": 6, "train.batch": 4, "log.every": 2, "checkpoint.every": 3, "optimizer.lr": 1e-2, "out": "x",
               "optimizer.clip": None, "ema": 0.9} | (overrides or {})
     config = load_config(DistillConfig, "default", values)
-    torch.manual_seed(0)
-    if images:
-        teacher = tiny_teacher()
-        student = make_student(teacher)
-    else:
-        teacher = gaussian("2,modes=4,std=0.2")
-        student = make_student(teacher, "random", MLP)
-    objective = PID(student, teacher, grid_of(teacher, 10))
-    averages, main = train(objective, config, folder, watchers)
-    assert main
-    flat = lambda net: torch.cat([p.detach().flatten() for p in net.parameters()])
-    return flat(student), *(flat(averages[rate]["student"]) for rate in config.ema)
+    return make_image_objective() if images else make_objective(), config, folder
+
+
+def start_run(folder, overrides=None, watchers=(), images=False):
+    """Train in `folder` from the same start; returns (weights, average at each EMA rate ...), flat."""
+    objective, config, folder = make_run(folder, overrides, images)
+    trained = train(objective, config, folder, watchers)
+    assert trained.main and trained.steps == config.train.steps
+    return flatten(objective, trained.averages)
+
+
+def flatten(objective, averages):
+    """Flatten the weights and the average at each EMA rate."""
+    nets = [objective.networks["student"], *(networks["student"] for networks in averages.values())]
+    return [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in nets]
+
+
+def loop(steps, body):
+    """Run a loop over the steps of a run; gives what the generator returns."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            return end.value
+        body(step)
 
 
 def metrics(folder) -> list[dict]:

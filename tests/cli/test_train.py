@@ -121,6 +121,9 @@ def test_the_same_line_starts_a_run_and_goes_on(cli, tmp_path):
     (["--teacher", "gaussian:two"], "gaussian: takes SHAPE"), (["--teacher", "folder:/nowhere"], "holds no teacher"),
     ([*QUICK, "--set", "objective.distance=l22"], "did you mean 'l2'"),
     ([*QUICK, "--set", "objective.scheme=down"], "upwind"), ([*QUICK, "--set", "student.init=zero"], "random or a folder"),
+    ([*QUICK, "--set", "objective=edm"], "the objective edm trains a teacher: pidistill train-teacher"),
+    ([*QUICK, "--set", "objective=python:math:sqrt"], "must be a subclass of pidistill.Objective"),
+    ([*QUICK, "--set", "data=digits"], "the objective pid needs no images; leave `data` out"),
     ([*QUICK, "--set", "objective=pdi"], "did you mean 'pid'"), ([*QUICK, "--set", "objective.balnce=1"], "'balance'"),
     ([*QUICK, "--set", "objective.balance=3"], "objective.balance"),
     ([*QUICK, "--set", "objective.balance=much"], "balance"),
@@ -146,7 +149,7 @@ def test_distill_refuses_in_one_line_and_leaves_nothing(cli, tmp_path, args, wor
     (["--set", "data=nowhere.npz"], "nowhere.npz: does not exist"), (["--set", "data=mnist"], "images come as `digits`"),
     (["--set", "net.name=songunet"], "song_unet"), (["--set", "net.model_channels=9"], "groups"),
     (["--set", "t_min=90"], "t_min"), (["--set", "t_mim=1"], "did you mean 't_min'"),
-    (["--set", "objective=pid"], "objectives/pid"),
+    (["--set", "objective=pid"], "the objective pid trains a student: pidistill distill"),
     (["--set", "preview.seeds=x"], "preview.seeds"), (["--set", "objective.p_mean=low"], "p_mean")])
 def test_train_teacher_refuses_in_one_line_and_leaves_nothing(cli, tmp_path, images_npz, net_flags, flags, words):
     base = [] if any("data=" in flag for flag in flags) else ["--set", f"data={images_npz}"]

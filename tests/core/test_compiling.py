@@ -80,7 +80,7 @@ def test_a_compiled_teacher_that_raises_is_one_line():
 
     teacher = FunctionDenoiser(denoise, (5,), t_min=0.1, t_max=2.0, sigma_data=0.5)
     call = try_compile(functools.partial(call_module, teacher), what="the teacher", backend="eager")
-    with pytest.raises(PidistillError, match=r"denoise failed on x \(3, 5\) float32, t = 1: RuntimeError: The size of tensor"):
+    with pytest.raises(PidistillError, match=r"denoise failed on x \(3, 5\) float32, t = 1: RuntimeError: The size of"):
         call(torch.randn(3, 5), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Open families: unknown names and options list the choices."""
+"""Open families: unknown names and options list the choices; of some a user may bring members."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build, find_member, list_members
+from pidistill.core.registry import HOMES, OPEN_TO_PYTHON, build, find_member, list_members
 from pidistill.models.teachers.base import load_teacher
 from pidistill.models.teachers.gaussian import gaussian
 
@@ -46,6 +46,48 @@ def test_missing_and_doubled_arguments_are_one_line():
 
 def test_options_reach_the_member():
     assert build("distances", "pseudo_huber", c=0.25).c == 0.25
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of the user's own, in the current folder."""
+    (tmp_path / "pidistill_mine.py").write_text("class Far:\n    def __init__(self, *, scale: float = 1.0):\n        "
+                                                "self.scale = scale\n\nNUMBER = 3\n")
+    monkeypatch.chdir(tmp_path)
+    yield "python:pidistill_mine"
+    sys.modules.pop("pidistill_mine", None)
+
+
+@pytest.mark.parametrize("family", OPEN_TO_PYTHON)
+def test_a_user_brings_members_of_some_families(mine, family):
+    path = [*sys.path]
+    assert find_member(family, f"{mine}:Far") is sys.modules["pidistill_mine"].Far and sys.path == path
+    assert build(family, f"{mine}:Far").scale == 1 and build(family, f"{mine}:Far", scale="2.5").scale == 2.5
+    with pytest.raises(PidistillError, match=f"option of {family}/{mine}:Far 'scael'; did you mean 'scale'"):
+        build(family, f"{mine}:Far", scael=2)
+    with pytest.raises(PidistillError, match=f"{family}/{mine}:Far: scale: .*got 'much'"):
+        build(family, f"{mine}:Far", scale="much")
+
+
+def test_families_that_files_name_run_no_code_of_theirs(mine):
+    """Networks come with weights from anywhere, whose configuration must not import a module."""
+    assert {*OPEN_TO_PYTHON} == {"schemes", "distances", "samplers", "objectives"}
+    for family in HOMES.keys() - {*OPEN_TO_PYTHON}:
+        with pytest.raises(PidistillError, match=rf"unknown {family.removesuffix('s')} '{mine}:Far'.*\(choices: "):
+            find_member(family, f"{mine}:Far")
+    assert "pidistill_mine" not in sys.modules
+
+
+@pytest.mark.parametrize("name, words", [
+    ("python:pidistill_mine", "a python distance is python:MODULE:NAME, got python:pidistill_mine"),
+    ("python:a b:Far", "python:MODULE:NAME"), ("python:pidistill_mine:Far:x", "python:MODULE:NAME"),
+    ("python:pidistill_mien:Far", "No module named 'pidistill_mien'"),
+    ("python:pidistill_mine:Fra", "the module pidistill_mine has no Fra"),
+    ("python:pidistill_mine:NUMBER", "no class and no function")])
+def test_what_a_module_does_not_have_is_one_line(mine, name, words):
+    with pytest.raises(PidistillError, match=words) as caught:
+        find_member("distances", name)
+    assert "\n" not in str(caught.value)
 
 
 # Code of the user's that raises --------------------------------------------------------------------------------------------

@@ -31,6 +31,14 @@ def test_streams_of_different_use_do_not_meet():
     assert len(set(draws.values())) == 3
 
 
+def test_phases_of_a_step_have_streams_of_their_own():
+    """That of the first is what it was before a step could have several phases."""
+    draws = {phase: tuple(stream(5, 2, 7, phase=phase).standard_normal(4)) for phase in range(3)}
+    assert len(set(draws.values())) == 3 and draws[0] == tuple(stream(5, 2, 7).standard_normal(4))
+    before = np.random.Generator(np.random.Philox(key=[5, 2], counter=[0, 0, TRAIN, 7]))
+    assert draws[0] == tuple(before.standard_normal(4))
+
+
 def test_noise_of_a_seed_does_not_depend_on_its_neighbours():
     rows = noise(range(20), (1, 4, 4))
     assert rows.dtype == torch.float32 and rows.shape == (20, 1, 4, 4)

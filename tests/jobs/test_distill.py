@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -9,13 +11,17 @@ from torch import nn
 import pidistill
 from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json
-from pidistill.jobs.distill import default_preset, resume_distillation
+from pidistill.jobs.distill import build_objective, default_preset, resume_distillation
+from pidistill.models.teachers.base import load_teacher
+from pidistill.training.checkpoint import list_checkpoints
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
+from pidistill.training.trainer import StepTaken
 from tests.helpers import tiny_teacher
+from tests.runs import loop
 
 QUICK = {"student.init": "random", "student.net": {"name": "mlp", "width": 8, "depth": 1}, "train.steps": 2,
-         "train.batch": 4,         "evaluate.num": 4, "grid.points": 10}
+         "train.batch": 4, "evaluate.num": 4, "grid.points": 10}
 
 
 class Own(nn.Module):
@@ -81,3 +87,107 @@ def test_a_loaded_teacher_keeps_its_spec(tmp_path):
     spec = "gaussian:2,modes=4,std=0.1"
     pidistill.distill(pidistill.load_teacher(spec), out=tmp_path / "run", overrides=QUICK)
     assert read_json(tmp_path / "run" / "student" / "provenance.json")["teacher"] == spec
+
+
+# a loop over the steps -----------------------------------------------------------------------------------------------------
+
+SPEC = "gaussian:2,modes=4,std=0.1"
+LONGER = {**QUICK, "train.steps": 5, "checkpoint.every": 2}
+
+
+def weights(student) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in student.parameters()])
+
+
+def test_the_steps_of_a_distillation_end_with_its_student(tmp_path):
+    seen = []
+    student = loop(pidistill.steps(SPEC, out=tmp_path / "a", overrides=LONGER), seen.append)
+    assert all(isinstance(step, StepTaken) and step.folder == tmp_path / "a" for step in seen)
+    assert [step.number for step in seen] == [1, 2, 3, 4, 5] and [step.last for step in seen] == [False] * 4 + [True]
+    assert all(step.losses["pid"] > 0 for step in seen)
+    whole = pidistill.distill(SPEC, out=tmp_path / "b", overrides=LONGER)
+    assert isinstance(student, pidistill.Student) and torch.equal(weights(student), weights(whole))
+    for name in "ab":
+        assert read_json(tmp_path / name / "results.json")["steps"] == 5
+
+
+def test_a_distillation_that_a_step_ends_is_saved_and_measured(tmp_path):
+    """With the number of steps that it took; and it can go on to the end that it was to have."""
+    average = []
+
+    def look(step):
+        if step.number == 3:
+            average.append(weights(step.average()).clone())
+            step.stop()
+
+    student = loop(pidistill.steps(SPEC, out=tmp_path / "a", overrides=LONGER), look)
+    assert torch.equal(weights(student), average[0])
+    assert read_json(tmp_path / "a" / "student" / "provenance.json")["steps"] == 3
+    results = read_json(tmp_path / "a" / "results.json")
+    assert results["steps"] == 3 and results["student"]["trajectory_rmse"] > 0
+    assert [path.name for path in list_checkpoints(tmp_path / "a" / "checkpoints")] == ["000002", "000003"]
+    again = pidistill.distill(SPEC, out=tmp_path / "a", overrides=LONGER, resume=True)
+    whole = pidistill.distill(SPEC, out=tmp_path / "b", overrides=LONGER)
+    assert torch.equal(weights(again), weights(whole)) and read_json(tmp_path / "a" / "results.json")["steps"] == 5
+
+
+def test_a_distillation_that_is_left_can_go_on(tmp_path):
+    """Its folder is free again, and holds neither student nor results."""
+    for step in pidistill.steps(SPEC, out=tmp_path / "a", overrides=LONGER):
+        if step.number == 4:
+            break
+    assert not any((tmp_path / "a" / name).exists() for name in ("student", "results.json", ".lock.json"))
+    again = pidistill.distill(SPEC, out=tmp_path / "a", overrides=LONGER, resume=True)
+    whole = pidistill.distill(SPEC, out=tmp_path / "b", overrides=LONGER)
+    assert torch.equal(weights(again), weights(whole))
+
+
+# objectives ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"objective": "edm"}, "the objective edm trains a teacher: pidistill train-teacher"),
+    ({"data": "digits"}, "the objective pid needs no images; leave `data` out"),
+    ({"objective": "python:builtins:dict"}, r"python:builtins:dict must be a subclass of pidistill\.Objective")])
+def test_what_a_distillation_cannot_minimise_is_refused(tmp_path, changes, words):
+    with pytest.raises(PidistillError, match=words) as caught:
+        pidistill.distill(SPEC, out=tmp_path / "run", overrides=QUICK | changes)
+    assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+MINE = """
+from pidistill.objectives.distances.l1 import L1
+from pidistill.objectives.pid import PID
+from pidistill.objectives.schemes.upwind import Upwind
+
+class Mine(PID):
+    def __init__(self, setup, *, gain: float = 1.0, **options):
+        super().__init__(setup, scheme="python:pidistill_mine:Slow", distance={"name": "python:pidistill_mine:Far"})
+        self.gain = gain
+
+    def loss(self, batch, step=0):
+        return self.gain * super().loss(batch, step)
+
+class Far(L1):
+    pass
+
+class Slow(Upwind):
+    pass
+"""
+
+
+def test_a_users_own_objective_is_trained(tmp_path, monkeypatch):
+    """With a distance and a scheme of the user's own too: here all of them ours under other names, and a gain."""
+    (tmp_path / "pidistill_mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    own = {"name": "python:pidistill_mine:Mine", "gain": 3}
+    try:
+        mine, ours = ([step.losses["pid"] for step in pidistill.steps(
+            SPEC, out=tmp_path / name, overrides=QUICK | {"objective": objective, "train.steps": 1})]
+            for name, objective in (("mine", own), ("ours", {"name": "pid", "distance": "l1"})))
+        assert mine == pytest.approx([3 * loss for loss in ours], rel=1e-6) and len(ours) == 1
+        config = load_config(DistillConfig, tmp_path / "mine" / "config.yaml")
+        made = build_objective(config, load_teacher(SPEC))
+        assert type(made).__name__ == "Mine" and type(made.scheme).__name__ == "Slow" and made.gain == 3
+    finally:
+        sys.modules.pop("pidistill_mine", None)

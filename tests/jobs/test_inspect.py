@@ -42,7 +42,23 @@ def test_an_unfinished_run_says_how_far_it_is(tmp_path):
     write_checkpoints(tmp_path / "checkpoints", 30, 40)
     facts = describe(str(tmp_path))
     assert (facts["steps done"], facts["last loss"], facts["newest checkpoint"]) == (40, 0.25, "000040")
+    assert (facts["networks"], facts["phases"]) == ("student", "pid")
+    assert facts["averages"] == "student at 0.0, student at 0.5, student at 0.9" and "followers" not in facts
     assert facts["results"] == {"student": {"fd": 1.5}, "seconds": 3}
+
+
+def test_a_run_of_several_phases_has_a_loss_of_each(tmp_path):
+    """The last of each, in whichever line it stands; and a distillation of several runs says how far each is."""
+    for folder in (tmp_path, tmp_path / "1-first", tmp_path / "2-second", tmp_path / "samples"):
+        folder.mkdir(exist_ok=True)
+    for folder in (tmp_path, tmp_path / "1-first", tmp_path / "2-second"):
+        (folder / "config.yaml").touch()
+    records = [{"step": 1, "loss/critic": 0.5, "loss/student": 0.75}, {"step": 2, "loss/critic": 0.25},
+               {"step": 3, "fd": 9.0}]
+    (tmp_path / "1-first" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert describe(str(tmp_path))["stages"] == {
+        "1-first": {"steps done": 2, "last loss/critic": 0.25, "last loss/student": 0.75, "newest checkpoint": None},
+        "2-second": {"steps done": 0, "last loss": None, "newest checkpoint": None}}
 
 
 def test_a_file_of_weights(tmp_path):

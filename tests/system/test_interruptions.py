@@ -22,7 +22,7 @@ from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import dump_yaml, load_config
 from pidistill.training.trainer import Watcher
 from tests.helpers import exit_code, in_child, in_clean_child
-from tests.runs import metrics, start_run
+from tests.runs import make_objective, metrics, start_run
 
 KEPT = {"checkpoint.keep": 9}
 
@@ -54,9 +54,9 @@ def interrupted(folder, options, number: int, at: int = 4):
 
 @pytest.mark.parametrize("damage", [
     lambda folder: flip(folder / "student.safetensors"), lambda folder: flip(folder / "student-ema-0.9.safetensors"),
-    lambda folder: flip(folder / "optimizer.safetensors"), lambda folder: flip(folder / "state.json", 801),
+    lambda folder: flip(folder / "optimizer-pid.safetensors"), lambda folder: flip(folder / "state.json", 801),
     lambda folder: flip(folder / "manifest.json", 99), lambda folder: (folder / "manifest.json").unlink(),
-    lambda folder: os.truncate(folder / "optimizer.safetensors", 100)])
+    lambda folder: os.truncate(folder / "optimizer-pid.safetensors", 100)])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path, capsys, damage):
     whole = start_run(tmp_path / "a", KEPT)
     before = metrics(tmp_path / "a")
@@ -211,8 +211,8 @@ def poison(monkeypatch):
     steps: set[int] = set()
     plain = batches.draw_batch
 
-    def draw_batch(objective, seed, step, ks, device):
-        batch = plain(objective, seed, step, ks, device)
+    def draw_batch(phase, number, seed, step, ks, device):
+        batch = plain(phase, number, seed, step, ks, device)
         if step in steps:
             batch["z"][0] = float("nan")
         return batch
@@ -237,8 +237,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, pois
     records = metrics(tmp_path / "a")
     assert [record.get("skipped", 0) for record in records] == [1, 1, 2, 2]
     assert records[0]["loss"] == pytest.approx(sum(r["loss"] for r in each_loss(tmp_path, 2)) / 2, rel=1e-4)
-    assert read_json(tmp_path / "a" / "checkpoints" / "000012" / "state.json")["skipped"] == 2
-    for value in read_tensors(tmp_path / "a" / "checkpoints" / "000012" / "optimizer.safetensors").values():
+    assert read_json(tmp_path / "a" / "checkpoints" / "000012" / "state.json")["phases"]["pid"]["skipped"] == 2
+    for value in read_tensors(tmp_path / "a" / "checkpoints" / "000012" / "optimizer-pid.safetensors").values():
         assert value.isfinite().all()
 
 
@@ -253,13 +253,13 @@ def each_loss(tmp_path, steps: int) -> list[dict]:
 def test_an_infinite_loss_with_finite_gradients_is_not_taken(tmp_path, monkeypatch):
     from pidistill.objectives.pid import PID
 
-    plain, calls = PID.forward, []
+    plain, calls = PID.loss, []
 
-    def forward(self, batch):
+    def loss(self, batch, step):
         calls.append(1)
-        return plain(self, batch) + (float("inf") if len(calls) == 2 else 0)
+        return plain(self, batch, step) + (float("inf") if len(calls) == 2 else 0)
 
-    monkeypatch.setattr(PID, "forward", forward)
+    monkeypatch.setattr(PID, "loss", loss)
     start_run(tmp_path / "a", {"checkpoint.every": 1, "train.steps": 2} | KEPT)
     a, b = (read_tensors(tmp_path / "a" / "checkpoints" / name / "student.safetensors") for name in ("000001", "000002"))
     assert all(torch.equal(a[key], b[key]) for key in a) and metrics(tmp_path / "a")[-1]["skipped"] == 1
@@ -274,23 +274,13 @@ def test_after_so_many_in_a_row_the_run_stops_with_what_it_knows(tmp_path, poiso
     message = str(caught.value)
     assert "3 steps in a row, up to step 9" in message and "1 of 4 samples" in message and "\n" not in message
     assert "learning rate 0.01" in message and ("loss scale" in message) == (precision == "fp16")
-    batch = trainer.draw_batch(*objective_and_seed(), 8, range(1), torch.device("cpu"))
-    t = objective_and_seed()[0].times(batch).item()
+    objective = make_objective()
+    t = objective.times(trainer.draw_batch(objective.phases()[0], 0, 0, 8, range(1), torch.device("cpu"))).item()
     assert f"t from {t:.4g} to {t:.4g}" in message
     poison.clear()
     resumed = start_run(tmp_path / "a", options)  # from the state that is on the disk
     assert all(value.isfinite().all() for value in resumed) and read_json(
-        tmp_path / "a" / "checkpoints" / "000009" / "state.json")["skipped"] == 6
-
-
-def objective_and_seed():
-    from pidistill.models.student_init import make_student
-    from pidistill.models.teachers.gaussian import gaussian
-    from pidistill.objectives.pid import PID
-    from tests.helpers import MLP, grid_of
-
-    teacher = gaussian("2,modes=4,std=0.2")
-    return PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 10)), 0
+        tmp_path / "a" / "checkpoints" / "000009" / "state.json")["phases"]["pid"]["skipped"] == 6
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):

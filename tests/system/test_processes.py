@@ -27,8 +27,8 @@ import json, os, sys
 from pidistill.training import batches, setup
 plain, rank = batches.draw_batch, os.environ.get("RANK", "0")
 who, when, number = os.environ.get("SIGNAL", "- 0 0").split()
-def draw_batch(objective, seed, step, ks, device):
-    batch = plain(objective, seed, step, ks, device)
+def draw_batch(phase, number, seed, step, ks, device):
+    batch = plain(phase, number, seed, step, ks, device)
     with open(f"{sys.argv[-1]}.draws{rank}", "a") as file:
         for row, k in enumerate(ks):
             file.write(json.dumps([step, k, {key: value[row].tolist() for key, value in batch.items()}]) + "\\n")
@@ -90,7 +90,7 @@ def one(tmp_path_factory):
 
 
 def assert_same(one, other) -> None:
-    for path in ("student/model", "checkpoints/000006/student", "checkpoints/000006/optimizer"):
+    for path in ("student/model", "checkpoints/000006/student", "checkpoints/000006/optimizer-pid"):
         a, b = (read_tensors(folder / f"{path}.safetensors") for folder in (one, other))
         assert a.keys() == b.keys()
         for key in a:

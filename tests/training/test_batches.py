@@ -7,35 +7,31 @@ from contextlib import closing
 import pytest
 import torch
 
-from pidistill.models.student_init import make_student
-from pidistill.models.teachers.gaussian import gaussian
-from pidistill.objectives.pid import PID
 from pidistill.training.batches import Batches, draw_batch, split_samples
-from tests.helpers import MLP, grid_of
+from tests.runs import make_objective
 
 CPU = torch.device("cpu")
 
 
 def test_draws_do_not_depend_on_the_split():
-    teacher = gaussian("2")
-    objective = PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 50))
-    cpu = torch.device("cpu")
-    whole = draw_batch(objective, 3, 5, range(8), cpu)
-    parts = [draw_batch(objective, 3, 5, ks, cpu) for ks in (range(0, 3), range(3, 8))]
+    phase, = make_objective("2", 50).phases()
+    whole = draw_batch(phase, 0, 3, 5, range(8), CPU)
+    parts = [draw_batch(phase, 0, 3, 5, ks, CPU) for ks in (range(0, 3), range(3, 8))]
     for key in whole:
         assert torch.equal(whole[key], torch.cat([part[key] for part in parts]))
+    other = draw_batch(phase, 1, 3, 5, range(8), CPU)
+    assert not (other["z"] == whole["z"]).any()  # a second phase would draw others
     assert len(whole["z"].unique()) == 16 and whole["z"].dtype == torch.float32 and whole["i"].dtype == torch.int64
 
 
 def test_batches_are_the_draws_of_each_step_in_order():
-    teacher = gaussian("2")
-    objective = PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 50))
-    batches = Batches(objective, 3, range(5, 8), [range(0, 2), range(2, 5)], CPU)
+    phases = make_objective("2", 50).phases()
+    batches = Batches(phases, 3, range(5, 8), [range(0, 2), range(2, 5)], CPU)
     with closing(batches.queue):
         for step in range(5, 8):
-            microbatches = list(batches.take_step())
+            microbatches = list(batches.take())
             assert [len(microbatch["z"]) for microbatch in microbatches] == [2, 3]
-            whole = draw_batch(objective, 3, step, range(5), CPU)
+            whole = draw_batch(phases[0], 0, 3, step, range(5), CPU)
             assert torch.equal(torch.cat([microbatch["z"] for microbatch in microbatches]), whole["z"])
 
 

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.manifest import MANIFEST, verify
+from pidistill.files.manifest import MANIFEST, verify, write_manifest
+from pidistill.files.reading import read_json
+from pidistill.training import batches
 from pidistill.training.checkpoint import (
     clean,
     collect,
+    describe_contents,
     latest,
     list_checkpoints,
+    name_networks,
     newest,
     read_trained_config,
     restore,
     set_aside,
 )
-from pidistill.training.ema import EMA
 from pidistill.training.optimizer import RAdam
-from tests.training.checkpoints import RATES, list_names, make_state, write_checkpoints
+from tests.runs import cut, metrics, start_run
+from tests.training.checkpoints import PHASES, RATES, list_names, make_state, write_checkpoints
 
 
 def test_everything_comes_back(tmp_path):
     state = make_state(0, steps=7)  # beyond RAdam's first steps
     write_checkpoints(tmp_path, 7, state=state)
     other = make_state(1)
-    assert restore(tmp_path / "000007", *other) == {"step": 7, "config": {"k": 7}}
-    ours, theirs = collect(*state), collect(*other)
-    assert ours.keys() == theirs.keys() == {"student", "optimizer", *(f"student-ema-{rate}" for rate in RATES)}
+    assert restore(tmp_path / "000007", other) == {"step": 7, "config": {"k": 7}, "phases": PHASES}
+    assert other.phases["pid"].skipped.look() == [0, 0, 2]
+    ours, theirs = collect(state), collect(other)
+    assert ours.keys() == theirs.keys() == {"student", "optimizer-pid", *(f"student-ema-{rate}" for rate in RATES)}
+    assert {name for name, _ in name_networks(other)} == ours.keys() - {"optimizer-pid"}
     for name, tensors in ours.items():
         assert tensors.keys() == theirs[name].keys() and tensors
         assert all(torch.equal(value, theirs[name][key]) for key, value in tensors.items())
@@ -72,12 +79,51 @@ def test_what_a_crash_left_is_cleaned_up(tmp_path):
 
 def test_another_optimiser_state_is_one_line(tmp_path):
     write_checkpoints(tmp_path, 1)
-    objective, ema, _ = make_state(0)
-    with pytest.raises(PidistillError, match="does not fit") as caught:
-        restore(tmp_path / "000001", objective, ema, RAdam([torch.nn.Parameter(torch.ones(3))]))
+    other = make_state(0)
+    other.phases["pid"].optimizer = RAdam([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(PidistillError, match=r"optimizer-pid\.safetensors does not fit") as caught:
+        restore(tmp_path / "000001", other)
     assert "\n" not in str(caught.value)
     with pytest.raises(PidistillError, match=r"no average at the rate 0\.3"):
-        restore(tmp_path / "000001", objective, EMA(objective.networks, [0.3]), make_state(0)[2])
+        restore(tmp_path / "000001", make_state(0, rates=(0.3,)))
+
+
+def rewrite_as_of_old(folder) -> None:
+    """Rewrite a checkpoint as it was before a step could have several phases."""
+    (folder / "optimizer-pid.safetensors").rename(folder / "optimizer.safetensors")
+    record = read_json(folder / "state.json")
+    phase = record.pop("phases")["pid"]
+    del phase["norm"]
+    (folder / "state.json").write_text(json.dumps(record | phase))
+    (folder / MANIFEST).unlink()
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_run_goes_on_from_a_checkpoint_of_the_old_layout(tmp_path, monkeypatch, precision):
+    """Bit for bit, with its moments, its loss scale, its count of skipped steps and its sums between two lines."""
+    plain = batches.draw_batch
+
+    def draw_batch(phase, number, seed, step, ks, device):
+        batch = plain(phase, number, seed, step, ks, device)
+        return batch | {"z": batch["z"] * float("nan")} if step == 1 else batch
+
+    monkeypatch.setattr(batches, "draw_batch", draw_batch)
+    options = {"checkpoint.keep": 9, "log.every": 4, "precision": precision}
+    whole = start_run(tmp_path / "a", options)
+    cut(tmp_path / "a", tmp_path / "b", 3)
+    folder = tmp_path / "b" / "checkpoints" / "000003"
+    assert read_json(folder / "state.json")["phases"]["pid"]["skipped"] == 1
+    assert describe_contents(folder) == {"networks": "student", "averages": "student at 0.9", "phases": "pid"}
+    rewrite_as_of_old(folder)
+    record = read_json(folder / "state.json")
+    assert record.keys() == {"step", "logged", "loss", "good", "skipped", "loss_scale", "config"} and record["good"] == 2
+    assert describe_contents(folder) == {"networks": "student", "averages": "student at 0.9"}
+    for a, b in zip(whole, start_run(tmp_path / "b", options), strict=True):
+        assert torch.equal(a, b)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") and metrics(tmp_path / "b")[-1]["skipped"] == 1
+    last = [read_json(tmp_path / name / "checkpoints" / "000006" / "state.json") for name in "ab"]
+    assert last[0] == last[1]
 
 
 # Damage --------------------------------------------------------------------------------------------------------------------

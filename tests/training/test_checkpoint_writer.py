@@ -37,12 +37,12 @@ def test_a_checkpoint_is_of_the_moment_of_the_call(tmp_path, stages):
     """The weights go on changing while it is written."""
     gate = threading.Event()
     stages[1](lambda k, what: gate.wait(20))
-    objective, ema, optimizer = make_state(0, steps=1)
-    before = {name: value.clone() for name, value in objective.networks["student"].state_dict().items()}
+    state = make_state(0, steps=1)
+    before = {name: value.clone() for name, value in state.objective.networks["student"].state_dict().items()}
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, collect(objective, ema, optimizer), {})
+    checkpoints.save(1, collect(state), {})
     with torch.no_grad():
-        for p in objective.parameters():
+        for p in state.phases["pid"].parameters:
             p.zero_()
     assert list_names(tmp_path) == [] or list_names(tmp_path)[0].startswith(".")  # save did not wait for the disk
     gate.set()
@@ -56,7 +56,7 @@ def test_the_last_one_takes_no_memory_of_its_own(tmp_path, monkeypatch, final):
     written, write_folder = {}, checkpoint_writer.write_folder
     monkeypatch.setattr(checkpoint_writer, "write_folder",
                         lambda folder, files, *rest: (written.update(files), write_folder(folder, files, *rest)))
-    checkpoints, tensors = Checkpoints(tmp_path), collect(*make_state(0, steps=1))
+    checkpoints, tensors = Checkpoints(tmp_path), collect(make_state(0, steps=1))
     checkpoints.save(1, tensors, {}, final)
     assert checkpoints.close() is None
     assert {value.data_ptr() == written[file][name].data_ptr() for file in tensors for name, value in tensors[file].items()
@@ -138,7 +138,7 @@ def test_while_the_disk_is_full_the_newest_state_is_kept_for_later(tmp_path, sta
 
     stages[1](act)
     monkeypatch.setattr(checkpoint_writer, "RETRY", 0.01)
-    checkpoints, tensors = Checkpoints(tmp_path), collect(*make_state(0, steps=1))
+    checkpoints, tensors = Checkpoints(tmp_path), collect(make_state(0, steps=1))
     for step in (1, 2, 3):
         checkpoints.save(step, tensors, {})
     full.clear()
@@ -156,7 +156,7 @@ def test_a_disk_that_stays_full_is_said_at_the_end(tmp_path, stages, monkeypatch
     stages[1](act)
     monkeypatch.setattr(checkpoint_writer, "RETRY", 0.01)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(2, collect(*make_state(0, steps=1)), {})
+    checkpoints.save(2, collect(make_state(0, steps=1)), {})
     error = checkpoints.close(tries=3)
     assert len(seen) in (3, 4)  # and the one that may have come before
     assert isinstance(error, PidistillError) and "No space left" in str(error)
@@ -169,6 +169,6 @@ def test_an_error_is_not_kept_waiting_for_a_full_disk(tmp_path, stages):
 
     stages[1](act)
     with pytest.raises(ValueError, match="of the run"), Checkpoints(tmp_path) as checkpoints:  # a minute between two tries
-        checkpoints.save(1, collect(*make_state(0, steps=1)), {})
+        checkpoints.save(1, collect(make_state(0, steps=1)), {})
         raise ValueError("of the run")
     assert len(stages[0]) in (1, 2) and checkpoints.close() is not None

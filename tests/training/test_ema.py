@@ -1,11 +1,12 @@
-"""The average has a closed form."""
+"""Averages and followers have closed forms."""
 
 from __future__ import annotations
 
 import pytest
 from torch import nn
 
-from pidistill.training.ema import EMA
+from pidistill.objectives.base import Follower, Objective
+from pidistill.training.ema import EMA, Followers
 
 
 def follow(rate: float, values: list[float], first: int = 0) -> float:
@@ -53,3 +54,31 @@ def test_weights_that_move_are_still_followed():
     nn.init.constant_(net.weight, 7.0)
     ema.update(0)
     assert ema.networks[0.0]["a"].weight.item() == 7.0
+
+
+class Followed(Objective):
+    """A network of one weight, and copies of it at these rates."""
+
+    def __init__(self, net, **rates):
+        super().__init__({"net": net}, followers={name: Follower("net", rate) for name, rate in rates.items()})
+
+    def phases(self):
+        return []
+
+
+def test_followers_move_at_the_rate_of_the_step():
+    """A constant rate forgets; 1 stays, 0 copies, and step / (step + 1) gives the mean of all weights so far."""
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 5.0)
+    objective = Followed(net, still=lambda step: 1.0, copy=lambda step: 0.0, half=lambda step: 0.5,
+                         mean=lambda step: step / (step + 1))
+    followers, values = Followers(objective), [1.0, 2.0, 4.0, 8.0]
+    assert {copy.weight.item() for copy in objective.copies.values()} == {5.0}
+    assert not any(copy.training or copy.weight.requires_grad for copy in objective.copies.values())
+    for step, value in enumerate(values):
+        nn.init.constant_(net.weight, value)
+        followers.update(step)
+    found = {name: copy.weight.item() for name, copy in objective.copies.items()}
+    half = sum(0.5 ** (4 - k) * value for k, value in enumerate(values)) + 0.5**4 * 5
+    assert found == pytest.approx({"still": 5.0, "copy": 8.0, "half": half, "mean": sum(values) / 4}, rel=1e-6)
+    assert net.weight.item() == 8.0 and net.weight.requires_grad

@@ -19,8 +19,8 @@ from pidistill.nets.parts.native import build
 from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.footprint import GROWING_LABELS, GPUEmulation, Ledger, Rehearsal, group_tensors
-from pidistill.training.optimizer import make_optimizer
+from pidistill.training.footprint import ACTIVATIONS, GPUEmulation, Ledger, Rehearsal, group_tensors
+from pidistill.training.recompute import recompute_networks
 from tests.helpers import tiny_teacher, vgg_weights
 
 CPU = torch.device("cpu")
@@ -37,7 +37,12 @@ def objective_of(config, net=SMALL_NET):
 
 def rehearse(config, micro=8, accumulate=False, net=SMALL_NET, **options):
     options = {"gpu": False, **options}
-    return Rehearsal(objective_of(config, net), config, make_optimizer, **options)(micro, accumulate)
+    return Rehearsal(objective_of(config, net), config, **options)(micro, accumulate)
+
+
+def grows(label: str) -> bool:
+    """Whether what has this label grows with the samples at a time."""
+    return label.startswith(ACTIVATIONS)
 
 
 def test_a_ledger_follows_births_and_deaths():
@@ -51,7 +56,7 @@ def test_a_ledger_follows_births_and_deaths():
         d = b + 1                               # 40
         del b
         e = d * 2                               # 40: the first 4000 are gone
-    assert ledger.peak == {GROWING_LABELS[0]: 4040, "kept": 2000} and ledger.total == 2080
+    assert ledger.peak == {ACTIVATIONS: 4040, "kept": 2000} and ledger.total == 2080
     del c, d, e
     assert ledger.total == 0
 
@@ -65,21 +70,20 @@ def test_without_values_as_with_them(changes):
     config = configure(**changes)
     real = objective_of(config)
     if config.train.recompute:
-        from pidistill.training.recompute import recompute_blocks
-        recompute_blocks(real.networks["student"])
+        recompute_networks(real.networks.values())
     ledger = Ledger(64)
     with ledger:
-        for tensors in group_tensors(real):
+        for tensors in group_tensors(real).values():
             for tensor in tensors:
                 ledger.count(tensor, "there")
-        batch = draw_batch(real, 0, 0, range(16), CPU)
+        batch = draw_batch(real.phases()[0], 0, 0, 0, range(16), CPU)
         with autocast(config.precision, CPU):
-            loss = real(batch).sum()
+            loss = real.loss(batch).sum()
         loss.backward()
     found = rehearse(config, 16)
     there = ledger.peak["there"]
     assert sum(found.get(label, 0) for label in ("weights", "teacher", "distance")) == there
-    growing = sum(found.get(label, 0) for label in (*GROWING_LABELS, "gradients"))
+    growing = sum(size for label, size in found.items() if grows(label) or label == "gradients")
     assert growing == pytest.approx(sum(ledger.peak.values()) - there, rel=0.02)
 
 
@@ -89,9 +93,10 @@ def test_what_a_footprint_consists_of():
     weights = found["weights"]
     assert found["teacher"] == weights and found["EMA"] == 2 * weights
     assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and found.get("gradients", 0) < 0.1 * weights
-    assert twice[GROWING_LABELS[0]] == pytest.approx(2 * found[GROWING_LABELS[0]], rel=0.02)
-    assert {k: v for k, v in twice.items() if k not in GROWING_LABELS} == {
-        k: v for k, v in found.items() if k not in GROWING_LABELS}
+    assert twice[ACTIVATIONS] == pytest.approx(2 * found[ACTIVATIONS], rel=0.02)
+    assert {k: v for k, v in twice.items() if not grows(k)} == {k: v for k, v in found.items() if not grows(k)}
+    config = configure(ema=[0.9, 0.5])
+    assert Rehearsal(objective_of(config), config, gpu=False).by_phase(8, False) == {"pid": found}
     accumulated = rehearse(configure(), accumulate=True)
     exchanged = rehearse(configure(), accumulate=True, processes=2)
     assert accumulated["gradients"] == pytest.approx(weights, rel=0.05)
@@ -102,24 +107,24 @@ def test_options_that_save_memory_do():
     lpips = {"name": "lpips", "weights": str(vgg_weights()), "size": 32}
     plain, parts = (rehearse(configure(**{"objective.distance": {**lpips, **more}}), gpu=True)
                     for more in ({}, {"microbatch": 1}))
-    assert parts[GROWING_LABELS[1]] < 0.6 * plain[GROWING_LABELS[1]]
-    kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[GROWING_LABELS[0]]
+    assert parts[f"{ACTIVATIONS} of the distance"] < 0.6 * plain[f"{ACTIVATIONS} of the distance"]
+    kept = [rehearse(configure(**{"train.recompute": recompute}), 64, gpu=True)[ACTIVATIONS]
             for recompute in (True, False)]
     assert kept[0] < 0.6 * kept[1]
 
 
 @pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
 def test_the_cpu_s_kernels_keep_less():
-    own = rehearse(configure(), 64, net=SMALL_NET)[GROWING_LABELS[0]]
+    own = rehearse(configure(), 64, net=SMALL_NET)[ACTIVATIONS]
     with native.switched_off():
-        assert own < 0.7 * rehearse(configure(), 64, net=SMALL_NET)[GROWING_LABELS[0]]
+        assert own < 0.7 * rehearse(configure(), 64, net=SMALL_NET)[ACTIVATIONS]
 
 
 def test_an_objective_is_left_as_it_is():
     config = configure()
     objective = objective_of(config)
-    Rehearsal(objective, config, make_optimizer, gpu=True)(4, True)
-    for tensors in group_tensors(objective):
+    Rehearsal(objective, config, gpu=True)(4, True)
+    for tensors in group_tensors(objective).values():
         assert all(type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.grad is None for tensor in tensors)
 
 
@@ -127,7 +132,7 @@ def test_as_on_a_gpu():
     """Attention without its matrix; normalisation lifted to float32 by autocast; the optimiser over all tensors at once."""
     net = {**SMALL_NET, "attn_resolutions": [16]}
     with native.switched_off():
-        cpu, gpu = (rehearse(configure(), 64, net=net, gpu=gpu)[GROWING_LABELS[0]] for gpu in (False, True))
+        cpu, gpu = (rehearse(configure(), 64, net=net, gpu=gpu)[ACTIVATIONS] for gpu in (False, True))
     assert 0.5 * cpu < gpu <= 1.1 * cpu
     with GPUEmulation(), autocast("fp16", CPU):
         x = torch.nn.functional.group_norm(torch.ones(2, 4, 3, 3, dtype=torch.float16), 2)
@@ -153,7 +158,7 @@ def test_the_gpu_takes_what_is_predicted(tmp_path, changes):
     config = configure(**{"train.batch": 256, "train.steps": 2, "out": str(tmp_path), **changes})
     objective = build_objective(config, load_teacher("bundled:digits"))
     micro = config.train.microbatch or 256
-    found = Rehearsal(objective, config, make_optimizer, gpu=True)(micro, micro < 256)
+    found = Rehearsal(objective, config, gpu=True)(micro, micro < 256)
     torch.cuda.reset_peak_memory_stats()
     train(objective, config, tmp_path)
     assert sum(found.values()) == pytest.approx(torch.cuda.max_memory_allocated(), rel=0.2)

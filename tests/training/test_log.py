@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pidistill.training.log import GrowingFile, Log, read_metrics
+from pidistill.training.log import GrowingFile, Log, name_by_phase, read_losses, read_metrics
 
 
 def read_events(folder) -> list[tuple[int, float]]:
@@ -87,3 +87,13 @@ def test_a_line_is_json(tmp_path):
     Log(tmp_path, 0).write(7, {"loss": 0.5, "lr": 1e-3})
     line, = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert list(json.loads(line)) == ["step", "loss", "lr", "seconds"]
+
+
+def test_values_are_named_by_phase_where_there_are_several():
+    """And read back by these names, among others of the same line."""
+    assert name_by_phase("loss", {"pid": 0.5}, ["pid"]) == {"loss": 0.5}
+    names = name_by_phase("loss", {"critic": 0.25}, ["student", "critic"])  # the student's was not taken
+    assert names == {"loss/critic": 0.25}
+    others = {"step": 3, "lr": 1e-3, "lr/critic": 1e-4, "losses": 9.0, "seconds": 1.5}
+    assert read_losses(names | others) == names and read_losses({"loss": 0.5} | others) == {"loss": 0.5}
+    assert read_losses(others) == {}

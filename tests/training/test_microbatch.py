@@ -8,16 +8,16 @@ import torch
 from pidistill.core.errors import PidistillError
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student_init import make_student
+from pidistill.objectives.base import Setup
 from pidistill.objectives.pid import PID
 from pidistill.training import microbatch
 from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.footprint import GROWING_LABELS, Rehearsal
+from pidistill.training.footprint import ACTIVATIONS, Rehearsal
 from pidistill.training.microbatch import find_microbatch, fit_microbatch, halve_until_it_runs
-from pidistill.training.optimizer import make_optimizer
 from tests.helpers import SHAPE, grid_of, tiny_teacher
-from tests.runs import metrics, start_run
+from tests.runs import make_image_objective, metrics, start_run
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def steps(fixed: float, each: float, gradients: float = 0):
 
     def rehearse(micro: int, accumulate: bool) -> dict[str, float]:
         asked.append((micro, accumulate))
-        return {"weights": fixed, "gradients": gradients * accumulate, GROWING_LABELS[0]: each * micro}
+        return {"weights": fixed, "gradients": gradients * accumulate, f"{ACTIVATIONS} of the teacher": each * micro}
 
     return rehearse, asked
 
@@ -39,7 +39,7 @@ def test_as_few_equal_parts_as_the_memory_allows(share, room, expected):
     """50 for the weights and 1 for every sample."""
     rehearse, asked = steps(50, 1)
     micro, found = fit_microbatch(rehearse, share, room)
-    assert micro == expected and found[GROWING_LABELS[0]] == micro
+    assert micro == expected and found[f"{ACTIVATIONS} of the teacher"] == micro
     assert asked[0] == (share, False) and len(asked) <= 3
 
 
@@ -51,14 +51,12 @@ def test_gradients_of_earlier_parts_count_and_what_is_there_does_not():
 
 
 def objective_and_config(**changes):
-    teacher = tiny_teacher()
     config = load_config(DistillConfig, "digits", {"train.microbatch": "auto", **changes})
-    return PID(make_student(teacher), teacher, grid_of(teacher, 10)), config
+    return make_image_objective(), config
 
 
 def found(objective, config, share=64):
-    return find_microbatch(objective, config, share, make_optimizer, CPU, 1,
-                           lambda n: draw_batch(objective, 0, 0, range(n), CPU))
+    return find_microbatch(objective, config, share, CPU, 1)
 
 
 def test_on_this_machine_a_small_run_goes_through_at_once():
@@ -68,11 +66,11 @@ def test_on_this_machine_a_small_run_goes_through_at_once():
 
 def test_little_memory_gives_small_microbatches_that_fit(monkeypatch):
     objective, config = objective_and_config()
-    whole = sum(Rehearsal(objective, config, make_optimizer, gpu=False)(64, False).values())
+    whole = sum(Rehearsal(objective, config, gpu=False)(64, False).values())
     monkeypatch.setattr(microbatch, "free_memory", lambda device: 0.4 * whole)
     micro, _ = found(objective, config)
     assert 1 < micro < 32
-    needed = Rehearsal(objective, config, make_optimizer, gpu=False)(micro, True)
+    needed = Rehearsal(objective, config, gpu=False)(micro, True)
     assert sum(size for label, size in needed.items() if label not in ("weights", "teacher", "EMA")) < 0.4 * whole
 
 
@@ -81,7 +79,7 @@ def test_a_teacher_that_computes_outside_of_pytorch():
     plain = tiny_teacher()
     teacher = FunctionDenoiser(lambda x, t, labels: torch.from_numpy(x.numpy() * 0.5), SHAPE, 3, t_min=0.002, t_max=80.0,
                                sigma_data=0.5)
-    objective = PID(make_student(plain), teacher, grid_of(plain, 10))
+    objective = PID(Setup(make_student(plain), teacher, grid_of(plain, 10)))
     micro, why = found(objective, objective_and_config()[1])
     assert micro == 64 and "no prediction" in why and "\n" not in why
 
@@ -91,22 +89,20 @@ class Bounded(PID):
 
     most = 3
 
-    def forward(self, batch):
+    def loss(self, batch, step=0):
         if len(batch["z"]) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().forward(batch)
+        return super().loss(batch, step)
 
 
 def test_what_the_device_cannot_bear_is_halved():
     _, config = objective_and_config()
-    teacher = tiny_teacher()
-    objective = Bounded(make_student(teacher), teacher, grid_of(teacher, 10))
-    batch = lambda n: draw_batch(objective, 0, 0, range(n), CPU)
-    assert halve_until_it_runs(objective, config, 20, batch) == 3 and halve_until_it_runs(objective, config, 2, batch) == 2
-    assert all(p.grad is None for p in objective.parameters())
+    objective = make_image_objective(Bounded)
+    assert halve_until_it_runs(objective, config, 20, CPU) == 3 and halve_until_it_runs(objective, config, 2, CPU) == 2
+    assert all(p.grad is None for p in objective.networks["student"].parameters())
     objective.most = 0
     with pytest.raises(PidistillError, match=r"does not hold a step of one sample; set train.recompute=true") as caught:
-        halve_until_it_runs(objective, config, 20, batch)
+        halve_until_it_runs(objective, config, 20, CPU)
     assert "\n" not in str(caught.value)
 
 
@@ -142,10 +138,11 @@ def test_a_gpu_that_is_nearly_full(tmp_path):
 
 def test_a_gpu_tries_and_halves_in_place_of_a_prediction(monkeypatch):
     _, config = objective_and_config()
-    teacher = tiny_teacher()
-    objective = Bounded(make_student(teacher), teacher, grid_of(teacher, 10))
+    objective, steps = make_image_objective(Bounded), []
+    monkeypatch.setattr(microbatch, "draw_batch", lambda phase, number, seed, step, ks, device: steps.append(step) or
+                        draw_batch(phase, number, seed, step, ks, CPU))
     monkeypatch.setattr(microbatch, "free_memory", lambda device: 2**30)
     monkeypatch.setattr(microbatch, "Rehearsal", lambda *_, **__: pytest.fail("predicted"))
-    micro, why = find_microbatch(objective, config, 20, make_optimizer, torch.device("cuda"), 1,
-                                 lambda n: draw_batch(objective, 0, 0, range(n), CPU))
+    micro, why = find_microbatch(objective, config, 20, torch.device("cuda"), 7)
+    assert {*steps} == {7}  # the samples of the next step
     assert micro == 3 and why == "microbatches of 3 of 20 (tried, 1 GiB free)"

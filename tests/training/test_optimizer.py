@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from pidistill.core.errors import PidistillError
+from pidistill.objectives.base import Phase
 from pidistill.training.config import OptimizerConfig
-from pidistill.training.optimizer import RAdam, learning_rate, make_optimizer
+from pidistill.training.optimizer import RAdam, for_phase, learning_rate, make_optimizer
 
 
 def net() -> nn.Module:
@@ -108,6 +110,26 @@ def test_optimizers():
     assert isinstance(make_optimizer(OptimizerConfig(name="adam"), iter(p)), torch.optim.Adam)
     for name in ("radam", "adam"):
         assert make_optimizer(OptimizerConfig(name=name, weight_decay=0.2), iter(p)).defaults["weight_decay"] == 0.2
+
+
+def phase_with(**settings) -> Phase:
+    return Phase("critic", ("critic",), lambda rng, step: {}, lambda batch, step: batch["x"], optimizer=settings)
+
+
+def test_a_phase_has_the_settings_of_the_run_but_its_own():
+    config = OptimizerConfig(name="adam", lr=0.1, warmup=3, clip=1.0)
+    assert for_phase(config, phase_with()) == config
+    expected = config.model_copy(update={"lr": 1e-4, "betas": (0.0, 0.999), "clip": None})
+    assert for_phase(config, phase_with(lr=1e-4, betas=(0.0, 0.999), clip=None)) == expected
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"lr": -1.0}, "the phase critic: optimizer.lr: "), ({"rate": 1.0}, "the phase critic: optimizer.rate: "),
+    ({"betas": (0.5, 2.0)}, "the phase critic: optimizer.betas: "), ({"name": "sgd"}, "the phase critic: optimizer.name: ")])
+def test_settings_of_a_phase_that_are_none_are_one_line(settings, words):
+    with pytest.raises(PidistillError, match=words) as caught:
+        for_phase(OptimizerConfig(), phase_with(**settings))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.gpu

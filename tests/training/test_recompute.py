@@ -14,7 +14,7 @@ from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.base import build_net
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.recompute import recompute_blocks
+from pidistill.training.recompute import find_recomputable_blocks, recompute_networks
 from tests.helpers import MLP, held_by, shake
 from tests.runs import start_run
 
@@ -32,7 +32,7 @@ def make(name: str, recompute: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     net = shake(build_net(NETS[name], (1, 8, 8), 0)).train()
     if recompute:
-        recompute_blocks(net)
+        recompute_networks([net])
     return net
 
 
@@ -54,6 +54,14 @@ def test_same_output_and_gradients_and_less_kept(name, precision):
     assert torch.equal(out, again) and fewer < 0.5 * kept
     for a, b in zip(gradients, others, strict=True):
         assert a is b is None or torch.equal(a, b)
+
+
+def test_networks_without_blocks_stay_beside_those_that_have_some():
+    net, plain = make("song_unet", False), build_net(MLP, (2,), 0)
+    blocks = find_recomputable_blocks([plain, net])
+    assert blocks and blocks == find_recomputable_blocks([net])
+    with pytest.raises(PidistillError, match="needs a network with residual blocks"):
+        find_recomputable_blocks([plain, plain])
 
 
 @pytest.mark.parametrize("name", ["song_unet", "edm2_unet"])

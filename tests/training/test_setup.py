@@ -8,16 +8,13 @@ from accelerate import Accelerator
 
 from pidistill.core.errors import PidistillError
 from pidistill.files.weights import read_tensors
-from pidistill.models.student_init import make_student
-from pidistill.models.teachers.gaussian import gaussian
-from pidistill.objectives.pid import PID
-from pidistill.training import microbatch
+from pidistill.training import microbatch, setup
+from pidistill.training.batches import draw_batch
 from pidistill.training.checkpoint import collect
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.setup import START, check_processes, choose_microbatch, compile_objective, prepare
-from tests.helpers import MLP, grid_of
-from tests.runs import start_run
+from tests.runs import make_objective, start_run
 from tests.training.checkpoints import list_names
 
 CPU = torch.device("cpu")
@@ -28,31 +25,28 @@ def configure(folder="x", **changes) -> DistillConfig:
                                                   **changes})
 
 
-def make_objective() -> PID:
-    torch.manual_seed(0)
-    teacher = gaussian("2,modes=4,std=0.2")
-    return PID(make_student(teacher, "random", MLP), teacher, grid_of(teacher, 10))
-
-
 def test_a_new_run_starts_at_step_0_with_all_samples(tmp_path):
-    run = prepare(make_objective().eval(), configure(**{"train.microbatch": 3}), tmp_path)
+    objective = make_objective()
+    objective.networks["student"].eval()
+    run = prepare(objective, configure(**{"train.microbatch": 3}), tmp_path)
     assert run.record == START and run.start == 0 and run.device == CPU
     assert [list(ks) for ks in run.microbatches] == [[0, 1], [2, 3], [4, 5, 6]]
-    assert run.step.model.training
+    assert run.step.objective is objective and objective.networks["student"].training
 
 
 def test_a_run_that_is_there_goes_on_from_its_newest_whole_checkpoint(tmp_path, capsys):
     """And says which was left out."""
     start_run(tmp_path, {"checkpoint.keep": 9, "checkpoint.every": 2, "precision": "fp16"})
-    objective = make_objective()
     (tmp_path / "checkpoints" / "000006" / "student.safetensors").write_bytes(b"")
-    run = prepare(objective, configure(**{"precision": "fp16", "train.batch": 4, "optimizer.name": "radam"}), tmp_path)
-    assert run.start == 4 and run.record["logged"] == 4 and run.step.skipped.counts.tolist() == [0, 0, 0]
-    assert run.step.scaler.state_dict() == run.record["loss_scale"]
+    config = configure(**{"precision": "fp16", "train.batch": 4, "optimizer.name": "radam"})
+    run = prepare(make_objective(), config, tmp_path)
+    phase = run.step.phases["pid"]
+    assert run.start == 4 and run.record["logged"] == 4 and phase.skipped.counts.tolist() == [0, 0, 0]
+    assert phase.scaler.state_dict() == run.record["phases"]["pid"]["loss_scale"] != {}
     warning = " ".join(capsys.readouterr().err.split())
     assert "student.safetensors has 0 bytes" in warning and "going on from 000004" in warning
     assert list_names(tmp_path / "checkpoints") == ["000002", "000004", "000006.damaged"]
-    for name, tensors in collect(objective, run.step.ema, run.step.optimizer).items():
+    for name, tensors in collect(run.step).items():
         saved = read_tensors(tmp_path / "checkpoints" / "000004" / f"{name}.safetensors")
         assert all(torch.equal(value, saved[key]) for key, value in tensors.items()), name
 
@@ -92,9 +86,17 @@ def test_an_automatic_microbatch_does_not_go_with_shards(monkeypatch):
     ("auto", "cpu", False), ("auto", "cuda", True), ("never", "cuda", False), ("default", "cpu", True),
     ("max-autotune", "cpu", True)])
 def test_what_is_compiled_and_where(monkeypatch, setting, device, compiles):
-    objective, calls = make_objective(), []
-    monkeypatch.setattr(objective, "compile_networks", calls.append)
+    """The student's network in place; teacher and distance by other calls, which give the same numbers."""
+    objective, seen = make_objective(), {}
+    monkeypatch.setattr(setup, "try_compile",
+                        lambda target, what, **options: seen.update({what: (target, options)}) or target)
+    batch = draw_batch(objective.phases()[0], 0, 0, 0, range(5), CPU)
+    student, calls, loss = objective.networks["student"], dict(objective.calls), objective.loss(batch)
     compile_objective(objective, configure(compile=setting), torch.device(device))
-    assert len(calls) == compiles
-    for call in calls:
-        assert call.keywords == {"dynamic": False} | ({"mode": setting} if setting == "max-autotune" else {})
+    assert list(seen) == (["the student's network", "the teacher", "the distance"] if compiles else [])
+    for _, options in seen.values():
+        assert options == {"dynamic": False} | ({"mode": setting} if setting == "max-autotune" else {})
+    if compiles:
+        assert seen["the student's network"][0] is student.net
+        assert [objective.calls[name] is seen[f"the {name}"][0] for name in calls] == [True, True]
+    assert objective.networks["student"] is student and torch.equal(objective.loss(batch), loss)

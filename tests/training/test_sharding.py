@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from pidistill.core.errors import PidistillError
 from pidistill.training.ema import EMA
 from pidistill.training.sharding import (
+    ShardedNetworks,
     accumulate_locally,
     copy_without_values,
     fill_skeleton,
@@ -75,7 +78,7 @@ def test_whole_tensors_pass_through():
 
 def test_shards_are_gathered_and_laid_out_again(group):
     net, plain = make_net(), make_net()
-    shard(net, 1, CPU)
+    assert shard({"net": net}, 1, CPU)["net"].network is net
     for p, q in zip(net.parameters(), plain.parameters(), strict=True):
         assert isinstance(p, DTensor) and torch.equal(gather_whole(p), q) and torch.equal(to_local(p), q)
         again = shard_like(2 * q.detach(), p)
@@ -85,7 +88,7 @@ def test_shards_are_gathered_and_laid_out_again(group):
 def test_averages_of_shards_can_be_called_once_they_are_gathered(group):
     net, plain = make_net(), make_net()
     skeletons = {"net": copy_without_values(net)}
-    shard(net, 1, CPU)
+    shard({"net": net}, 1, CPU)
     ema = EMA({"net": net}, [0.0], skeletons)
     with torch.no_grad():
         for p in net.parameters():
@@ -99,15 +102,12 @@ def test_averages_of_shards_can_be_called_once_they_are_gathered(group):
 
 def test_gradients_add_up_while_none_are_exchanged(group):
     net, plain = make_net(), make_net()
-    shard(net, 1, CPU)
-    for model in (net, plain):
-        for k in (1.0, 2.0):
-            x = k * torch.arange(12.0).reshape(4, 3)
-            if model is net and k == 1:
-                with accumulate_locally(model):
-                    model(x).square().sum().backward()
-            else:
-                model(x).square().sum().backward()
+    gathered = shard({"net": net}, 1, CPU)["net"]
+    for k in (1.0, 2.0):
+        x = k * torch.arange(12.0).reshape(4, 3)
+        with accumulate_locally([gathered]) if k == 1 else nullcontext():
+            gathered(net, x).square().sum().backward()
+        plain(x).square().sum().backward()
     for p, q in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(gather_whole(p.grad), q.grad)
 
@@ -116,4 +116,23 @@ def test_a_single_number_has_no_shards():
     net = nn.Module()
     net.gain = nn.Parameter(torch.ones(()))
     with pytest.raises(PidistillError, match="no shards of a single number, such as gain"):
-        shard(net, 1, CPU)
+        shard({"net": net}, 1, CPU)
+
+
+def test_networks_in_shards_come_whole_where_they_are_not_trained(group):
+    """Gathered anew for every phase, with the weights that they have then, and in the mode that they are in."""
+    nets, plain = {"a": make_net(), "b": make_net().eval()}, make_net().eval()
+    networks = ShardedNetworks(nets, {name: copy_without_values(net) for name, net in nets.items()})
+    shard(nets, 1, CPU)
+    x = torch.ones(4, 3)
+    with networks.train_only(["a"]):
+        assert networks["a"] is nets["a"] and networks["b"] is networks["b"] is not nets["b"]
+        assert not networks["b"].training and not any(p.requires_grad for p in networks["b"].parameters())
+        assert torch.equal(networks["b"](x), plain(x))
+    assert dict(networks.items()) == nets and networks["a"].training
+    for net in (nets["b"], plain):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.mul_(2)
+    with networks.train_only([]):
+        assert torch.equal(networks["b"](x), plain(x))

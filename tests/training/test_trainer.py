@@ -1,17 +1,17 @@
-"""The training loop on tiny runs: resumption, batch split, options."""
+"""The training loop on tiny runs: resumption, batch split, options, and what a loop over its steps may do."""
 
 from __future__ import annotations
 
 import math
+import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from pidistill.models.student_init import make_student
-from pidistill.models.teachers.gaussian import gaussian
-from pidistill.training.trainer import Watcher
-from tests.helpers import MLP
-from tests.runs import cut, metrics, start_run
+from pidistill.training.checkpoint import list_checkpoints
+from pidistill.training.trainer import Watcher, take_steps
+from tests.runs import cut, flatten, loop, make_objective, make_run, metrics, start_run
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path):
@@ -106,9 +106,7 @@ def test_clipping_shortens_the_step_and_logs_the_norm_before_it(tmp_path):
     adam = {"optimizer.name": "adam", "train.steps": 1}
     free = start_run(tmp_path / "a", adam)[0]
     clipped = start_run(tmp_path / "b", adam | {"optimizer.clip": 1e-12})[0]
-    torch.manual_seed(0)
-    student = make_student(gaussian("2,modes=4,std=0.2"), "random", MLP)
-    before = torch.cat([p.detach().flatten() for p in student.parameters()])
+    before, = flatten(make_objective(), {})
     assert (clipped - before).abs().max() < 1e-5 < 1e-3 < (free - before).abs().max()
     assert metrics(tmp_path / "a")[0]["grad_norm"] == metrics(tmp_path / "b")[0]["grad_norm"] > 0
 
@@ -166,3 +164,80 @@ def test_previews_and_files(tmp_path):
     assert any((tmp_path / "a" / "tensorboard").iterdir())
     for record in metrics(tmp_path / "a"):
         assert set(record) == {"step", "loss", "lr", "grad_norm"} and math.isfinite(record["loss"])
+
+
+# a loop over the steps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_a_loop_sees_every_step_and_changes_nothing(tmp_path, microbatch):
+    """Its number, its losses, its averages; what the loop logs stands in metrics.jsonl beside the losses."""
+    options = {"log.every": 1, "ema": [0.9, 0.0], "train.microbatch": microbatch}
+    whole, half = (start_run(tmp_path / str(steps), options | {"train.steps": steps}) for steps in (6, 3))
+    objective, config, folder = make_run(tmp_path / "a", options)
+    seen = []
+
+    def look(step):
+        assert step.main and step.folder == folder and step.last == (step.number == 6)
+        assert step.average() is step.average("student", 0.9) is step.averages()[0.9]["student"]
+        assert not step.average().training and step.average(rate=0.0) is step.averages()[0.0]["student"]
+        expected = {3: half, 6: whole}.get(step.number, flatten(objective, step.averages()))
+        assert all(torch.equal(a, b) for a, b in zip(flatten(objective, step.averages()), expected, strict=True))
+        seen.append((step.number, *step.losses.items()))
+        step.log({"mine": 2.0 * step.number})
+
+    trained = loop(take_steps(objective, config, folder), look)
+    assert trained.main and trained.steps == 6 and trained.averages[0.9]["student"] is not objective.networks["student"]
+    lines = metrics(folder)
+    assert [line for line in lines if "loss" in line] == metrics(tmp_path / "6")
+    assert [(line["step"], line["mine"]) for line in lines if "mine" in line] == [(k, 2.0 * k) for k in range(1, 7)]
+    assert [number for number, _ in seen] == [1, 2, 3, 4, 5, 6] and {name for _, (name, _) in seen} == {"pid"}
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert [loss for _, (_, loss) in seen] == (losses if microbatch is None else pytest.approx(losses, rel=1e-6))
+    again = loop(take_steps(make_objective(), config, folder), look)  # the run is finished
+    assert again.steps == 6 and len(seen) == 6
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 6])
+def test_a_step_may_end_the_run(tmp_path, at):
+    """As if it were the last: the same weights, lines, looks and checkpoint; and the run may go on from there."""
+    options, looks, fewer = {"log.every": 4, "checkpoint.keep": 9}, [], []
+    watch = lambda seen: [Watcher(3, lambda averages, step, folder: seen.append(step) or {"seen": float(step)})]
+    objective, config, folder = make_run(tmp_path / "a", options)
+    numbers = []
+    trained = loop(take_steps(objective, config, folder, watch(looks)),
+                   lambda step: (numbers.append(step.number), step.stop() if step.number == at else None))
+    assert trained.main and trained.steps == at and numbers == list(range(1, at + 1))
+    shorter = start_run(tmp_path / "b", options | {"train.steps": at}, watch(fewer))
+    assert all(torch.equal(a, b) for a, b in zip(flatten(objective, trained.averages), shorter, strict=True))
+    assert looks == fewer == [k for k in (3, 6) if k < at] + [at]
+    lines = [sorted(metrics(tmp_path / name), key=lambda line: (line["step"], "seen" in line)) for name in "ab"]
+    assert lines[0] == lines[1]
+    names = lambda folder: [path.name for path in list_checkpoints(folder / "checkpoints")]
+    assert names(folder) == names(tmp_path / "b") and names(folder)[-1] == f"{at:06d}"
+    for a, b in zip(start_run(folder, options), start_run(tmp_path / "c", options), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("at, left", [(3, []), (5, ["000003"])])
+@pytest.mark.parametrize("leave", ["break", "raise"])
+def test_a_loop_that_is_left_leaves_a_run_that_goes_on(tmp_path, at, left, leave):
+    """From its newest checkpoint (that of a step is written after the loop's body); signals act as before."""
+    handler = signal.getsignal(signal.SIGTERM)
+    whole = start_run(tmp_path / "a")
+
+    def begin():
+        for step in take_steps(*make_run(tmp_path / "b")):
+            assert signal.getsignal(signal.SIGTERM) != handler
+            if step.number == at and leave == "break":
+                break
+            if step.number == at:
+                raise ValueError("of the loop")
+
+    with pytest.raises(ValueError, match="of the loop") if leave == "raise" else nullcontext():
+        begin()
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert [path.name for path in list_checkpoints(tmp_path / "b" / "checkpoints")] == left
+    for a, b in zip(whole, start_run(tmp_path / "b"), strict=True):
+        assert torch.equal(a, b)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")

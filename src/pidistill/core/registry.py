@@ -48,7 +48,10 @@ def find_member(family: str, name: str) -> Any:
     members, if the name is none of theirs.
     """
     if name.startswith("python:") and family in OPEN_TO_PYTHON:
-        return import_from_python(name.removeprefix("python:"), family.removesuffix("s"))
+        member = import_from_python(name.removeprefix("python:"), family.removesuffix("s"))
+        if not callable(member):
+            raise PidistillError(f"{name} is no class and no function")
+        return member
     known = list_members(family)
     if name not in known:
         raise suggest_choices(family.removesuffix("s"), name, known)

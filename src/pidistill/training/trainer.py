@@ -158,6 +158,8 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
             due = due and done > saved_at + 1  # what is voted for again before the vote for it has come back
             if ended and not last:
                 last = True
+                if done % config.log.every:
+                    report(run, means, log, progress, done)
                 watch([watcher for watcher in watchers if done % watcher.every], run, log, done, folder)
             if due or stop or diverged or last or done % keep.every == 0:
                 clock, saved_at = time.monotonic(), done
