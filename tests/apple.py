@@ -154,6 +154,6 @@ class Operations(TorchDispatchMode):
         made = gpu.local.inside and not given
         if to == DEVICE or (to is None and (made or (there and not arrived))):
             for x in tree_leaves(result):
-                if isinstance(x, Tensor):
+                if isinstance(x, Tensor) and (x.ndim or not made):  # Python's numbers stay on the CPU
                     gpu.mark(x)
         return result
