@@ -154,6 +154,7 @@ class Operations(TorchDispatchMode):
         made = gpu.local.inside and not given
         if to == DEVICE or (to is None and (made or (there and not arrived))):
             for x in tree_leaves(result):
-                if isinstance(x, Tensor) and (x.ndim or not made):  # Python's numbers stay on the CPU
+                number = made and isinstance(x, Tensor) and x.ndim == 0 and x.dtype == torch.float64  # of Python's
+                if isinstance(x, Tensor) and not number:
                     gpu.mark(x)
         return result
