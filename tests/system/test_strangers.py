@@ -6,6 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,13 @@ def here(tmp_path, monkeypatch):
 def test_a_teacher_that_does_not_answer_is_one_line(cli, here, kind):
     line = cli("sample", f"python:strangers:{kind}", "--seeds", "0", "--out", "a.png").error()
     assert f"the teacher python:strangers:{kind} " in line and INPUT in line and WORDS[kind] in line
+
+
+def test_lack_of_memory_says_what_to_set(cli, here, monkeypatch):
+    line = cli("sample", "python:strangers:Full", "--seeds", "0-3", "--batch", "2", "--out", "a.png").error()
+    assert "the memory does not hold 2 images at a time; set --batch to fewer" in line and WORDS["Full"] in line
+    line = cli("evaluate", "python:strangers:Full", "--num", "4", "--batch", "4").error()
+    assert "the memory does not hold a single image" in line and WORDS["Full"] in line
 
 
 def test_one_whose_answer_depends_on_the_batch_is_one_line(cli, here):
@@ -249,6 +257,28 @@ def test_networks_of_diffusers_that_cannot_run(cli, tmp_path, monkeypatch, size,
         assert f"the teacher {spec} failed on x" in line and f"1, {size}, {size}) float32" in line and words in line
     result = cli("inspect", spec, "--check")
     assert result.code == 1 and words in result.out
+
+
+def test_a_decoder_of_other_latents(cli, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    net = diffusers.DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8,
+                                          num_layers=1, sample_size=8, patch_size=2, num_embeds_ada_norm=5)
+    vae = diffusers.AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+                                  up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=3)
+    diffusers.DiTPipeline(net, vae, diffusers.DDIMScheduler()).save_pretrained(tmp_path / "p")
+    for args in (["inspect"], ["sample", "--seeds", "0", "--sampler", "euler:2", "--out", tmp_path / "a.png"]):
+        line = cli(*args, f"diffusers:{tmp_path / 'p'}").error()
+        assert "the decoder AutoencoderKL failed on x (" in line and "4, 8, 8) float32: RuntimeError: " in line
+
+
+def test_a_feature_network_that_raises(cli, here):
+    (here / "features.py").write_text(
+        "import torch\n\ndef make():\n    def f(x):\n        if len(x) > 2:\n            raise ValueError('at most\\ntwo')\n"
+        "        return x\n    return f\n")
+    np.savez("ref.npz", mu=np.zeros(1), sigma=np.eye(1))
+    line = cli("evaluate", "python:strangers:Base", "--num", "4", "--features", "python:features:make", "--metrics", "fid",
+               "--reference", "ref.npz").error()
+    assert "the feature network python:features:make failed on x (4, 1, 8, 8) float32: ValueError: at most two" in line
 
 
 def test_a_network_that_cannot_be_trained_is_one_line(cli, tmp_path, images_npz):

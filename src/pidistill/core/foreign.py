@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pidistill.core.errors import ForeignError, PidistillError, explain
 
-R = TypeVar("R")
+Answer = TypeVar("Answer")
 # By these PyTorch tells itself something: the compiler to run without it, a recomputation to stop, that values are missing.
 SIGNALS = ("torch._dynamo", "torch._subclasses", "torch.utils.checkpoint")
 
@@ -19,7 +19,7 @@ class ForeignOutOfMemory(ForeignError, torch.OutOfMemoryError):
     """A stranger's code wants more memory than there is, which those who can do with smaller batches look for."""
 
 
-def call_foreign(function: Callable[..., R], who: str, x: Tensor, *more: Any) -> R:
+def call_foreign(function: Callable[..., Answer], who: str, x: Tensor, *more: Any) -> Answer:
     """Call function(x, *more). Raises ForeignError in place of what it raises, but for what is no error (Ctrl-C).
 
     The exception itself is the cause of the ForeignError. PidistillError, and what PyTorch raises to tell itself something,

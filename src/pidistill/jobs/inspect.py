@@ -68,7 +68,9 @@ def try_call(model: Student | Denoiser) -> dict[str, Any]:
     device = choose_device()
     labels = torch.zeros(2, dtype=torch.int64, device=device) if model.num_classes else None
     try:
-        model.to(device)(noise(range(2), model.shape).to(device) * model.t_max, model.t_max, labels)
+        D = model.to(device)(noise(range(2), model.shape).to(device) * model.t_max, model.t_max, labels)
+        if model.decoder:
+            model.decoder.to(device)(D)
         return {"called": f"for two images at t = {model.t_max:g}, on {device}: it works"}
     except PidistillError as error:
         return {"failure": error}
