@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from pidistill.core.compiling import try_compile
+from pidistill.core.errors import PidistillError
 from pidistill.jobs.sample import pad_batches
+from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.training.setup import call_module
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +65,23 @@ def test_without_a_compiler_one_line_says_so_and_eager_goes_on(net, capsys, monk
 
 
 def test_errors_of_the_function_itself_are_raised(net, capsys):
+    plain, x = copy.deepcopy(net), torch.randn(3, 5)
     try_compile(net, what="the network", backend="eager")
-    with pytest.raises(RuntimeError):
-        net(torch.randn(3, 5))
+    with pytest.raises(RuntimeError) as expected:
+        plain(x)
+    with pytest.raises(RuntimeError, match="^" + re.escape(str(expected.value))):  # in its own words, not the compiler's
+        net(x)
     assert "not compiled" not in capsys.readouterr().err
+
+
+def test_a_compiled_teacher_that_raises_is_one_line():
+    def denoise(x, t, y):
+        return x[:, :2] + x
+
+    teacher = FunctionDenoiser(denoise, (5,), t_min=0.1, t_max=2.0, sigma_data=0.5)
+    call = try_compile(functools.partial(call_module, teacher), what="the teacher", backend="eager")
+    with pytest.raises(PidistillError, match=r"denoise failed on x \(3, 5\) float32, t = 1: RuntimeError: The size of"):
+        call(torch.randn(3, 5), 1.0)
 
 
 def test_the_last_batch_is_padded_instead_of_compiled_anew(net):

@@ -8,6 +8,7 @@ import pytest
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import HOMES, OPEN_TO_PYTHON, build, find_member, list_members
+from pidistill.models.teachers.base import load_teacher
 from pidistill.models.teachers.gaussian import gaussian
 
 
@@ -87,3 +88,56 @@ def test_what_a_module_does_not_have_is_one_line(mine, name, words):
     with pytest.raises(PidistillError, match=words) as caught:
         find_member("distances", name)
     assert "\n" not in str(caught.value)
+
+
+# Code of the user's that raises --------------------------------------------------------------------------------------------
+
+MODULES = {
+    "raises while it is imported": ("1 / 0", "python:mine:Make cannot be imported: ZeroDivisionError: division by zero"),
+    "is no Python": ("def Make(:", "python:mine:Make cannot be imported: SyntaxError"),
+    "imports what is not there": ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+    "imports a name that is not there": ("from math import tau2", "ImportError: cannot import name 'tau2'"),
+    "has a factory that raises": ("def Make():\n    raise OSError('no weights\\nin this folder')",
+                                  "the teacher python:mine:Make cannot be made: OSError: no weights in this folder"),
+    "has a factory that wants more": ("def Make(path):\n    pass", "cannot be made: TypeError: Make() missing 1 required"),
+    "forgets the base's constructor": (
+        "import pidistill\nclass Make(pidistill.Denoiser):\n    def __init__(self):\n        self.shape = (1, 4, 4)\n"
+        "        self.net = __import__('torch').nn.Linear(1, 1)", "before Module.__init__() call"),
+    "states a shape that is none": (
+        "import pidistill\nclass Make(pidistill.Denoiser):\n    def __init__(self):\n        super().__init__('abc')",
+        "Make: shape must be whole numbers"),
+    "states no facts at all": ("class Make:\n    pass", "missing: shape"),
+    "is no teacher": ("def Make():\n    return None", "NoneType is no teacher"),
+}
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a module `mine` into the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return lambda text: (tmp_path / "mine.py").write_text(text)
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_a_module_that_raises_is_one_line(module, kind):
+    text, words = MODULES[kind]
+    module(text)
+    with pytest.raises(PidistillError) as caught:
+        load_teacher("python:mine:Make")
+    assert words in str(caught.value) and str(caught.value).isprintable()
+    sys.modules.pop("mine", None)
+
+
+def test_members_of_the_user_s_own_that_cannot_be_made_are_one_line(module):
+    module("class Make:\n    def __init__(self, *, c: float = 1.0):\n        raise ValueError(f'{c} is too\\nlarge')")
+    with pytest.raises(PidistillError, match=r"the distance python:mine:Make cannot be made: ValueError: 3\.0 is too large"):
+        build("distances", "python:mine:Make", c=3)
+    sys.modules.pop("mine", None)
+
+
+def test_ctrl_c_in_a_factory_passes(module):
+    module("def Make():\n    raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        load_teacher("python:mine:Make")
+    sys.modules.pop("mine", None)

@@ -89,12 +89,45 @@ def test_a_teacher_of_few_noise_levels_is_not_asked_about_those_between():
     assert "large t" in names and not {"noise level", "denoises"} & set(names)
 
 
-def test_an_error_is_told_by_its_first_line():
+def test_an_error_is_told_whole():
     def fail(x, t, y):
         raise ValueError("no such layer\nand more")
 
     check, = check_teacher(FunctionDenoiser(fail, (1, 4, 4), t_min=0.01, t_max=10, sigma_data=0.5), batch=2)
-    assert check.says == "D(x, t, labels), x (2, 1, 4, 4): ValueError: no such layer"
+    assert check.says.endswith("fail failed on x (2, 1, 4, 4) float32, t = 10: ValueError: no such layer and more")
+    assert isinstance(check.error.__cause__, ValueError)
+
+
+def only(condition, then):
+    """A mistake that is made on some inputs alone."""
+    return lambda good, x, t, y: then(x) if condition(x, t) else good(x, t, y)
+
+
+def fail(x):
+    raise RuntimeError("here\nit ends")
+
+
+@pytest.mark.parametrize("mistake, name, words, before", [
+    (only(lambda x, t: len(x) == 1, fail), "call", "RuntimeError: here it ends", "repeatable"),
+    (only(lambda x, t: t[0] < 0.1, fail), "call", "t = 0.0351867, labels (16,) int64: RuntimeError: here it ends", "input"),
+    (only(lambda x, t: len(x) == 1, lambda x: (x,)), "call", "a tuple of 1: return D alone", "repeatable"),
+    (only(lambda x, t: t[0] < 0.1, lambda x: None), "call", "it gives None", "input"),
+    (only(lambda x, t: len(x) == 1, lambda x: x[:0]), "call", "it gives (0, 1, 16, 16)", "repeatable"),
+    (lambda good, x, t, y: good(x, t, y).long(), "type", "torch.int64", "shape"),
+    (lambda good, x, t, y: (good(x, t, y) * 255).to(torch.uint8), "type", "torch.uint8", "shape")])
+def test_mistakes_that_end_the_check_are_the_last_answer(mistake, name, words, before):
+    *_, last, end = check_teacher(broken(mistake))
+    assert (last.name, end.name, end.verdict) == (before, name, "wrong") and words in end.says
+
+
+def test_other_decimal_numbers_are_a_warning_and_the_check_goes_on():
+    checks = check_teacher(broken(lambda good, x, t, y: good(x, t, y).half()))
+    assert [check.name for check in checks] == ASKED and checks[1].verdict == "warning"
+
+
+def test_ctrl_c_ends_the_check():
+    with pytest.raises(KeyboardInterrupt):
+        check_teacher(broken(only(lambda x, t: t[0] < 0.1, lambda x: (_ for _ in ()).throw(KeyboardInterrupt()))))
 
 
 def test_verb(command, tmp_path, monkeypatch):

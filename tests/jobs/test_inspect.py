@@ -18,6 +18,7 @@ def test_a_teacher():
     facts = describe("gaussian:1x8x8,mean=0.2,std=0.5")
     assert (facts["kind"], facts["shape"], facts["classes"]) == ("teacher (Gaussian)", "1x8x8", "none (unconditional)")
     assert facts["noise range"] == "0.002 to 80" and facts["sigma_data"] == 0.5
+    assert facts["called"] == "for two images at t = 80, on cpu: it works"
 
 
 def test_a_student_and_its_provenance(tmp_path):

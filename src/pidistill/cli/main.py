@@ -12,7 +12,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from pidistill.cli import draw, measure, models, train
-from pidistill.core.errors import PidistillError
+from pidistill.cli.terminal import show_traceback
+from pidistill.core.errors import ForeignError, PidistillError, words_of
 
 app = typer.Typer(name="pidistill", add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,7 +43,10 @@ def fail(message: str) -> NoReturn:
 
 
 def main() -> Any:
-    """Run the verb that the program's arguments name; every mistake of the user ends in one line and exit code 2."""
+    """Run the verb that the program's arguments name; every mistake of the user ends in one line and exit code 2.
+
+    So does what code that the user brought raises, such as a teacher's. PIDISTILL_TRACEBACK=1 shows where it was raised.
+    """
     # torch makes a million objects while it is imported, none of them rubbish: looking at them now and again, and once more
     # at the end, takes a sixth of the time of a short `sample`.
     gc.set_threshold(10_000)
@@ -52,7 +56,9 @@ def main() -> Any:
     try:
         result = app(sys.argv[1:], standalone_mode=False)
     except PidistillError as error:
-        fail(str(error))
+        shown = show_traceback(error)
+        hint = isinstance(error, ForeignError) and error.__cause__ is not None and not shown
+        fail(f"{error} (PIDISTILL_TRACEBACK=1 shows where)" if hint else str(error))
     except KeyboardInterrupt as stopped:
         if str(stopped):
             print(stopped, end="", file=sys.stderr)
@@ -60,5 +66,8 @@ def main() -> Any:
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's usage errors, whose home module differs between versions
             fail(f"{error.format_message()} (see pidistill --help)")
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not imported for its sake
+            show_traceback(error)
+            fail(f"the memory does not hold it ({words_of(error)}); set --batch, or in a training train.microbatch=auto")
         raise
     sys.exit(result if isinstance(result, int) else 0)

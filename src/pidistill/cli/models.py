@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pidistill.cli.options import Force
-from pidistill.cli.terminal import format_command_line, print_facts
+from pidistill.cli.terminal import format_command_line, print_facts, show_traceback
+from pidistill.core.errors import PidistillError
 
 
 def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder or file of a teacher, student or run.")],
@@ -21,16 +23,23 @@ def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder o
 
         checks = check_teacher(load_teacher(model))
         for answer in checks:
-            print(f"{answer.verdict:<8} {answer.name:<12} {answer.says}")
+            print(f"{answer.verdict:<8} {answer.name:<12} {answer.says}", flush=True)
+            if answer.error:
+                show_traceback(answer.error)
         raise typer.Exit(1 if any(answer.verdict == "wrong" for answer in checks) else 0)
     from pidistill.jobs.inspect_files import describe_stored
 
     facts = describe_stored(model)
-    if facts is None:
-        from pidistill.jobs.inspect import describe  # imports torch, which what is stored does not need
+    if facts is not None:
+        return print_facts(facts)
+    from pidistill.jobs.inspect import describe  # imports torch, which what is stored does not need
 
-        facts = describe(model)
+    facts = describe(model)
+    failure: PidistillError | None = facts.pop("failure", None)
     print_facts(facts)
+    if failure:
+        sys.stdout.flush()
+        raise failure
 
 
 def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST, or a folder.")],

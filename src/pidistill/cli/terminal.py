@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,18 @@ def add_out(overrides: list[str] | None, out: Path | None) -> list[str | tuple[s
 def format_command_line() -> str:
     """Format the command that the user typed, to be recorded beside what it made."""
     return shlex.join(["pidistill", *sys.argv[1:]])
+
+
+def show_traceback(error: BaseException) -> bool:
+    """Print the whole traceback, causes and all, where PIDISTILL_TRACEBACK is set; tells whether it was."""
+    if os.environ.get("PIDISTILL_TRACEBACK", "0") in ("", "0"):
+        return False
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = False  # `from None` keeps an error short, not secret
+        cause = cause.__cause__ or cause.__context__
+    traceback.print_exception(error)
+    return True
 
 
 def print_teacher(folder: Path | None) -> None:

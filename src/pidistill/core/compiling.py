@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from pidistill.core.errors import first_line
+from pidistill.core.errors import words_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,7 +38,7 @@ def add_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) 
     what: its name in the line that says that it is not compiled.
     options: keyword arguments of torch.compile.
     """
-    from torch._dynamo.exc import BackendCompilerFailed  # half a second, for those who compile
+    from torch._dynamo.exc import BackendCompilerFailed, TorchRuntimeError  # half a second, for those who compile
 
     fast = torch.compile(eager, **options)
 
@@ -51,9 +51,11 @@ def add_fallback(eager: Callable[..., Any], what: str, options: dict[str, Any]) 
                 from pidistill.core.console import console
 
                 cause = getattr(error, "inner_exception", error)
-                reason = first_line(cause)
+                reason = words_of(cause)[:160]  # a compiler's own would be pages
                 console.print(f"{what} is not compiled, and slower: {reason}", soft_wrap=True, markup=False)
                 fast = eager
+            except TorchRuntimeError:  # the function itself failed, on tensors without values: its own error says more
+                pass
         return eager(*args, **kwargs)
 
     return call

@@ -1,6 +1,9 @@
 """The package raises one kind of exception that users are meant to read, in one printable line."""
 
-LONGEST = 590  # characters: names and values out of files have no bound of their own
+from __future__ import annotations
+
+LONGEST = 590     # characters: names and values out of files have no bound of their own
+WHOLE = 20_000    # of what code says that the user brought: weights that do not fit are a name a line
 
 
 def to_line(text: str) -> str:
@@ -11,15 +14,33 @@ def to_line(text: str) -> str:
 class PidistillError(Exception):
     """An input or a state is wrong. The message is one printable line: the value, what was expected, and the fix."""
 
+    longest = LONGEST
+
     def __init__(self, message: str) -> None:
         line = to_line(message)
-        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 205]} ... {line[-200:]}")
+        super().__init__(line if len(line) <= self.longest else f"{line[:self.longest - 205]} ... {line[-200:]}")
 
 
 class CannotWrite(PidistillError):
     """A file or folder of ours cannot be written: a full disk, no permission. A run goes on without it."""
 
 
-def first_line(error: Exception) -> str:
-    """Give the first line of an error's message, cut to 160 characters; the error's type where it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+class ForeignError(PidistillError):
+    """Code that the user brought, such as a teacher's, has raised, or has given what is no answer. Its words stay whole."""
+
+    longest = WHOLE
+
+
+def words_of(error: BaseException) -> str:
+    """Give an error's message and notes in one line, whole; the error's type where it has no words."""
+    try:
+        words = [str(error), *map(str, getattr(error, "__notes__", ()))]
+    except Exception:  # of a stranger's class, whose message cannot be made
+        words = []
+    return " ".join(" ".join(words).split()) or type(error).__name__
+
+
+def explain(who: str, error: BaseException) -> str:
+    """Say in one line what somebody's code has raised: `who: TYPE: words`."""
+    name, words = type(error).__name__, words_of(error)
+    return f"{who}: {words if words == name else f'{name}: {words}'}"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from pidistill.core.console import console
-from pidistill.core.errors import PidistillError, first_line, to_line
+from pidistill.core.errors import PidistillError, to_line, words_of
+
+COUNTS: dict[str, Callable[[], int]] = {
+    "cuda": lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0,
+    "mps": lambda: int(torch.backends.mps.is_available())}
+ABSENT = {"cuda": "there is no GPU of NVIDIA's (or AMD's), or its driver is missing, or this PyTorch is built without CUDA",
+          "mps": "this is no Mac with Apple silicon, or its PyTorch is built without MPS"}
 
 group: Any = None  # the group that adds tensors on the CPU, once this process shares its measurements
 
@@ -45,16 +52,35 @@ def get_world_size() -> int:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Give the device of that name; `auto` stands for this process's GPU where there is one, else for the CPU."""
+    """Give the device of that name; `auto` stands for this process's CUDA device where there is one, else for the CPU.
+
+    Raises PidistillError, in one line, for a device that this machine, or this PyTorch, does not have.
+    """
     if name != "auto":
-        try:
-            torch.empty(0, device=name)
-            return torch.device(name)
-        except (RuntimeError, AssertionError) as error:
-            raise PidistillError(f"the device {name!r} cannot be used: {first_line(error)}") from None
+        return find_named_device(name)
     if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cpu")
+
+
+def find_named_device(name: str) -> torch.device:
+    """Give the device of that name, which can compute. Raises PidistillError in one line."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise PidistillError(f"the device {name!r} is not known; name auto, cpu, cuda, cuda:1 or mps") from None
+    count = COUNTS[device.type]() if device.type in COUNTS else 1
+    if not count:
+        raise PidistillError(f"the device {name!r} cannot be used: {ABSENT[device.type]}; the device cpu is always there")
+    if device.index is not None and device.type in COUNTS and device.index >= count:
+        raise PidistillError(f"the device {name!r} cannot be used: this machine has {device.type}:0"
+                             f"{f' to {device.type}:{count - 1}' if count > 1 else ' alone'}")
+    try:
+        if torch.zeros(1, device=device).tolist() == [0.0]:
+            return device
+    except Exception as error:  # each backend's own, several
+        raise PidistillError(f"the device {name!r} cannot be used: {words_of(error)[:160]}") from error
+    raise PidistillError(f"the device {name!r} does not compute")
 
 
 def add_up(tensors: list[Tensor]) -> None:

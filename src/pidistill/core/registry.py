@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import ForeignError, PidistillError, explain
 
 # Families whose members users may bring as `python:MODULE:NAME`: those that are named by a user's own settings alone, and by
 # no file that comes with weights.
@@ -85,8 +85,13 @@ def build(family: str, name: str, *args: Any, **options: Any) -> Any:
         inspect.signature(make).bind(*args, **options)
     except TypeError as error:
         raise PidistillError(f"{family}/{name}: {error}") from None
-    return make(*args, **{key: _validate(f"{family}/{name}", key, value, parameters[key].annotation)
-                          for key, value in options.items()})
+    values = {key: _validate(f"{family}/{name}", key, value, parameters[key].annotation) for key, value in options.items()}
+    try:
+        return make(*args, **values)
+    except Exception as error:
+        if isinstance(error, PidistillError) or not name.startswith("python:"):
+            raise
+        raise ForeignError(explain(f"the {family.removesuffix('s')} {name} cannot be made", error)) from error
 
 
 def _validate(where: str, key: str, value: Any, annotation: Any) -> Any:
@@ -102,8 +107,16 @@ def build_from_python(spec: str, what: str) -> Any:
 
     spec: `MODULE:FACTORY`.
     what: what the factory makes, for errors.
+
+    Raises PidistillError, with the exception's words, for whatever the code raises.
     """
-    return import_from_python(spec, what, "FACTORY")()
+    factory = import_from_python(spec, what, "FACTORY")
+    try:
+        return factory()
+    except PidistillError:
+        raise
+    except Exception as error:
+        raise ForeignError(explain(f"the {what} python:{spec} cannot be made", error)) from error
 
 
 def import_from_python(spec: str, what: str, role: str = "NAME") -> Any:
@@ -111,6 +124,8 @@ def import_from_python(spec: str, what: str, role: str = "NAME") -> Any:
 
     spec: `MODULE:NAME`.
     what, role: what the name stands for, and what it is called, for errors.
+
+    Raises PidistillError, with the exception's words, for whatever the module raises.
     """
     module_name, _, name = spec.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), name)):
@@ -119,7 +134,11 @@ def import_from_python(spec: str, what: str, role: str = "NAME") -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise PidistillError(f"python:{spec}: {error}") from None
+        raise PidistillError(f"python:{spec}: {error}") from error
+    except PidistillError:
+        raise
+    except Exception as error:
+        raise ForeignError(explain(f"python:{spec} cannot be imported", error)) from error
     finally:
         sys.path.pop(0)
     if not hasattr(module, name):

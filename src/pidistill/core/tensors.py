@@ -12,21 +12,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def home_of_float64(device: torch.device) -> torch.device:
+    """Give where float64 numbers of this device are kept: the CPU for Apple's GPUs and some of Intel's, which have none."""
+    without = device.type == "mps" or (device.type == "xpu" and not torch.xpu.get_device_properties(device).has_fp64)
+    return torch.device("cpu") if without else device
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """Give x in float64, on its device or, where that has none, on the CPU, which then waits for the device.
+
+    In two steps: what PyTorch 2.14 copies from an Apple GPU into float64 at once is never written (its issue 197715).
+    """
+    return x.to(home_of_float64(x.device)).double()
+
+
+def cast_like(t: Tensor, x: Tensor) -> Tensor:
+    """Give t in the dtype and on the device of x, float64 of the CPU too where the device has none."""
+    return t.to(x.dtype).to(x.device)
+
+
 def like(t: Tensor, x: Tensor) -> Tensor:
     """Shape t: (B,) like x: (B, ...), that is as (B, 1, ..., 1) in the dtype and on the device of x."""
-    return t.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return cast_like(t, x).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def send(x: Tensor, device: torch.device) -> Tensor:
-    """Send a tensor of the CPU to the device, without making the host wait for what the device is doing."""
-    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+    """Send a tensor of the CPU to the device, a GPU of NVIDIA's without making the host wait for what it is doing.
+
+    float64 becomes float32 where the device has none.
+    """
+    if x.dtype == torch.float64 and home_of_float64(device) != device:
+        x = x.float()
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def expand_time(t: float | Tensor, x: Tensor) -> Tensor:
     """Give every sample of x: (B, ...) a time: t, a number or (B,), becomes (B,) in the dtype and on the device of x."""
     if not isinstance(t, Tensor):
         return x.new_full((x.shape[0],), t)  # filled on the device: a copy of one number would make the host wait
-    return t.to(x).expand(x.shape[0])
+    return cast_like(t, x).expand(x.shape[0])
 
 
 def one_hot(labels: Tensor | None, classes: int, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
+from pidistill.core.foreign import call_foreign
 from pidistill.core.registry import find_member, list_members, suggest_choices
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
@@ -135,7 +136,8 @@ class Tally:
             raise PidistillError(f"{int(bad.sum())} images are not finite; the first is {which}")
         features = logits = None
         if self.network:
-            features = self.measure.net.features(dequantise(quantise(images.to(self.measure.device))))
+            features = call_foreign(self.measure.net.features, f"the feature network {self.measure.features}",
+                                    dequantise(quantise(images.to(self.measure.device))))
             if any(metric.needs == "logits" for metric in self.metrics.values()):
                 logits = self.measure.net.classify(features)
             if self.stored is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pidistill.core import processes
 from pidistill.core.console import track
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.seeds import stream
 from pidistill.core.tensors import dequantise, find_device
 from pidistill.evaluation.metrics.base import ImageBatch, Reference
@@ -110,7 +110,7 @@ def read_npz(path: Path) -> Reference:
     except PidistillError as error:
         raise PidistillError(f"cannot read mu and sigma from {error}") from None
     except Exception as error:  # arrays of another kind
-        raise PidistillError(f"cannot read {path} as an NPZ file with mu and sigma ({first_line(error)})") from None
+        raise PidistillError(f"cannot read {path} as an NPZ file with mu and sigma ({words_of(error)})") from None
     check_statistics(path, mean, covariance)
     if features is not None and (features.ndim != 2 or features.shape[1] != len(mean) or not features.isfinite().all()):
         raise PidistillError(f"{path}: its features must be finite, of shape (N, {len(mean)}), got {tuple(features.shape)}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core import processes
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import ForeignError, words_of
 from pidistill.evaluation.results import Measurement
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import Sampler, sample_teacher
@@ -61,9 +61,9 @@ class Subject:
                 try:
                     images = self.draw(seeds, labels, self.batch_size)  # ends on the CPU, so the device has finished
                     break
-                except torch.OutOfMemoryError:
+                except torch.OutOfMemoryError as error:
                     if self.batch_size == 1:
-                        raise PidistillError("the memory does not hold a single image") from None
+                        raise ForeignError(f"the memory does not hold a single image ({words_of(error)})") from error
                     self.batch_size, self.calls = -(-self.batch_size // 2), calls
                     torch.cuda.empty_cache()
         finally:

@@ -14,21 +14,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pidistill.core.errors import first_line
+from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of, noise
-from pidistill.core.tensors import find_device
-from pidistill.models.denoiser import Denoiser
+from pidistill.core.tensors import find_device, to_float64
+from pidistill.models.denoiser import Denoiser, call_unchecked
 
 Verdict = Literal["ok", "warning", "wrong"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question that a denoiser answered."""
+    """One question that a denoiser answered; `error` is what its code raised, if it did."""
 
     name: str
     verdict: Verdict
     says: str
+    error: Exception | None = None
 
 
 class Case:
@@ -63,17 +64,13 @@ def judge(name: str, wrong: bool, bad: str, good: str, verdict: Verdict = "wrong
 
 def rms(x: Tensor) -> float:
     """The root of the mean square of all elements."""
-    return x.double().square().mean().sqrt().item()
+    return to_float64(x).square().mean().sqrt().item()
 
 
 def ask_call(case: Case) -> Check | None:
     """Can D be called? Says nothing if so."""
-    try:
-        case.mean = case.teacher(case.z, case.T, case.y)
-        return None
-    except Exception as error:  # whatever the user's code raises
-        reason = first_line(error) if str(error).strip() else ""
-        return Check("call", "wrong", f"D(x, t, labels), x {tuple(case.z.shape)}: {type(error).__name__}: {reason}")
+    case.mean = call_unchecked(case.teacher, case.z, case.T, case.y)
+    return None
 
 
 def ask_shape(case: Case) -> Check:
@@ -84,10 +81,10 @@ def ask_shape(case: Case) -> Check:
 
 
 def ask_type(case: Case) -> Check:
-    """Is D of the type of x?"""
-    dtype, case.mean = case.mean.dtype, case.mean.to(case.z.dtype)
+    """Is D of the type of x? Other decimal numbers are converted, integers are no images in [-1, 1]."""
+    dtype, case.mean = case.mean.dtype, case.mean.to(case.z)
     return judge("type", dtype != case.z.dtype, f"D gives {dtype} for x in {case.z.dtype}; convert it", str(dtype),
-                 "warning")
+                 "warning" if dtype.is_floating_point else "wrong")
 
 
 def ask_input(case: Case) -> Check:
@@ -126,7 +123,7 @@ def ask_small_t(case: Case) -> Check:
 def ask_large_t(case: Case) -> Check:
     """Is D(x, T) about the mean of the data, where nothing can be known of the image?"""
     mean, n, T, sigma_data = case.mean, case.n, case.T, case.teacher.sigma_data
-    leak = (mean * n).double().mean().item() / max((n * n).double().mean().item(), 1e-30)
+    leak = to_float64(mean * n).mean().item() / max(to_float64(n * n).mean().item(), 1e-30)
     size, limit = rms(mean), 5 * sigma_data + 2
     return judge("large t", size > limit or abs(leak) > 0.3 * sigma_data,
                  f"D(x, {T:g}) must be about the data's mean, it has r.m.s. {size:.3g} and follows the noise {leak:+.2f} "
@@ -208,7 +205,7 @@ def ask_speed(case: Case) -> Check:
 QUESTIONS: tuple[Callable[[Case], Check | None], ...] = (
     ask_call, ask_shape, ask_type, ask_input, ask_finite, ask_small_t, ask_large_t, ask_noise_level, ask_denoises, ask_range,
     ask_repeatable, ask_batch, ask_labels, ask_speed)
-FATAL = ("call", "shape", "finite")  # where something is wrong with these, nothing is left to ask about
+FATAL = ("call", "shape", "type", "finite")  # where something is wrong with these, nothing is left to ask about
 
 
 @torch.inference_mode()
@@ -221,10 +218,13 @@ def check_teacher(teacher: Denoiser, batch: int = 16) -> list[Check]:
     case = Case(teacher, batch)
     checks: list[Check] = []
     for ask in QUESTIONS:
-        check = ask(case)
+        try:
+            check = ask(case)
+        except PidistillError as error:  # what the teacher's code raises, at the first call or at one of the others
+            check = Check("call", "wrong", str(error), error)
         if check is None:
             continue
         checks.append(check)
-        if check.name in FATAL and check.verdict != "ok":
+        if check.name in FATAL and check.verdict == "wrong":
             break
     return checks

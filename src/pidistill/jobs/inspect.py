@@ -6,6 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pidistill.core.errors import PidistillError
+from pidistill.core.processes import choose_device
+from pidistill.core.seeds import noise
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.weights import read_state_dict
 from pidistill.jobs.distill import is_stage
@@ -19,7 +24,8 @@ from pidistill.training.log import read_losses, read_metrics
 def describe(spec: str) -> dict[str, Any]:
     """Describe the model or run that a spec names, as facts in the order to print them.
 
-    They are kind, network, parameters, shape, classes, noise range and provenance, of a run its progress before them.
+    They are kind, network, parameters, shape, classes, noise range and provenance, of a run its progress before them. A
+    model is called once; where that fails, the facts have its error as `failure`.
     """
     path = Path(spec)
     if path.is_file() and path.suffix == ".onnx":
@@ -54,7 +60,21 @@ def describe(spec: str) -> dict[str, Any]:
         facts["provenance"] = read_json(folder / "provenance.json")
     if isinstance(model, Denoiser) and model.origin:
         facts["source"] = model.origin
-    return facts
+    return facts | try_call(model)
+
+
+@torch.inference_mode()
+def try_call(model: Student | Denoiser) -> dict[str, Any]:
+    """Call a model once, for two images at T, on the device where it would draw; gives its error, if any, as `failure`."""
+    device = choose_device()
+    labels = torch.zeros(2, dtype=torch.int64, device=device) if model.num_classes else None
+    try:
+        D = model.to(device)(noise(range(2), model.shape).to(device) * model.t_max, model.t_max, labels)
+        if model.decoder:
+            model.decoder.to(device)(D)
+        return {"called": f"for two images at t = {model.t_max:g}, on {device}: it works"}
+    except PidistillError as error:
+        return {"failure": error}
 
 
 def describe_progress(run: Path) -> dict[str, Any]:

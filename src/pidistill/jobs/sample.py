@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.compiling import try_compile
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import ForeignError, PidistillError, words_of
 from pidistill.core.precision import HALF, Precision, autocast, parse_precision, set_float32_products
 from pidistill.core.processes import choose_device
 from pidistill.core.seeds import parse_integers
@@ -98,8 +98,9 @@ def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: S
                 write_pngs(out, batches, seeds)
     except OSError as error:
         raise PidistillError(f"cannot write {out}: {error.strerror or error}") from None
-    except torch.OutOfMemoryError:
-        raise PidistillError(f"the memory does not hold {batch_size} images at a time; set --batch to fewer") from None
+    except torch.OutOfMemoryError as error:
+        raise ForeignError(f"the memory does not hold {batch_size} images at a time; set --batch to fewer "
+                           f"({words_of(error)})") from error
     kind = {".npz": "", ".png": "the grid "}.get(out.suffix, "the folder ")
     return f"{len(seeds)} images in {kind}{out}, {len(seeds) / (time.perf_counter() - began):.4g} images/s"
 

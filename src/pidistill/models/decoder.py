@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pidistill.core.foreign import call_foreign
 from pidistill.files.weights import Allowance, count_allowed_elements, load_weights, read_tensors
 from pidistill.nets.diffusers_net import build_from_diffusers
 
@@ -48,7 +49,8 @@ class Decoder(nn.Module):
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         p = next(self.vae.parameters())
-        return self.vae.decode((x / self.scale + self.shift).to(p.device, p.dtype), return_dict=False)[0].to(x.dtype)
+        decode = lambda x: self.vae.decode((x / self.scale + self.shift).to(p.device, p.dtype), return_dict=False)[0]
+        return call_foreign(decode, f"the decoder {type(self.vae).__name__}", x).to(x.dtype)
 
 
 def read_decoder(config: dict[str, Any], folder: Path) -> Decoder | None:

@@ -5,6 +5,7 @@ It is made of a raw network in a preconditioning (Karras et al., 2022, Eq. 7) or
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, words_of
+from pidistill.core.foreign import call_foreign, check_answer
 from pidistill.core.tensors import expand_time
 from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
@@ -28,7 +30,8 @@ class Denoiser(nn.Module):
 
     Subclasses define `denoise(x, t, labels=None)`: x (B, C, H, W), t (B,) in units of the data's scale, labels (B,)
     int64 or None -> (B, C, H, W). No gradient is ever asked for. Everything that depends on the teacher's noise
-    range or data scale reads it here.
+    range or data scale reads it here. What a subclass raises, and an answer that is none, is a PidistillError with the
+    teacher's name and the exception's words.
 
     shape: (C, H, W) of x and D. num_classes: 0 for an unconditional teacher.
     t_min, t_max: the noise range, eps and T. sigma_data: standard deviation of the data. rho: spacing of the Karras grid.
@@ -48,16 +51,26 @@ class Denoiser(nn.Module):
                  sigma_data: float = SIGMA_DATA, rho: float = RHO):
         super().__init__()
         self.decoder: Decoder | None = None
+        try:
+            self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)
+            self.t_min, self.t_max, self.sigma_data, self.rho = float(t_min), float(t_max), float(sigma_data), float(rho)
+        except (TypeError, ValueError) as error:  # as a user's own class states them
+            raise PidistillError(f"{type(self).__name__}: shape must be whole numbers (C, H, W), num_classes a whole "
+                                 f"number, t_min, t_max, sigma_data and rho numbers: {words_of(error)}") from error
         if not 0 < t_min < t_max:
             raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
-        self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)
-        self.t_min, self.t_max, self.sigma_data, self.rho = float(t_min), float(t_max), float(sigma_data), float(rho)
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoise(x, expand_time(t, x), labels)
+
+    def __call__(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
+        name = name_teacher(self)
+        D = call_foreign(super().__call__, name, x, t, labels)
+        check_answer(D, x, name)
+        return D.to(x.dtype)  # half and double numbers are as good
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -123,6 +136,21 @@ class FunctionDenoiser(Denoiser):
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.function(x, t, labels)
+
+
+def call_unchecked(teacher: Denoiser, x: Tensor, t: float, labels: Tensor | None = None) -> Any:
+    """Give what a teacher gives, whatever it is: for those who say what is wrong with it. Raises ForeignError."""
+    return call_foreign(functools.partial(nn.Module.__call__, teacher), name_teacher(teacher), x, t, labels)
+
+
+def name_teacher(teacher: Denoiser) -> str:
+    """Name a teacher in messages: by its spec, or by what it is made of."""
+    if teacher.spec:
+        return f"the teacher {teacher.spec}"
+    if isinstance(teacher, FunctionDenoiser):
+        return f"the teacher {getattr(teacher.function, '__qualname__', type(teacher.function).__name__)}"
+    net = getattr(teacher, "net_spec", None)
+    return f"the teacher's network {net['name']}" if net else f"the teacher {type(teacher).__name__}"
 
 
 def as_denoiser(teacher: Any) -> Denoiser:

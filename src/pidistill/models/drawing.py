@@ -42,7 +42,7 @@ def draw_batches(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor],
     with closing(run_ahead(prepare, starts, threads, threads)) as noises:
         for k, z in zip(starts, noises):
             y = None if labels is None else send(labels[k:k + batch_size], device)
-            x = draw(z.to(device, non_blocking=True), y, seeds[k:k + batch_size])
+            x = draw(z.to(device, non_blocking=fast), y, seeds[k:k + batch_size])
             x = x.to("cpu", non_blocking=fast)
             if not fast:
                 yield x

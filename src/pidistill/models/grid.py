@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import home_of_float64
 
 # Karras et al. (2022), Table 1. Used only where a teacher is made that says nothing else; all other code asks the teacher.
 T_MIN, T_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
@@ -55,3 +56,13 @@ class Grid:
     def points(self) -> int:
         """The number N of times."""
         return len(self.t)
+
+    def place(self, i: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the times and the indices i (B,) on one device: that of i, or the CPU where that has no float64."""
+        home = home_of_float64(i.device)
+        return self.t.to(home), i.to(home)
+
+    def at(self, i: Tensor) -> Tensor:
+        """Give the times of the indices i (B,), float64: on the device of i, or the CPU where that has no float64."""
+        t, i = self.place(i)
+        return t[i]

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import suggest_choices
-from pidistill.core.tensors import like
+from pidistill.core.tensors import cast_like, like, to_float64
 from pidistill.models.grid import SIGMA_DATA
 
 MOST_TRAINING_STEPS = 100_000  # of a discrete schedule, at most
 
 
 class Coefficients(NamedTuple):
-    """The four functions of t in the preconditioning, each (B,) float64."""
+    """The four functions of t in the preconditioning, each (B,) float64 (on the CPU, if t's device has none)."""
 
     c_skip: Tensor
     c_out: Tensor
@@ -35,7 +35,7 @@ class Coefficients(NamedTuple):
 
 def call_preconditioned(net: Callable[..., Tensor], c: Coefficients, x: Tensor, labels: Tensor | None = None) -> Tensor:
     """Compute c_skip x + c_out net(c_in x, c_noise, labels), (B, C, H, W), in the dtype of x (B, C, H, W)."""
-    output = net(like(c.c_in, x) * x, c.c_noise.to(x.dtype), labels).to(x.dtype)
+    output = net(like(c.c_in, x) * x, cast_like(c.c_noise, x), labels).to(x.dtype)
     return like(c.c_skip, x) * x + like(c.c_out, x) * output
 
 
@@ -200,7 +200,7 @@ class Preconditioning:
 
     def __call__(self, t: Tensor) -> Coefficients:
         """Compute the coefficients at t (B,), in float64."""
-        return self.formula(t.double(), **self.constants)
+        return self.formula(to_float64(t), **self.constants)
 
     def for_student(self, t: Tensor) -> Coefficients:
         """Compute the coefficients of F_theta(z, t) = c_skip u + c_out net(c_in u, c_noise), u = c_in(T) z of EDM; t: (B,).
@@ -213,7 +213,7 @@ class Preconditioning:
         s = sigma_data: at t = T, where u is the network's own input, that is D(z, T); at small t it is of the size of data,
         as what the image's noise says of it.
         """
-        t = t.double()
+        t = to_float64(t)
         c = self(t)
         if self.name == "edm":
             return Coefficients(torch.zeros_like(t), torch.ones_like(t), torch.ones_like(t), c.c_noise)
@@ -232,7 +232,7 @@ class Preconditioning:
         where D is the network's own, whatever it predicts. f(x, eps) = x for all weights, bit for bit.
         """
         # eps is rounded as t was, so that they differ by 0 where they are equal.
-        t, past_end = t.double(), t.double() - t.new_full((), t_min).double()
+        t, past_end = to_float64(t), to_float64(t) - to_float64(t.new_full((), t_min))
         c, part = self(t), past_end / t
         skip = 1 / (1 + (past_end / self.sigma_data) ** 2)  # of f; in this form it is 1 itself at eps
         return Coefficients(skip + part * (c.c_skip - edm(t, sigma_data=self.sigma_data).c_skip), part * c.c_out,

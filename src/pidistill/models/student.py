@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.foreign import call_foreign
 from pidistill.core.registry import suggest_choices
-from pidistill.core.tensors import clip_images, expand_time, find_device, like
+from pidistill.core.tensors import cast_like, clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
@@ -44,7 +45,10 @@ class Student(nn.Module):
     form: one of FORMS. Raises PidistillError for others.
 
     drawing_time: t at which student(z, t) is the image.
+    teacher: the name of the teacher that it was made for, in messages.
     """
+
+    teacher: str | None = None
 
     def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any],
                  preconditioning: str | dict[str, Any] = "edm", decoder: Decoder | None = None,
@@ -78,12 +82,16 @@ class Student(nn.Module):
         u = c_in(torch.tensor(self.t_max, dtype=torch.float64), self.sigma_data).item() * z
         c = self.preconditioning.for_student(t)
         if self.preconditioning.name == "edm":  # c_skip, c_out and c_in are 0, 1 and 1
-            return self.call_network(u, c.c_noise.to(z.dtype), labels).to(z.dtype)
+            return self.call_network(u, cast_like(c.c_noise, z), labels).to(z.dtype)
         return call_preconditioned(self.call_network, c, u, labels)
 
     def call_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Call the network on c_in x (B, C, H, W) and c_noise (B,); a variance, which may follow the image, is cut off."""
-        return self.net(u, c_noise, labels)[:, :self.shape[0]]
+        return call_foreign(self.net, self.name_network(), u, c_noise, labels)[:, :self.shape[0]]
+
+    def name_network(self) -> str:
+        """Name the network in messages: it is the teacher's own, or one that the user chose."""
+        return f"the network {self.net_spec.get('name')} of the student" + (f" of {self.teacher}" if self.teacher else "")
 
     def forward(self, z: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute what the form gives at time t, (B, C, H, W).

@@ -13,7 +13,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
-from pidistill.models.denoiser import Denoiser, Preconditioned
+from pidistill.models.denoiser import Denoiser, Preconditioned, name_teacher
 from pidistill.models.student import Student
 from pidistill.nets.base import build_net
 
@@ -73,8 +73,10 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     frozen = getattr(network, "frozen", ())
     for name, parameter in network.train().named_parameters():
         parameter.requires_grad_(name not in frozen)
-    return Student(network, {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
-                   teacher.facts(), preconditioning, teacher.decoder, form)
+    student = Student(network, {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
+                      teacher.facts(), preconditioning, teacher.decoder, form)
+    student.teacher = name_teacher(teacher)
+    return student
 
 
 def start_from(path: Path, teacher: Denoiser, other: bool = False, form: str = "trajectory") -> Student:

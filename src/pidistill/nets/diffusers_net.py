@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, explain
 
 
 class DiffusersNet(nn.Module):
@@ -51,7 +51,7 @@ def build_from_diffusers(kind: str, config: dict[str, Any]) -> nn.Module:
     except PidistillError:
         raise
     except Exception as error:  # values that it does not expect end in almost any of them
-        raise PidistillError(f"diffusers' {kind} cannot be built: {type(error).__name__}: {str(error)[:160]}") from None
+        raise PidistillError(explain(f"diffusers' {kind} cannot be built", error)) from error
 
 
 def import_diffusers() -> Any:

@@ -39,7 +39,8 @@ def pid_residual(student: Student, teacher: Callable[..., Tensor], z: Tensor, i:
         y = None if labels is None else labels.repeat(n)
         return student.F(z.repeat(n, *[1] * (z.ndim - 1)), torch.cat(times), y).chunk(n)
 
-    x, t, prediction = scheme(F, z, i, grid.t.to(i.device), student.t_max)
+    times, i = grid.place(i)
+    x, t, prediction = scheme(F, z, i, times, student.t_max)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):  # sg(.), ablated in Section 6.4
         target = teacher(x, t, labels)
     return prediction, target
@@ -96,7 +97,7 @@ class PID(Objective):
         return e / (e.detach() + self.floor) ** self.balance if self.balance else e
 
     def times(self, batch: Batch) -> Tensor:
-        return self.grid.t.to(batch["i"].device)[batch["i"]]
+        return self.grid.at(batch["i"])
 
 
 def check_setup(scheme: Scheme, setup: Setup) -> None:

@@ -63,10 +63,10 @@ class Checkpoints:
         self.future = self.pool.submit(self._write_at_last, step, copied, record | {"step": step}, arrived)
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
-        """From a GPU into memory that is kept for the next checkpoint, and without waiting: its stream keeps the order."""
+        """From CUDA into memory that is kept for the next checkpoint, and without waiting: its stream keeps the order."""
         value = gather_whole(value)
         if not value.is_cuda:
-            return value.clone()
+            return value.to("cpu", copy=True)
         buffer = self.buffers.get((file, name))
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
             buffer = self.buffers[file, name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 import psutil
 import torch
 
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Batch, Objective, Phase
 from pidistill.training.batches import draw_batch
@@ -38,7 +38,7 @@ def find_microbatch(objective: Objective, config: RunConfig, share: int, device:
             micro, sizes = fit_microbatch(rehearse, share, USABLE * free, there=("EMA", *group_tensors(objective)))
             why = f"{sum(sizes.values()) / 2**30:.3g} GiB beside what is there"
         except Exception as error:  # whatever a stranger's network does with tensors that have no values
-            micro, why = share, f"no prediction: {first_line(error)}"
+            micro, why = share, f"no prediction: {words_of(error)[:160]}"
     return micro, f"microbatches of {micro} of {share} ({why}, {free / 2**30:.3g} GiB free)"
 
 

@@ -18,6 +18,7 @@ from pidistill.core.compiling import try_compile
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import has_instructions, set_float32_products
+from pidistill.core.processes import choose_device
 from pidistill.objectives.base import Objective, check_contract
 from pidistill.training.batches import split_samples
 from pidistill.training.checkpoint import newest, restore, set_aside
@@ -70,7 +71,7 @@ def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRu
                                                InitProcessGroupKwargs(timeout=PATIENCE)])
     set_float32_products(config.precision)
     check_processes(accelerator, config)
-    device, processes = accelerator.device, accelerator.num_processes
+    device, processes = choose_device(str(accelerator.device)), accelerator.num_processes
     shards = processes if is_fsdp_launch() else 0
     # k counts over the global batch, so that it is the same whatever the number of processes, which need not divide it.
     ks = range(*(config.train.batch * (accelerator.process_index + n) // processes for n in (0, 1)))

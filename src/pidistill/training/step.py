@@ -88,10 +88,12 @@ class PhaseStep:
                     self.scaler.scale(loss).backward()
                 total += loss.detach()
         self.scaler.unscale_(self.optimizer)  # fp16 only
-        norm = gather_whole(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf, foreach=True))
+        foreach = True if self.device.type in ("cpu", "cuda") else None  # PyTorch has no such kernels on Apple's GPUs
+        norm = gather_whole(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf, foreach=foreach))
         bad = (~norm.isfinite()).float()  # one value for all processes: it is of the exchanged gradients
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read on the device, by the fused kernels
-        self.optimizer.step()
+        if self.device.type != "mps" or not bad.item():  # whose kernels did not look at it (PyTorch's pull request 186360)
+            self.optimizer.step()
         self.scaler.update()  # halves the loss scale where gradients overflowed
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped.add(bad)

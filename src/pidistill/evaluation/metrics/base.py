@@ -57,7 +57,7 @@ class Metric:
     num: images in the set. width: d, or the number of logits.
     reference: of the data, for metrics that compare with it.
     key: of the Frechet distance in these features: `fid`, `fd_dinov2` or `fd`.
-    device: of the sums.
+    device: of the sums, which are on the CPU where it has no float64.
     """
 
     needs: str = "features"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.tensors import home_of_float64, to_float64
 from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 LOST = 1e-3  # of the terms of a distance: what negative eigenvalues may take; those of files in float32 take 1e-4
@@ -23,12 +24,12 @@ class Frechet(Metric):
     def __init__(self, num: int, width: int, reference: Reference | None, key: str = "fd",
                  device: torch.device | str = "cpu"):
         super().__init__(num, width, reference, key)
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=home_of_float64(torch.device(device)))
         self.state = {"n": zeros(1), "sum": zeros(width), "outer": zeros(width, width)}
 
     def add(self, batch: ImageBatch) -> None:
         assert batch.features is not None
-        f = batch.features.to(self.state["sum"])
+        f = to_float64(batch.features).to(self.state["sum"].device)
         self.state["n"] += len(f)
         self.state["sum"] += f.sum(dim=0)
         self.state["outer"] += f.T @ f
@@ -70,7 +71,7 @@ def describe_few(num: int, width: int, what: str) -> str:
 
 def fit_gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     """Fit a Gaussian to features (N, d): mean (d,) and unbiased covariance (d, d), both float64."""
-    features = features.double()
+    features = to_float64(features)
     return features.mean(dim=0), torch.cov(features.T)
 
 

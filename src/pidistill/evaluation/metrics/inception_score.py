@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pidistill.core.tensors import home_of_float64, to_float64
 from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 SPLITS, SEED = 10, 2020  # torch-fidelity's: the mean over ten parts of the images, in a random order
@@ -27,12 +28,12 @@ class InceptionScore(Metric):
         for k in range(splits):
             split[order[k * num // splits:(k + 1) * num // splits]] = k
         self.split = torch.from_numpy(split)  # of each image
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=device)
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=home_of_float64(torch.device(device)))
         self.state = {"n": zeros(splits), "entropy": zeros(splits), "p": zeros(splits, width)}
 
     def add(self, batch: ImageBatch) -> None:
         assert batch.logits is not None
-        log_p = batch.logits.to(self.state["p"]).log_softmax(dim=1)
+        log_p = to_float64(batch.logits).to(self.state["p"].device).log_softmax(dim=1)
         p, split = log_p.exp(), self.split[list(batch.rows)].to(log_p.device)
         self.state["n"].index_add_(0, split, torch.ones_like(p[:, 0]))
         self.state["entropy"].index_add_(0, split, (p * log_p).sum(dim=1))

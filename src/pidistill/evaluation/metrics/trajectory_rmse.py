@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pidistill.core.tensors import to_float64
 from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 
@@ -21,7 +22,7 @@ class TrajectoryRmse(Metric):
 
     def add(self, batch: ImageBatch) -> None:
         assert batch.solutions is not None
-        self.state["square"] += (batch.images.double() - batch.solutions.double()).square().sum()
+        self.state["square"] += (to_float64(batch.images) - to_float64(batch.solutions)).square().sum()
         self.state["n"] += batch.images.numel()
 
     def result(self, stored: Tensor | None = None) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pidistill.core.console import console
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, words_of
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.safetensors_header import read_header
 from pidistill.files.weights import Allowance, check_packing, count_allowed_elements
@@ -66,7 +66,7 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     try:
         teacher = build_network_teacher(net, weights=False, **facts)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise PidistillError(f"{config_file} cannot be meant ({type(error).__name__}: {str(error)[:160]})") from None
+        raise PidistillError(f"{config_file} cannot be meant ({type(error).__name__}: {words_of(error)})") from None
     if weights:
         teacher.model.net = load_component(library, kind, config_file.parent, name)
         if latent:
@@ -102,7 +102,7 @@ def read_pipeline_facts(library: Any, folder: Path, config: dict[str, Any], name
         scheduler = read_json(find_component_file(folder, "scheduler", "scheduler_config.json"))
         return read_schedule(library, scheduler, name) | read_network_facts(config, name)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise PidistillError(f"{name}: its configurations cannot be meant ({type(error).__name__}: {str(error)[:160]})") \
+        raise PidistillError(f"{name}: its configurations cannot be meant ({type(error).__name__}: {words_of(error)})") \
             from None
 
 
@@ -139,7 +139,7 @@ def find_pipeline(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=IGNORED))
     except Exception as error:  # no network, no such repository, no permission
-        raise PidistillError(f"cannot download {name} ({first_line(error)}); put the folder that save_pretrained wrote "
+        raise PidistillError(f"cannot download {name} ({words_of(error)}); put the folder that save_pretrained wrote "
                              "anywhere (with model_index.json, scheduler/, unet/ or transformer/, and vae/ if it has one; "
                              "old ones have their files beside model_index.json) and name it: diffusers:FOLDER") from None
 
@@ -166,7 +166,7 @@ def load_component(library: Any, kind: str, folder: Path, name: str) -> torch.nn
     except PidistillError:
         raise
     except Exception as error:  # missing, damaged or misshapen files end in almost any of them
-        raise PidistillError(f"cannot read {kind} of {name}: {first_line(error)}") from None
+        raise PidistillError(f"cannot read {kind} of {name}: {words_of(error)}") from None
     misfits = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if misfits:
         raise PidistillError(f"the weights in {folder} do not fit {kind}: {len(misfits)} missing, unknown or misshapen, "

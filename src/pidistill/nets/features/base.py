@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.registry import build, build_from_python, list_members, suggest_choices
 from pidistill.files.folders import ASSETS
 from pidistill.files.reading import read_json
@@ -99,7 +99,7 @@ def read_program(path: Path) -> Callable[[Tensor], Any]:
         return torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path, map_location="cpu").eval()
     except Exception as error:  # a damaged file can end in almost any of them
         kind = "torch.export" if path.suffix == ".pt2" else "TorchScript"
-        raise PidistillError(f"cannot read {path} as a {kind} file, which is a program ({first_line(error)})") from None
+        raise PidistillError(f"cannot read {path} as a {kind} file, which is a program ({words_of(error)})") from None
 
 
 def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
@@ -120,7 +120,7 @@ def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
             width = int(net.features(images).shape[1]) if valid else 0
     except Exception as error:  # whatever the user's network raises
         raise PidistillError(f"the feature network {name!r} cannot take images of shape {tuple(shape)}: "
-                             f"{first_line(error)}") from None
+                             f"{words_of(error)}") from None
     if not valid:
         raise PidistillError(f"the feature network {name!r} must give tensors (B, c, ...), one or a list of them, got "
                              f"{[tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in maps]}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.tensors import quantise
 from pidistill.files.downloads import check_hash, fetch_published
 from pidistill.files.weights import read_state_dict
@@ -36,7 +36,7 @@ class Inception(nn.Module):
         try:
             self.net = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         except RuntimeError as error:
-            raise PidistillError(f"{weights} does not fit Inception v3: {first_line(error)}") from None
+            raise PidistillError(f"{weights} does not fit Inception v3: {words_of(error)}") from None
 
     def layers(self, x: Tensor) -> list[Tensor]:
         return [self.features(x)]

@@ -2,7 +2,8 @@
 
 Every scheme compares x - t dx/dt with the teacher's D(x, t). With x from Eq. (7) and any rule for the derivative that is
 exact for straight lines, z, of magnitude T, cancels on paper: what remains are differences of F, and no scheme below
-ever subtracts two states. Weights are formed in float64, since neighbouring times are close.
+ever subtracts two states. Weights are formed in float64, since neighbouring times are close; where the device of z has
+none, times and indices are on the CPU, and `like(weight, z)` brings weights to z.
 """
 
 from __future__ import annotations
