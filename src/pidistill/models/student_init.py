@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member
+from pidistill.core.tensors import copy_module
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser, Preconditioned
@@ -47,7 +47,7 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     spec: dict[str, Any] = scale_width(dict(net or teacher_net or {}), width)
     if init == "teacher":
         assert isinstance(teacher, Preconditioned)
-        network = copy.deepcopy(teacher.model)
+        network = copy_module(teacher.model)
     else:
         network = build_net(spec, teacher.shape, teacher.num_classes)
     preconditioning = teacher.preconditioning.spec if isinstance(teacher, Preconditioned) and net is None else "edm"
