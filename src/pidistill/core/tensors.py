@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-M = TypeVar("M", bound=nn.Module)
+Copyable = TypeVar("Copyable", bound=nn.Module)
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def _range_of_bytes(tensor: Tensor) -> tuple[int, int]:
     return start * tensor.element_size(), (last + 1) * tensor.element_size()
 
 
-def copy_module(module: M) -> M:
+def copy_module(module: Copyable) -> Copyable:
     """Copy a module with its weights; those that are views of one memory are so in the copy, which deepcopy would part."""
     held = dict(enumerate((*module.parameters(), *module.buffers())))
     pairs = find_overlaps({str(k): tensor for k, tensor in held.items()})
