@@ -36,7 +36,7 @@ def main() -> None:
     ours = Ours(networks.teacher_of(options.network), options.batch)
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     checkpoints, delays, k = Checkpoints(folder), [], 0
-    run = PreparedRun(Accelerator(), ours.step, START, [range(options.batch)])
+    run = PreparedRun(options.batch, Accelerator(), ours.step, START, [range(options.batch)])
     means = Means(run)
 
     def steps() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         k += 1
         ours()
         began = time.perf_counter()
-        assert save(run, checkpoints, ours.objective, ours.config, means, k, final=False)
+        assert save(run, checkpoints, ours.config, means, k, final=False)
         delays.append(time.perf_counter() - began)
         for _ in range(options.steps - 1):
             ours()

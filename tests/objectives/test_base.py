@@ -47,12 +47,13 @@ def test_what_fits_together_is_taken(options):
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"phases": (("a-b", "student"),)}, "a phase's name must be an identifier, got 'a-b'"),
-    ({"phases": (("", "student"),)}, "a phase's name must be an identifier, got ''"),
-    ({"networks": "student ../x"}, "a network's name must be an identifier, got '../x'"),
-    ({"networks": "student student-ema-0.9"}, "a network's name must be an identifier, got 'student-ema-0.9'"),
-    ({"calls": ["the teacher"]}, "a call's name must be an identifier, got 'the teacher'"),
-    ({"followers": {"a/b": MEAN}}, "a follower's name must be an identifier, got 'a/b'"),
+    ({"phases": (("a-b", "student"),)}, "a phase's name must be an identifier other than `optimizer`, got 'a-b'"),
+    ({"phases": (("", "student"),)}, "a phase's name must be an identifier other than `optimizer`, got ''"),
+    ({"networks": "student ../x"}, "a network's name must be an identifier other than `optimizer`, got '../x'"),
+    ({"networks": "student student-ema-0.9"}, "a network's name must be an identifier .* got 'student-ema-0.9'"),
+    ({"networks": "student optimizer"}, "a network's name must be an identifier other than `optimizer`, got 'opt"),
+    ({"calls": ["the teacher"]}, "a call's name must be an identifier other than `optimizer`, got 'the teacher'"),
+    ({"followers": {"a/b": MEAN}}, "a follower's name must be an identifier other than `optimizer`, got 'a/b'"),
     ({"phases": ()}, r"a step needs phases of different names, got \[\]"),
     ({"phases": (("a", "student"), ("a", "student"))}, r"a step needs phases of different names, got \['a', 'a'\]"),
     ({"phases": (("a", "student"), ("b", ""))}, "the phase b must train a network, in every step or each so many"),

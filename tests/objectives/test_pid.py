@@ -281,3 +281,12 @@ def test_the_schemes_are_different_losses():
     assert len(losses) >= 4
     for n, a in enumerate(losses):
         assert bool(a.isfinite().all()) and not any(torch.allclose(a, b, rtol=1e-6) for b in losses[:n])
+
+
+def test_a_scheme_says_what_it_needs(teacher, monkeypatch):
+    class Bare:
+        order, points = 1, 2
+
+    monkeypatch.setattr("pidistill.objectives.pid.build_from_config", lambda family, config: Bare())
+    with pytest.raises(PidistillError, match="the scheme bare does not say its `recomputable`"):
+        PID(Setup(make_student(teacher), teacher, grid_of(teacher, 5)))

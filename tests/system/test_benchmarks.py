@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def test_every_name_of_the_package_is_there(path):
             owner, attribute = node.args[0], ast.literal_eval(node.args[1])
         if isinstance(owner, ast.Name) and owner.id in names:
             assert hasattr(names[owner.id], attribute), f"line {node.lineno}: {owner.id}.{attribute}"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_call_of_the_package_has_its_arguments(path):
+    tree = ast.parse(path.read_text())
+    names = import_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names \
+                and all(keyword.arg for keyword in node.keywords) and not any(isinstance(a, ast.Starred) for a in node.args):
+            keywords = {str(keyword.arg): None for keyword in node.keywords}
+            try:
+                inspect.signature(names[node.func.id]).bind(*node.args, **keywords)
+            except TypeError as error:
+                pytest.fail(f"line {node.lineno}: {node.func.id}: {error}")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in ROOT.glob("benchmarks/*.py")])

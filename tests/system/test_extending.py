@@ -16,7 +16,8 @@ from pidistill.files.reading import read_json
 from pidistill.training.log import read_metrics
 from tests.helpers import start
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = re.findall(r"^    (pidistill .*)$", PAGE, re.MULTILINE)
 
@@ -37,7 +38,8 @@ def test_examples_are_short():
     assert EXAMPLES.keys() == {"until_good", "endpoint", "stripes", "edges", "adams"}
     assert {name: len(text.splitlines()) for name, text in EXAMPLES.items() if len(text.splitlines()) >= 40} == {}
     loop = EXAMPLES["until_good"].split("for step", 1)[1]
-    assert len(loop.splitlines()) <= 6 + 1  # and the teacher's line
+    assert len(loop.splitlines()) <= 6
+    assert (ROOT / "examples" / "until_good.py").read_text().endswith(EXAMPLES["until_good"])
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: re.search(r"\w+:\w+", line)[0].replace(":", "-"))

@@ -335,6 +335,25 @@ def test_two_processes_leave_a_step_out_of_one_phase_together(data, tmp_path, sh
         assert one[name]["skipped"] == two[name]["skipped"] and one[name]["loss_scale"] == two[name]["loss_scale"]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("values", [{}, {"precision": "fp16"}, {"train.microbatch": "auto"}], ids=str)
+def test_phases_on_a_gpu(data, tmp_path, values, monkeypatch):
+    """Compiled there, against one process on the CPU; a run goes from the one to the other."""
+    run(configure(data, **values), tmp_path / "gpu")
+    shutil.copytree(tmp_path / "gpu", tmp_path / "mixed")
+    for step in ("000006", "000007"):
+        shutil.rmtree(tmp_path / "mixed" / "checkpoints" / step)
+    config = configure(data, **values)
+    for name in ("cpu", "mixed"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        process = in_clean_child(run_as_rank, config, tmp_path / name, {"ACCELERATE_USE_CPU": "true"})
+        assert exit_code(process) == 0
+        a, b = state(tmp_path / "gpu", 7), state(tmp_path / name, 7)
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=0.02, atol=5e-3 if values.get("precision") else 1e-3, msg=key)
+
+
 # Stages --------------------------------------------------------------------------------------------------------------------
 
 

@@ -268,6 +268,8 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
         setup = Setup(student, teacher, grid, open_data(config.data, member, name, teacher), config.train.recompute)
         objective: Objective = build("objectives", name, setup, **options)
     check_contract(objective)
+    if "student" not in objective.averaged:
+        raise PidistillError(f"the objective {name} must average its `student`: that is what a distillation draws and saves")
     if config.train.recompute:
         find_recomputable_blocks(objective.networks.values())
     return objective

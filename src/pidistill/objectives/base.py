@@ -154,8 +154,8 @@ def check_contract(objective: Objective) -> None:
     names = [phase.name for phase in phases]
     kinds = {"phase": names, "network": networks, "follower": objective.followers, "call": objective.calls}
     for what, given in kinds.items():
-        if bad := [name for name in given if not name.isidentifier()]:
-            raise PidistillError(f"{where}: a {what}'s name must be an identifier, got {bad[0]!r}")
+        if bad := [name for name in given if not name.isidentifier() or name == "optimizer"]:  # they name files
+            raise PidistillError(f"{where}: a {what}'s name must be an identifier other than `optimizer`, got {bad[0]!r}")
     if not names or len({*names}) < len(names):
         raise PidistillError(f"{where}: a step needs phases of different names, got {names}")
     for phase in phases:

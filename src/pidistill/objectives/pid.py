@@ -102,6 +102,8 @@ class PID(Objective):
 def check_setup(scheme: Scheme, setup: Setup) -> None:
     """Refuse what a scheme cannot do: too few grid points, blocks that are computed again."""
     name = type(scheme).__name__.lower()
+    if missing := [key for key in ("order", "points", "recomputable") if not hasattr(scheme, key)]:
+        raise PidistillError(f"the scheme {name} does not say its `{missing[0]}` (objectives/schemes/base.py)")
     if setup.grid.points < scheme.points:
         raise PidistillError(f"the scheme {name} needs at least {scheme.points} grid points, "
                              f"got grid.points={setup.grid.points}")
