@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pidistill import Preconditioned
 
 SIDE = 16  # numbers in a sample, (1, 4, 4)
 
@@ -137,3 +140,43 @@ class Sparse(Plain):
 
 KINDS: dict[str, Callable[[], nn.Module]] = {kind.__name__: kind for kind in (
     Plain, Tied, TiedTwice, Transposed, Sliced, Normed, Counted, Dropped, Frozen)}
+
+
+# As factories, and in teachers --------------------------------------------------------------------------------------------
+
+
+def make_shaped(shape: tuple[int, ...], num_classes: int, scale: float = 1.0) -> nn.Module:
+    """A factory that asks for the shape and the classes, and has an option."""
+    net = Plain()
+    net.told = (shape, num_classes, scale)
+    return net
+
+
+def make_wide(width: int = 24) -> nn.Module:
+    return Plain(width)
+
+
+def make_nothing() -> int:
+    return 3
+
+
+def fail() -> nn.Module:
+    raise ValueError("no weights today\nsecond line")
+
+
+def teacher_of(net: nn.Module | str, net_spec: str | dict | None = None, **facts: Any) -> Preconditioned:
+    """A teacher of a network, or of one of the kinds above, without classes, as a user makes it."""
+    if isinstance(net, str):
+        torch.manual_seed(3)
+        net = KINDS[net]()
+    return Preconditioned(net, (1, 4, 4), net_spec=net_spec, t_min=0.01, t_max=20.0, sigma_data=0.5, **facts)
+
+
+def make_teacher() -> Preconditioned:
+    """`python:tests.own_nets:make_teacher`: its network has a name."""
+    return teacher_of("Normed", "python:tests.own_nets:Normed")
+
+
+def make_nameless_teacher() -> Preconditioned:
+    """`python:tests.own_nets:make_nameless_teacher`: its network has none."""
+    return teacher_of("Tied")

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pidistill.core.errors import PidistillError
-from pidistill.core.tensors import find_overlaps, locate
+from pidistill.core.errors import PidistillError, first_line
+from pidistill.core.tensors import find_device, find_overlaps, locate
 from pidistill.files.archives import catch_damage
 from pidistill.files.safetensors_header import read_header
 
@@ -134,6 +134,7 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
     where: the file that they are from, for errors.
     net: whose network it is, for errors.
     """
+    make_room(module, tensors)
     expected = module.state_dict()
     values = tensors | find_tied(expected, tensors)
     if expected.keys() != values.keys():
@@ -141,12 +142,32 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
     for name, value in expected.items():
         if value.shape != values[name].shape:
             raise PidistillError(f"{where}: {name} has shape {tuple(values[name].shape)}, the network {tuple(value.shape)}")
-    module.load_state_dict(values)
+    try:
+        module.load_state_dict(values)
+    except (RuntimeError, TypeError, ValueError) as error:  # what a network of one's own has to say
+        raise PidistillError(f"{where} does not fit the network of {net}: {first_line(error)}") from None
     shared = [pair for names in group_tied(expected).values() for pair in pairwise(names)]
     for first, name in shared + find_overlaps(expected):
         if any(not torch.equal(expected[key], values[key].to(expected[key])) for key in (first, name)):
             raise PidistillError(f"{where} does not fit the network of {net}: {first} and {name} share their memory "
                                  "there, and do not agree in the file")
+
+
+def make_room(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make room in a network for buffers that could not be copied into.
+
+    A network may register a buffer as None, and make it when it is first called; PyTorch's own modules do so only where
+    there is to be none (batch normalisation without statistics). Another may be one element that stands for many.
+    """
+    for path, owner in module.named_modules():
+        for name, value in owner._buffers.items():
+            given = tensors.get(f"{path}.{name}" if path else name)
+            if given is None:
+                continue
+            if value is None and not type(owner).__module__.startswith("torch."):
+                owner._buffers[name] = torch.zeros_like(given, device=find_device(module))
+            elif value is not None and 0 in value.stride():
+                owner._buffers[name] = value.clone()
 
 
 def group_tied(tensors: Mapping[str, Tensor]) -> dict[object, list[str]]:
