@@ -111,6 +111,17 @@ class Counted(Plain):
         return x / (1 + self.size + self.codes.mean() + self.table.mean())
 
 
+class Both(Counted):
+    """Batch normalisation beside all these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(SIDE)
+
+    def between(self, x: Tensor) -> Tensor:
+        return super().between(self.norm(x))
+
+
 class Dropped(Plain):
     """Dropout in several forms."""
 
