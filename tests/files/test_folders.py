@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_file
 
 from pidistill.core.errors import CannotWrite, PidistillError
 from pidistill.files import folders
 from pidistill.files.folders import (
     check_free,
     find_cache_folder,
+    save_tensors,
     write_bytes,
     write_folder,
     write_json,
@@ -21,7 +24,9 @@ from pidistill.files.folders import (
     write_text,
 )
 from pidistill.files.reading import read_json
+from pidistill.files.safetensors_header import read_header
 from pidistill.files.weights import read_tensors
+from tests.own_nets import Normed, Plain, Sliced, Tied, TiedTwice, Transposed
 
 
 def list_tree(folder):
@@ -135,3 +140,66 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch):
         if value is not None:
             monkeypatch.setenv("PIDISTILL_CACHE", value)
         assert find_cache_folder() == Path(expected)
+
+
+# Shared memory, and what no file can hold ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Plain, Tied, TiedTwice, Transposed, Sliced, Normed])
+def test_what_has_several_names_is_written_once(tmp_path, kind):
+    """And read under all of them, by the library too; of views each has its own elements."""
+    net, path = kind(), tmp_path / "a.safetensors"
+    state = net.state_dict()
+    write_tensors(path, state)
+    read, header = read_tensors(path), read_header(path)
+    assert read.keys() == state.keys() and all(torch.equal(read[name], value) for name, value in state.items())
+    tied = {Tied: {"last.weight": "second.weight"},
+            TiedTwice: {"last.weight": "second.weight", "again.weight": "second.weight", "again.bias": "second.bias"}}
+    assert header.pop("__metadata__", {}) == tied.get(kind, {}) and header.keys() == state.keys() - tied.get(kind, {}).keys()
+    if kind in (Tied, TiedTwice):
+        other = kind()
+        load_model(other, path)
+        assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_parts_and_views_of_one_memory_are_written_as_they_are(tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    tensors = {"a": whole, "b": whole.T, "c": whole[:, ::2], "d": whole.view(24), "e": whole[1:3], "f": whole,
+               "g": torch.ones(1).expand(5), "h": whole[:0]}
+    write_tensors(tmp_path / "a", tensors)
+    read = read_tensors(tmp_path / "a")
+    assert read.keys() == tensors.keys() and all(torch.equal(read[name], value) for name, value in tensors.items())
+    assert read_header(tmp_path / "a")["__metadata__"] == {"f": "a"}
+
+
+@pytest.mark.parametrize("metadata", [{"format": "pt"}, {"b": "nowhere"}, {"a": "b"}, {"x": "a", "format": "a"}])
+def test_metadata_of_others_change_nothing_else(tmp_path, metadata):
+    save_file({"a": torch.ones(2), "pt": torch.zeros(2)}, tmp_path / "a", metadata=metadata)
+    assert read_tensors(tmp_path / "a").keys() == {"a", "pt"} | ({"x"} & metadata.keys())
+
+
+UNWRITABLE = {"sparse": torch.eye(3).to_sparse(), "complex128": torch.ones(2, dtype=torch.complex128)}
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex128", "number"])
+def test_tensors_that_no_file_holds_are_no_fault_of_the_disk(tmp_path, kind):
+    """One line, which is no CannotWrite: waiting would not help."""
+    tensors = {"a": torch.ones(2), 3 if kind == "number" else "b": UNWRITABLE.get(kind, torch.zeros(2))}
+    for write in (lambda: write_tensors(tmp_path / "a", tensors), lambda: write_folder(tmp_path / "b", {"a": tensors}, {})):
+        with pytest.raises(PidistillError, match="cannot hold these tensors") as caught:
+            write()
+        assert not isinstance(caught.value, CannotWrite) and "\n" not in str(caught.value)
+    assert list_tree(tmp_path) == []
+
+
+@pytest.mark.parametrize("words, kind", [
+    ("Error while serializing: I/O error: No space left on device (os error 28)", OSError),
+    ("Error while serializing: IoError(Os { code: 28 })", OSError),
+    ("Error while serializing: InvalidTensorView", PidistillError)])
+def test_the_library_s_errors_of_the_disk_are_told_from_others(tmp_path, monkeypatch, words, kind):
+    def fail(*_, **__):
+        raise SafetensorError(words)
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(kind, match=words.split(":")[0]):
+        save_tensors(tmp_path / "a", {"a": torch.ones(2)})

@@ -298,14 +298,18 @@ def launch(config: DistillConfig, place, processes: int, shards: bool = False) -
 
 def run_as_rank(config: DistillConfig, place, environment: dict[str, str]) -> None:
     os.environ.update(environment)
-    run(config, place)
+    objective, _ = run(config, place)
+    if config.student.net == OWN:
+        rank, networks = environment.get("RANK", "0"), [objective.networks, objective.copies]
+        held = [value.clone() for nets in networks for _, net in nets.items() for value in net.buffers()]
+        torch.save(held, place / f"buffers-{rank}.pt")
 
 
-def assert_close(one, other) -> None:
+def assert_close(one, other, atol: float = 2e-6) -> None:
     a, b = state(one, 7), state(other, 7)
     assert a.keys() == b.keys()
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=2e-6, msg=key)
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=atol, msg=key)
     for x, y in zip(lines(one), lines(other), strict=True):
         assert x.keys() == y.keys() and all(x[key] == pytest.approx(y[key], rel=1e-4, abs=1e-7) for key in x)
 
@@ -333,6 +337,37 @@ def test_two_processes_leave_a_step_out_of_one_phase_together(data, tmp_path, sh
     assert one["critic"]["skipped"] > one["student"]["skipped"] == two["student"]["skipped"]
     for name in one:
         assert one[name]["skipped"] == two[name]["skipped"] and one[name]["loss_scale"] == two[name]["loss_scale"]
+
+
+OWN = {"name": "python:tests.own_nets:Both"}  # batch normalisation, and buffers of every kind
+
+
+def test_statistics_are_followed_saved_and_restored(data, tmp_path):
+    """The follower and the average have them after every step; an interruption changes nothing, bit for bit."""
+    config = configure(data, **{"student.net": OWN, "objective.every": 2, "checkpoint.every": 1})
+    objective, averages = run(config, tmp_path / "one")
+    student, norm = objective.networks["student"].net, objective.networks["student"].net.norm
+    assert norm.num_batches_tracked == 2 * 7 + 4  # calls of the student's phase, and of the critic's
+    for copied in (objective.copies["target"].net, averages[0.9]["student"].net):
+        for name, value in student.named_buffers():
+            assert torch.equal(value, copied.get_buffer(name)), name
+    shutil.copytree(tmp_path / "one", tmp_path / "run")
+    for step in range(4, 8):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"{step:06d}")
+    run(config, tmp_path / "run")
+    assert_equal(tmp_path / "one", tmp_path / "run")
+
+
+def test_processes_agree_on_statistics(data, tmp_path):
+    """The main process's statistics are everybody's, of whole networks and of shards."""
+    config = configure(data, **{"student.net": OWN, "objective.every": 2})
+    for name in ("whole", "shards"):
+        launch(config, tmp_path / name, 2, shards=name == "shards")
+    # The gradient of the bias before the normalisation is 0 but for rounding, by which RAdam divides.
+    assert_close(tmp_path / "whole", tmp_path / "shards", atol=1e-4)
+    for name in ("whole", "shards"):
+        held = [torch.load(tmp_path / name / f"buffers-{rank}.pt") for rank in (0, 1)]
+        assert len(held[0]) == 2 * 11 and all(torch.equal(a, b) for a, b in zip(*held, strict=True))
 
 
 @pytest.mark.gpu

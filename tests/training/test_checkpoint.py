@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.folders import write_tensors
 from pidistill.files.manifest import MANIFEST, verify, write_manifest
 from pidistill.files.reading import read_json
+from pidistill.files.weights import read_tensors
 from pidistill.training import batches
 from pidistill.training.checkpoint import (
     clean,
     collect,
+    collect_optimizer,
     describe_contents,
     latest,
     list_checkpoints,
@@ -22,9 +25,11 @@ from pidistill.training.checkpoint import (
     newest,
     read_trained_config,
     restore,
+    restore_optimizer,
     set_aside,
 )
-from pidistill.training.optimizer import RAdam
+from pidistill.training.config import OptimizerConfig
+from pidistill.training.optimizer import RAdam, make_optimizer
 from tests.runs import cut, metrics, start_run
 from tests.training.checkpoints import PHASES, RATES, list_names, make_state, write_checkpoints
 
@@ -86,6 +91,33 @@ def test_another_optimiser_state_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(PidistillError, match=r"no average at the rate 0\.3"):
         restore(tmp_path / "000001", make_state(0, rates=(0.3,)))
+
+
+@pytest.mark.parametrize("name", ["radam", "adam"])
+def test_moments_come_back_laid_out_as_their_weights_are(tmp_path, name):
+    """The fused kernels go through both side by side: channels last, or a transposed view, would be mixed up."""
+    def make() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        weights = [torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last), torch.randn(5, 6).T, torch.randn(3)]
+        parameters = [torch.nn.Parameter(weight) for weight in weights]
+        return parameters, make_optimizer(OptimizerConfig(name=name, lr=0.1), iter(parameters))
+
+    def take(parameters, optimizer, steps: range) -> None:
+        for step in steps:
+            for p in parameters:
+                p.grad = torch.sin(p.detach() * step)
+            optimizer.step()
+
+    whole, cut = make(), make()
+    take(*whole, range(12))
+    take(*cut, range(8))
+    write_tensors(tmp_path / "o", collect_optimizer(cut[1]))
+    again = make()
+    for p, q in zip(again[0], cut[0], strict=True):
+        p.data.copy_(q.data)
+    restore_optimizer(again[1], read_tensors(tmp_path / "o"), tmp_path / "o")
+    take(*again, range(8, 12))
+    assert all(torch.equal(p, q) for p, q in zip(whole[0], again[0], strict=True))
 
 
 def rewrite_as_of_old(folder) -> None:

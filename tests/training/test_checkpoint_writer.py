@@ -7,18 +7,21 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 import torch
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import CannotWrite, PidistillError
 from pidistill.files import folders
 from pidistill.files.manifest import verify
-from pidistill.files.weights import read_tensors
+from pidistill.files.safetensors_header import read_header
+from pidistill.files.weights import load_weights, read_tensors
 from pidistill.training import checkpoint_writer
 from pidistill.training.checkpoint import clean, collect, list_checkpoints, newest
-from pidistill.training.checkpoint_writer import Checkpoints
+from pidistill.training.checkpoint_writer import Checkpoints, can_mend_itself
 from tests.helpers import in_child
+from tests.own_nets import Sliced, Tied, TiedTwice, Transposed
 from tests.training.checkpoints import list_names, make_state, write_checkpoints
 
 
@@ -172,3 +175,54 @@ def test_an_error_is_not_kept_waiting_for_a_full_disk(tmp_path, stages):
         checkpoints.save(1, collect(make_state(0, steps=1)), {})
         raise ValueError("of the run")
     assert len(stages[0]) in (1, 2) and checkpoints.close() is not None
+
+
+# What waiting cannot mend -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("You are trying to save a sparse tensors"), TypeError("no str"), RuntimeError("Some tensors share memory"),
+    PidistillError("cannot hold"), KeyError("c128")], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("final", [False, True])
+def test_an_error_that_waiting_cannot_mend_is_not_waited_for(tmp_path, monkeypatch, capsys, error, final):
+    """One try, at once; the run goes on, and the next checkpoint is written."""
+    tries = []
+
+    def fail(*_, **__):
+        tries.append(1)
+        raise error
+
+    began, state = time.monotonic(), collect(make_state(0, steps=1))
+    checkpoints = Checkpoints(tmp_path)  # a minute between two tries
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoint_writer, "write_folder", fail)
+        checkpoints.save(1, state, {}, final)
+        assert checkpoints.future.result(10) is error and len(tries) == 1
+    warned = " ".join(capsys.readouterr().err.split())
+    assert "checkpoint 1 is not written" in warned and "The run goes on; waiting cannot mend that" in warned
+    checkpoints.save(2, state, {}, final)
+    assert checkpoints.close() is None and list_names(tmp_path) == ["000002"] and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), CannotWrite("full"), MemoryError(),
+                                   torch.OutOfMemoryError("CUDA out of memory"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_full_disk_and_a_full_memory_are_waited_for(error):
+    assert can_mend_itself(error)
+
+
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("kind", [Tied, TiedTwice, Transposed, Sliced])
+def test_weights_that_share_memory_are_written(tmp_path, kind, final):
+    """What has several names is copied and written once."""
+    net = kind()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"net": dict(net.state_dict())}, {}, final)
+    assert checkpoints.close() is None
+    path = tmp_path / "000001" / "net.safetensors"
+    read, other = read_tensors(path), kind()
+    assert all(torch.equal(read[name], value) for name, value in before.items()) and read.keys() == before.keys()
+    assert ("__metadata__" in read_header(path)) == (kind in (Tied, TiedTwice))
+    load_weights(other, read, path)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from pidistill.objectives.base import Follower, Objective
 from pidistill.training.ema import EMA, Followers
+from tests.own_nets import SIDE, Both, Normed
 
 
 def follow(rate: float, values: list[float], first: int = 0) -> float:
@@ -82,3 +85,63 @@ def test_followers_move_at_the_rate_of_the_step():
     half = sum(0.5 ** (4 - k) * value for k, value in enumerate(values)) + 0.5**4 * 5
     assert found == pytest.approx({"still": 5.0, "copy": 8.0, "half": half, "mean": sum(values) / 4}, rel=1e-6)
     assert net.weight.item() == 8.0 and net.weight.requires_grad
+
+
+# Buffers -------------------------------------------------------------------------------------------------------------------
+
+
+def buffers_of(net) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in net.named_buffers()}
+
+
+def assert_same(ours, theirs) -> None:
+    assert ours.keys() == theirs.keys() and [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.parametrize("kind", [Normed, Both])
+def test_averages_have_the_newest_buffers_at_every_rate(kind):
+    """Batch normalisation's statistics and its counter, what a network makes and replaces; the weights are averaged."""
+    net = kind().train()
+    ema, start = EMA({"a": net}, [0.0, 0.5, 0.999]), buffers_of(net)
+    held = [networks["a"] for networks in ema.networks.values()]  # and not asked for again
+    for step in range(10**4, 10**4 + 3):
+        net(torch.randn(5, SIDE), torch.zeros(5))
+        with torch.no_grad():
+            net.first.weight.add_(1)
+        ema.update(step)
+        for average in held:
+            assert_same(buffers_of(average), buffers_of(net))
+    assert held[0].norm.num_batches_tracked == 3 and not torch.equal(held[0].norm.running_var, start["norm.running_var"])
+    assert len({average.first.weight[0, 0].item() for average in held}) == 3
+    x, t = torch.randn(4, SIDE), torch.zeros(4)
+    assert torch.equal(held[0](x, t), net.eval()(x, t))  # rate 0 is the network
+    assert_same(buffers_of(held[0]), buffers_of(net))
+
+
+def test_an_average_is_that_of_swa_utils():
+    net = Normed().train()
+    ema = EMA({"a": net}, [0.1])
+    theirs = AveragedModel(net, multi_avg_fn=lambda averages, values, _: torch._foreach_lerp_(averages, values, 0.9))
+    theirs.n_averaged.fill_(1)  # it begins as the network is, too
+    for step in range(100, 103):
+        net(torch.randn(5, SIDE), torch.zeros(5))
+        with torch.no_grad():
+            net.first.weight.mul_(1.5)
+        ema.update(step)
+        theirs.update_parameters(net)
+        for p, q in zip(ema.networks[0.1]["a"].state_dict().values(), theirs.module.state_dict().values(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Normed, Both])
+def test_followers_have_the_newest_buffers_but_those_that_stay(kind):
+    objective = Followed(kind().train(), still=lambda step: 1.0, half=lambda step: 0.5, copy=lambda step: 0.0,
+                         late=lambda step: 1.0 if step < 2 else 0.9)
+    net, followers = objective.networks["net"], Followers(objective)
+    start = buffers_of(net)
+    for step in range(3):
+        net(torch.randn(5, SIDE), torch.zeros(5))
+        followers.update(step)
+        for name, copied in objective.copies.items():
+            stays = name == "still" or (name == "late" and step < 2)
+            assert_same(buffers_of(copied), start if stays else buffers_of(net))

@@ -17,6 +17,7 @@ from pidistill.training.config_file import load_config
 from pidistill.training.footprint import ACTIVATIONS, Rehearsal
 from pidistill.training.microbatch import find_microbatch, fit_microbatch, halve_until_it_runs
 from tests.helpers import SHAPE, grid_of, tiny_teacher
+from tests.own_nets import make_teacher
 from tests.runs import make_image_objective, metrics, start_run
 
 CPU = torch.device("cpu")
@@ -147,3 +148,15 @@ def test_a_gpu_tries_and_halves_in_place_of_a_prediction(monkeypatch):
     micro, why = find_microbatch(objective, config, 20, torch.device("cuda"), 7)
     assert steps == {*objective.steps} == {7}  # the next step
     assert micro == 3 and why == "microbatches of 3 of 20 (tried, 1 GiB free)"
+
+
+def test_what_is_tried_changes_no_statistics():
+    """Of batch normalisation: a run whose microbatch was found is the run with that microbatch."""
+    teacher = make_teacher()
+    objective = PID(Setup(make_student(teacher), teacher, grid_of(teacher, 10)))
+    student = objective.networks["student"].train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    assert halve_until_it_runs(objective, objective_and_config()[1], 8, CPU) == 8
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    objective.loss(draw_batch(objective.phases()[0], 0, 0, 0, range(8), CPU)).sum()
+    assert student.net.norm.num_batches_tracked == 1

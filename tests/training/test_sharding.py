@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.training.ema import EMA
+from pidistill.training.ema import EMA, Followers
 from pidistill.training.sharding import (
     ShardedNetworks,
     accumulate_locally,
@@ -23,6 +24,7 @@ from pidistill.training.sharding import (
     shard_like,
     to_local,
 )
+from tests.training.test_ema import Followed
 
 CPU = torch.device("cpu")
 
@@ -62,11 +64,14 @@ def test_a_copy_without_values_is_filled_with_others():
     skeleton = copy_without_values(net)
     assert {p.device.type for p in skeleton.parameters()} == {"meta"} and not skeleton.training and net.training
     values = {name: torch.full_like(p, 2) for name, p in net.named_parameters()}
-    copy = fill_skeleton(skeleton, values)
-    assert all((p == 2).all() and not p.requires_grad for p in copy.parameters())
-    assert (copy[1].running_mean == 3).all() and {p.device.type for p in skeleton.parameters()} == {"meta"}
+    filled = fill_skeleton(skeleton, values)
+    assert all((p == 2).all() and not p.requires_grad for p in filled.parameters())
+    assert filled[1].running_mean is not skeleton[1].running_mean
+    given = torch.full((5,), 4.0)
+    assert fill_skeleton(skeleton, values, {"1.running_mean": given})[1].running_mean is given
+    assert (filled[1].running_mean == 3).all() and {p.device.type for p in skeleton.parameters()} == {"meta"}
     x = torch.ones(4, 3)
-    assert torch.equal(copy(x), nn.Sequential(*copy)(x)) and torch.isfinite(copy(x)).all()
+    assert torch.equal(filled(x), nn.Sequential(*filled)(x)) and torch.isfinite(filled(x)).all()
 
 
 def test_whole_tensors_pass_through():
@@ -136,3 +141,56 @@ def test_networks_in_shards_come_whole_where_they_are_not_trained(group):
                 p.mul_(2)
     with networks.train_only([]):
         assert torch.equal(networks["b"](x), plain(x))
+
+
+# Buffers -------------------------------------------------------------------------------------------------------------------
+
+
+class Inner(nn.Module):
+    """Statistics that are replaced, beside those that are changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.register_buffer("size", torch.ones(()))
+
+    def forward(self, x):
+        if self.training:
+            self.size = self.size + 1
+        return self.norm(self.layer(x)) * self.size
+
+
+def test_averages_and_followers_of_shards_have_the_newest_buffers(group):
+    """Those that are gathered, and what a phase gets of them."""
+    torch.manual_seed(0)
+    net, plain = Inner(), Inner()
+    plain.load_state_dict(net.state_dict())
+    objective = Followed(net, half=lambda step: 0.5, still=lambda step: 1.0)
+    start, skeletons = copy.deepcopy(plain).eval(), {"net": copy_without_values(net)}
+    gathered = shard({"net": net}, 1, CPU)["net"]
+    objective.networks = ShardedNetworks({"net": net}, skeletons)
+    ema, followers, x = EMA({"net": net}, [0.9], skeletons), Followers(objective, skeletons), torch.randn(6, 3)
+    for step in range(2):
+        gathered(net.train(), x + step)
+        plain.train()(x + step)
+        ema.update(step)
+        followers.update(step)
+    expected, average = plain.eval()(x), ema.gather(True)[0.9]["net"]
+    assert torch.equal(average(x), expected) and average.norm.num_batches_tracked == 2
+    with objective.copies.train_only(()):
+        assert torch.equal(objective.copies["half"](x), expected) and torch.equal(objective.copies["still"](x), start(x))
+
+
+def test_a_constant_of_a_phase_changes_the_buffers_of_its_network(group):
+    """As a network does that is not in shards: in place, and by replacing them."""
+    nets, plain = {"a": Inner().train()}, Inner().train()
+    plain.load_state_dict(nets["a"].state_dict())
+    networks = ShardedNetworks(nets, {"a": copy_without_values(nets["a"])})
+    shard(nets, 1, CPU)
+    x = torch.randn(6, 3)
+    for _ in range(2):
+        with networks.train_only([]):
+            assert torch.equal(networks["a"](x), plain(x)) and torch.equal(networks["a"](2 * x), plain(2 * x))
+        for name, value in plain.named_buffers():
+            assert torch.equal(nets["a"].get_buffer(name), value), name
+    assert nets["a"].size == 5

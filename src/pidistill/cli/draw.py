@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from pidistill.cli.options import AutoBatch, Device, Ema, Force, Labels, Model, Out, PrecisionName, Seeds, Steps, Teacher
+from pidistill.cli.options import (
+    AutoBatch,
+    Device,
+    Ema,
+    Force,
+    Labels,
+    Model,
+    Net,
+    Out,
+    PrecisionName,
+    Seeds,
+    Steps,
+    Teacher,
+)
 
 
 def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema = None, out: Out = Path("samples.png"),
@@ -16,19 +29,20 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
            sampler: Annotated[str, typer.Option(help="Sampler of a teacher: heun:18, ddim,eta=1:50, deis3:10.")] = "heun",
            steps: Steps = 18, device: Device = "auto", precision: PrecisionName = "fp32",
            compile: Annotated[bool, typer.Option("--compile", help="Compile the network first: a minute, for many images.")
-                              ] = False, force: Force = False) -> None:
+                              ] = False, net: Net = None, force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
     from pidistill.jobs.sample import sample_spec
 
     print(sample_spec(model, out, seeds, labels, ema=ema, columns=columns, batch=batch, sampler=sampler, steps=steps,
-                      device=device, precision=precision, compile=compile, force=force))
+                      device=device, precision=precision, compile=compile, force=force, net=net))
 
 
 def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None, ema: Ema = None,
                columns: Annotated[int, typer.Option(min=2, max=100, help="Times from T to eps.")] = 10,
-               out: Out = Path("trajectory.png"), device: Device = "auto", force: Force = False) -> None:
+               out: Out = Path("trajectory.png"), device: Device = "auto", net: Net = None,
+               force: Force = False) -> None:
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
     from pidistill.jobs.trajectory import draw_trajectory_of_spec
 
     print(draw_trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=ema, columns=columns, device=device,
-                             force=force))
+                             force=force, net=net))

@@ -16,6 +16,7 @@ from pidistill.cli.options import (
     Force,
     Metrics,
     Model,
+    Net,
     Num,
     ReferenceSpec,
     Steps,
@@ -35,7 +36,7 @@ def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
              steps: Steps = 18, device: Device = "auto",
              checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Every checkpoint and EMA rate of a run, as a "
                                                                              "curve; goes on where it stopped.")] = False,
-             out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
+             net: Net = None, out: Annotated[Path | None, typer.Option("--out", "-o", help="JSON file.")] = None,
              force: Force = False) -> None:
     """Measure a student against its teacher (or a teacher alone): FID, IS, KID, distance to its solutions, images/s.
 
@@ -50,7 +51,7 @@ def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
         report = evaluate_checkpoints(Path(model), protocol, teacher=teacher, out=out, force=force)
     else:
         report = evaluate_model(model, protocol, teacher=teacher, rates=parse_rates(ema), sampler=sampler, steps=steps,
-                                out=out, force=force)
+                                out=out, force=force, net=net)
     if report:
         print_rows(report.table)
         if report.note:
@@ -79,7 +80,7 @@ def compare(methods: Annotated[list[str] | None, typer.Argument(metavar="[MORE].
             metrics: Metrics = None, features: FeatureSpec = "auto", reference: ReferenceSpec = None, num: Num = 5000,
             first_seed: FirstSeed = 0, batch: AutoBatch = None,
             published: Annotated[str | None, typer.Option(help="Add the paper's rows: cifar10 or imagenet64.")] = None,
-            device: Device = "auto",
+            device: Device = "auto", net: Net = None,
             out: Annotated[Path, typer.Option("--out", "-o", help="Folder; a comparison there goes on.")] = Path("compare"),
             ) -> None:
     """Compare samplers of a teacher and its students in one table, as the paper's Table 1; with a plot and a picture."""
@@ -87,7 +88,7 @@ def compare(methods: Annotated[list[str] | None, typer.Argument(metavar="[MORE].
 
     paths = job(teacher, students or [], samplers or [], out, others=methods or [], metrics=metrics, features=features,
                 reference=reference, num=num, first_seed=first_seed, batch=batch, published=published, device=device,
-                command=format_command_line())
+                command=format_command_line(), net=net)
     for path in paths:
         if path.suffix == ".md":
             print(path.read_text(encoding="utf-8"))

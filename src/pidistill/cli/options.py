@@ -19,6 +19,8 @@ Teacher = Annotated[str | None, typer.Option("--teacher", "-t", help="Teacher sp
 Seeds = Annotated[str, typer.Option("--seeds", help="Numbers and ranges: 0-63,70.")]
 Labels = Annotated[str | None, typer.Option("--labels", help="Classes, repeated over the seeds: 3, or 0-9. "
                                             "Default: each seed's own.")]
+Net = Annotated[str | None, typer.Option("--net", help="The student's network, if it is of your own: python:MODULE:FACTORY, "
+                                                       "which this imports.")]
 Ema = Annotated[float | None, typer.Option("--ema", help="EMA rate of the student, of those that its run kept. "
                                            "Default: the first.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]

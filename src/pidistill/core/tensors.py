@@ -5,11 +5,16 @@ A byte p and a pixel x in [-1, 1] are tied as in EDM: x = p / 127.5 - 1, and p =
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Copyable = TypeVar("Copyable", bound=nn.Module)
 
 
 def home_of_float64(device: torch.device) -> torch.device:
@@ -91,3 +96,64 @@ def run_outside_autocast(function: Callable[..., Tensor], x: Tensor, *args: Tens
 def find_device(module: nn.Module) -> torch.device:
     """Find the device that a module's parameters and buffers are on; the CPU if it has none."""
     return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+# Memory that several tensors share ----------------------------------------------------------------------------------------
+
+
+def locate(tensor: Tensor) -> tuple[Any, ...] | None:
+    """Give what tells a tensor's memory from any other's: tensors of one place are one tensor under several names.
+
+    None where there is none of its own: of empty tensors, of those on the meta device, and of shards.
+    """
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    if not plain or tensor.is_meta or not tensor.numel():
+        return None
+    return (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(),
+            tensor.dtype)
+
+
+def find_overlaps(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Find pairs of names whose tensors are different views of the same elements, such as a matrix and its transpose."""
+    storages: dict[object, dict[object, str]] = {}
+    for name, tensor in tensors.items():
+        if place := locate(tensor):
+            storages.setdefault(place[:2], {}).setdefault(place, name)
+    pairs: list[tuple[str, str]] = []
+    for names in storages.values():
+        ordered = sorted(names.values(), key=lambda name: _range_of_bytes(tensors[name]))
+        ranges = [_range_of_bytes(tensors[name]) for name in ordered]
+        if all(before[1] <= after[0] for before, after in pairwise(ranges)):
+            continue  # parts of one memory, each by itself
+        owners = torch.full((tensors[ordered[0]].untyped_storage().nbytes(),), -1, dtype=torch.int16)  # of every byte
+        for k, name in enumerate(ordered):
+            tensor = tensors[name]
+            size = tensor.element_size()
+            own = owners.as_strided((*tensor.shape, size), (*(size * step for step in tensor.stride()), 1),
+                                    size * tensor.storage_offset())
+            if (other := int(own.max())) >= 0:
+                pairs.append((ordered[other], name))
+            own.fill_(k)
+    return pairs
+
+
+def _range_of_bytes(tensor: Tensor) -> tuple[int, int]:
+    """Give the first byte of its storage that a tensor has, and that after its last."""
+    start = int(tensor.storage_offset())
+    last = start + sum((n - 1) * int(step) for n, step in zip(tensor.shape, tensor.stride()))
+    return start * tensor.element_size(), (last + 1) * tensor.element_size()
+
+
+def copy_module(module: Copyable) -> Copyable:
+    """Copy a module with its weights; those that are views of one memory are so in the copy, which deepcopy would part."""
+    held = dict(enumerate((*module.parameters(), *module.buffers())))
+    pairs = find_overlaps({str(k): tensor for k, tensor in held.items()})
+    storages = {held[int(a)].untyped_storage().data_ptr(): held[int(a)].untyped_storage().clone() for a, _ in pairs}
+    memo: dict[int, Tensor] = {}
+    for tensor in held.values():
+        place = locate(tensor)
+        if place and (copied := storages.get(place[1])) is not None:
+            view = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+                copied, tensor.storage_offset(), tensor.shape, tensor.stride())
+            memo[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
+    return copy.deepcopy(module, memo)

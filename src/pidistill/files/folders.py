@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from pidistill.core.errors import CannotWrite, PidistillError
+from pidistill.core.errors import CannotWrite, PidistillError, words_of
 
 if TYPE_CHECKING:  # torch is imported only where weights are written
     from torch import Tensor
@@ -29,7 +29,8 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: d
                  finish: Callable[[Path], None] = lambda folder: None) -> None:
     """Write a folder whole or not at all: as a temporary folder, which is synced and then renamed.
 
-    Raises CannotWrite if the disk refuses; the old folder is still there then.
+    Raises CannotWrite if the disk refuses, and PidistillError for tensors that no file can hold; the old folder is still
+    there then.
 
     folder: the folder to write, or to replace.
     tensors: the tensors of every file NAME.safetensors, by NAME.
@@ -65,8 +66,8 @@ def write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], records: d
         sync(folder.parent)
         mark_stage("rename synced")
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise CannotWrite(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise CannotWrite(f"cannot write {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -83,22 +84,59 @@ def sync(path: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors of any device as a safetensors file; an error leaves part of it."""
+    """Write tensors of any device as a safetensors file; an error leaves part of it.
+
+    A tensor that has several names (tied weights) is written once, under the first; the file's metadata say which that is
+    for each other name, as `safetensors.torch.save_model` writes them. Of views, each is written with its own elements.
+    Raises OSError if the disk refuses, and PidistillError for tensors that no file can hold.
+    """
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    from pidistill.core.tensors import locate
+
+    written: dict[str, Tensor] = {}
+    names: dict[object, str] = {}  # by a tensor's place in memory
+    other_names: dict[str, str] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        place = locate(tensor)
+        first = names.setdefault(place, name) if place else name
+        if first != name:
+            other_names[name] = first
+            continue
+        if str(tensor.layout) != "torch.strided":
+            raise PidistillError(f"{path.name} cannot hold these tensors: {name} is of the layout {tensor.layout}")
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage()
+        written[name] = whole.clone() if storage.data_ptr() in storages or storage.nbytes() > whole.nbytes else whole
+        storages.add(storage.data_ptr())
+    try:
+        save_file(written, path, metadata=other_names or None)
+    except SafetensorError as error:
+        if "I/O error" in str(error) or "IoError" in str(error):
+            raise OSError(str(error)) from None
+        raise PidistillError(f"{path.name} cannot hold these tensors: {error}") from None
+    except (ValueError, TypeError, LookupError, RuntimeError) as error:  # a sparse tensor, an unknown type
+        what = f"{type(error).__name__}: {words_of(error)}"
+        raise PidistillError(f"{path.name} cannot hold these tensors ({what})") from None
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as a safetensors file, whole or not at all. Raises CannotWrite."""
+    """Write tensors as a safetensors file, whole or not at all.
+
+    Raises CannotWrite if the disk refuses, and PidistillError for tensors that no file can hold.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(temporary, tensors)
         sync(temporary)
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise CannotWrite(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,6 +6,8 @@ import math
 import re
 import warnings
 import zipfile
+from collections.abc import Collection, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,32 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, words_of
+from pidistill.core.tensors import find_device, find_overlaps, locate
 from pidistill.files.archives import catch_damage
 from pidistill.files.safetensors_header import read_header
 
 TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
+SAVEABLE = {f"torch.{name}" for name in (
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "complex64", "bool",
+    "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8")}
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file, once its header is checked. Raises PidistillError in one line."""
-    read_header(path)
+    """Read a safetensors file, once its header is checked. Raises PidistillError in one line.
+
+    A tensor that has several names has all of them again, as the metadata say (`save_tensors`, or `save_model` of the
+    library).
+    """
+    others = read_header(path).get("__metadata__")
     try:
-        if re.search(r"[\ud800-\udfff]", str(path)):  # bytes that are no UTF-8, in which safetensors names files
-            return load(path.read_bytes())
-        return load_file(path)
+        # Bytes that are no UTF-8, in which safetensors names files.
+        tensors = load(path.read_bytes()) if re.search(r"[\ud800-\udfff]", str(path)) else load_file(path)
     except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a type that torch lacks
         raise PidistillError(f"cannot read {path}: truncated or not a safetensors file ({error})") from None
+    names = {name: first for name, first in others.items() if name != "format"} if isinstance(others, dict) else {}
+    return tensors | {name: tensors[first] for name, first in names.items() if first in tensors and name not in tensors}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -117,18 +128,90 @@ def count_allowed_elements(*files: Path) -> int:
 def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net: str = "its config.json") -> None:
     """Load weights into a network, strictly. Raises PidistillError, in one line, for a missing, unknown or misshapen one.
 
+    A tensor that has several names in the network (tied weights) may have one of them alone in the file; if it has several,
+    they must agree.
+
     module: the network.
     tensors: its weights, by name.
     where: the file that they are from, for errors.
     net: whose network it is, for errors.
     """
+    make_room(module, tensors)
     expected = module.state_dict()
-    missing, surplus = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    if missing or surplus:
-        what = f"{len(missing)} missing" if missing else f"{len(surplus)} unknown"
-        raise PidistillError(f"{where} does not fit the network of {net}: weights {what}, "
-                             f"first {(missing or surplus)[0]}")
+    values = tensors | find_tied(expected, tensors)
+    if expected.keys() != values.keys():
+        raise PidistillError(f"{where} does not fit the network of {net}: weights {compare_names(expected, values)}")
     for name, value in expected.items():
-        if value.shape != tensors[name].shape:
-            raise PidistillError(f"{where}: {name} has shape {tuple(tensors[name].shape)}, the network {tuple(value.shape)}")
-    module.load_state_dict(tensors)
+        if value.shape != values[name].shape:
+            raise PidistillError(f"{where}: {name} has shape {tuple(values[name].shape)}, the network {tuple(value.shape)}")
+    try:
+        module.load_state_dict(values)
+    except (RuntimeError, TypeError, ValueError) as error:  # what a network of one's own has to say
+        raise PidistillError(f"{where} does not fit the network of {net}: {words_of(error)}") from None
+    shared = [pair for names in group_tied(expected).values() for pair in pairwise(names)]
+    for first, name in shared + find_overlaps(expected):
+        if any(not torch.equal(expected[key], values[key].to(expected[key])) for key in (first, name)):
+            raise PidistillError(f"{where} does not fit the network of {net}: {first} and {name} share their memory "
+                                 "there, and do not agree in the file")
+
+
+def make_room(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make room in a network for buffers that could not be copied into.
+
+    A network may register a buffer as None, and make it when it is first called; PyTorch's own modules do so only where
+    there is to be none (batch normalisation without statistics). Another may be one element that stands for many.
+    """
+    for path, owner in module.named_modules():
+        for name, value in owner._buffers.items():
+            given = tensors.get(f"{path}.{name}" if path else name)
+            if given is None:
+                continue
+            if value is None and not type(owner).__module__.startswith("torch."):
+                owner._buffers[name] = torch.zeros_like(given, device=find_device(module))
+            elif value is not None and 0 in value.stride():
+                owner._buffers[name] = value.clone()
+
+
+def group_tied(tensors: Mapping[str, Tensor]) -> dict[object, list[str]]:
+    """Group the names of tensors by the place in memory that they stand for."""
+    places: dict[object, list[str]] = {}
+    for name, tensor in tensors.items():
+        if place := locate(tensor):
+            places.setdefault(place, []).append(name)
+    return places
+
+
+def find_tied(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Find the weights that a file lacks under one of their names in a network, and has under another.
+
+    expected: the network's weights, by name. tensors: the file's.
+    """
+    return {name: tensors[known] for names in group_tied(expected).values() for known in names[:] if known in tensors
+            for name in names if name not in tensors}
+
+
+def compare_names(expected: Collection[str], names: Collection[str]) -> str:
+    """Say how many names a network and a file do not have in common, with three of each side.
+
+    expected: of the network. names: of the file.
+    """
+    missing, surplus = sorted({*expected} - {*names}), sorted({*names} - {*expected})
+    show = lambda names: ", ".join(name[:60] for name in names[:3])
+    if not missing:
+        return f"{len(surplus)} unknown, first {show(surplus)} (the network has {show(sorted(expected))})"
+    found = f"{len(surplus)} unknown, first {show(surplus)}" if surplus else f"the file has {show(sorted(names)) or 'none'}"
+    return f"{len(missing)} missing, first {show(missing)}; {found}"
+
+
+def check_saveable(module: nn.Module, what: str) -> None:
+    """Refuse a network whose state no file of weights can hold, before it is trained. Raises PidistillError.
+
+    what: which network it is, for the error.
+    """
+    for name, value in module.state_dict().items():
+        kind = str(value.layout if value.layout is not torch.strided else value.dtype) if isinstance(value, Tensor) \
+            else type(value).__name__
+        if kind not in SAVEABLE:
+            raise PidistillError(f"{what} cannot be saved: its {name} is {kind.removeprefix('torch.')}, which no file of "
+                                 "weights holds; make it a plain tensor, or keep it out of the state (a buffer with "
+                                 "persistent=False)")

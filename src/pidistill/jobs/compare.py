@@ -27,10 +27,11 @@ from pidistill.evaluation.tables import UNITS, format_metric, order_metrics
 from pidistill.files.folders import write_json, write_text
 from pidistill.jobs.evaluate_run import pick_features
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.load import find_student_folder, load_pair
+from pidistill.models.load import find_student_folder, load_pair, read_own_net
 from pidistill.models.samplers.base import Sampler, is_sampler, parse_sampler, sample_teacher
 from pidistill.models.student import Student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.base import Own
 from pidistill.training.config_file import read_yaml
 
 IMAGES_PER_ROW = 12  # of the picture
@@ -61,7 +62,7 @@ class Method:
 def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence[str], out: Path, *,
             others: Sequence[str] = (), metrics: str | None = None, features: str | None = "auto",
             reference: str | None = None, num: int = 5000, first_seed: int = 0, batch: int | None = None,
-            published: str | None = None, device: str = "auto", command: str = "") -> list[Path]:
+            published: str | None = None, device: str = "auto", command: str = "", net: Own | None = None) -> list[Path]:
     """Measure the teacher with every sampler, and every student, on the same seeds; write the report's files into `out`.
 
     teacher: a spec, or the teacher itself, on its device.
@@ -75,6 +76,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     batch: images at a time; None: what the memory holds.
     published: `cifar10` or `imagenet64` adds the paper's rows, marked as such.
     command: what the user typed, for the record.
+    net: of the students that have one of the user's own, as `load_student` takes it; by default the teacher's.
 
     Gives the files that the main process wrote: OUT/compare.md, .csv, .json; compare.png (quality against evaluations);
     compare-samples.png (the same seeds through every method). What is measured stays in OUT/measured/, so that an
@@ -95,7 +97,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     plan = [sampler for text in (*samplers, *filter(is_sampler, others)) for sampler in parse_sampler(text)]
     subjects = {f"teacher, {sampler}": Subject.of(denoiser, sampler) for sampler in plan}
     sampler_of = {f"teacher, {sampler}": sampler for sampler in plan}
-    loaded, distances = load_students([*students, *(text for text in others if not is_sampler(text))], spec, target)
+    loaded, distances = load_students([*students, *(text for text in others if not is_sampler(text))], spec, target, net)
     subjects |= {name: Subject.of(student) for name, student in loaded.items()}
     if not subjects:
         raise PidistillError("there is nothing to compare: name --samplers, --students or both")
@@ -109,19 +111,22 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     return write_report(out, methods, about, published, denoiser, loaded, first_seed)
 
 
-def load_students(folders: Sequence[str], spec: str | None,
-                  device: torch.device) -> tuple[dict[str, Student], dict[str, str]]:
+def load_students(folders: Sequence[str], spec: str | None, device: torch.device,
+                  net: Own | None = None) -> tuple[dict[str, Student], dict[str, str]]:
     """Load students, and give them and the distances that they were trained with by the names of their rows.
 
     folders: of students or runs.
     spec: of the teacher, whose students they must be.
     device: where they go.
+    net: of those that have one of the user's own.
     """
     students: dict[str, Student] = {}
     distances: dict[str, str] = {}
     for folder in folders:
         name = name_student(folder, students)
-        students[name] = load_pair(folder, spec)[0].to(device)
+        place = find_student_folder(Path(folder))
+        own = place is not None and read_own_net(place) is not None
+        students[name] = load_pair(folder, spec, net=net if own else None)[0].to(device)
         distances[name] = read_distance(folder)
     return students, distances
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
+from pidistill.core.tensors import locate
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Preconditioned
@@ -27,12 +29,11 @@ def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> 
     command: what the user typed, for the provenance.
     """
     teacher = load_teacher(spec)
-    if not isinstance(teacher, Preconditioned) or teacher.net_spec is None:
+    if not isinstance(teacher, Preconditioned):
         raise PidistillError(f"{spec} is a black box: it has no network whose weights could be written, only answers")
     if dtype not in DTYPES:
         raise PidistillError(f"--dtype must be fp32, fp16 or bf16, got {dtype}")
-    files = {name: {key: value.to(DTYPES[dtype]) if value.is_floating_point() else value for key, value in tensors.items()}
-             for name, tensors in collect_tensors(teacher).items()}
+    files = {name: cast_tensors(tensors, DTYPES[dtype]) for name, tensors in collect_tensors(teacher).items()}
     provenance = {"spec": spec, "command": command, "dtype": dtype, "commit": find_commit(), "versions": list_versions()}
     if teacher.origin:
         provenance |= {"source": teacher.origin}
@@ -40,3 +41,10 @@ def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> 
         provenance |= {"source": read_json(teacher.source / "provenance.json")}
     write_folder(out, files, {"config": describe_teacher(teacher), "provenance": provenance})
     return out
+
+
+def cast_tensors(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Convert floating-point tensors to a type; what has several names (tied weights) is one tensor afterwards too."""
+    places = {name: locate(value) or name for name, value in tensors.items()}
+    done = {places[name]: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    return {name: done[place] for name, place in places.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from pidistill.files.datasets import ImageSet, open_images
 from pidistill.files.folders import write_json
 from pidistill.models.denoiser import Denoiser, as_denoiser
 from pidistill.models.grid import Grid
+from pidistill.models.load import read_own_net
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import Student, load_student
-from pidistill.models.student_init import make_student
+from pidistill.models.student_init import lend_net, make_student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.base import is_own
 from pidistill.objectives.base import Objective, Setup, check_contract, find_objective
 from pidistill.training.config import DistillConfig, StudentConfig
 from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
@@ -69,7 +71,8 @@ def steps(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, 
     denoiser = load_teacher(config.teacher) if isinstance(teacher, str) else as_denoiser(teacher)
     yield from distil_in_steps(config, denoiser.eval().requires_grad_(False), force=force, resume=resume,
                                given=given_keys(overrides))
-    return load_student(config.out)
+    own = read_own_net(Path(config.out) / "student")
+    return load_student(config.out, net=own and (name_own_net(list_stages(config).values()) or lend_net(denoiser, own)))
 
 
 def default_preset(teacher: str | None) -> str:
@@ -177,7 +180,8 @@ def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Pa
                 raise PidistillError(f"{place} is finished with other settings ({', '.join(changed)}); to train it again "
                                      "choose another folder with --out, or begin again with --force")
             continue
-        job = job if number == 0 else Distillation(config, teacher, previous)
+        net = name_own_net([*stages.values()][:number])
+        job = job if number == 0 else Distillation(config, teacher, previous, net)
         if processes.is_main():
             console.print(f"stage {number + 1} of {len(stages)}: {name}", soft_wrap=True)
         with claim(config.model_copy(update={"out": str(place)}), resume=begun, given=list(flatten(config.model_dump()))):
@@ -193,11 +197,13 @@ class Distillation:
 
     config, teacher: of the run.
     previous: the folder of the stage before, for `student.init=previous`.
+    net: its student's network, if that is of the user's own.
     """
 
-    def __init__(self, config: DistillConfig, teacher: Denoiser, previous: Path | None = None):
+    def __init__(self, config: DistillConfig, teacher: Denoiser, previous: Path | None = None,
+                 net: dict[str, Any] | None = None):
         self.config, self.teacher = config, teacher
-        self.objective = build_objective(config, teacher, previous=previous)
+        self.objective = build_objective(config, teacher, previous=previous, net=net)
         self.steps = config.train.steps
         Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
         self.seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
@@ -260,12 +266,18 @@ class Distillation:
         return DistillationResult(folder, students, evaluation, seconds)
 
 
+def name_own_net(configs: Iterable[DistillConfig]) -> dict[str, Any] | None:
+    """Give the last network of the user's own that these settings name for a student; None if none does."""
+    return next((config.student.net for config in reversed([*configs]) if is_own(config.student.net)), None)
+
+
 def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu",
-                    previous: Path | None = None) -> Objective:
+                    previous: Path | None = None, net: dict[str, Any] | None = None) -> Objective:
     """Build the objective over a new student of the teacher.
 
     device: `meta` for a dry run, else `cpu`.
     previous: the folder of the stage before, for `student.init=previous`.
+    net: its student's network, if that is of the user's own.
 
     Raises PidistillError for settings that cannot be had together.
     """
@@ -276,11 +288,11 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     options = dict(config.objective)
     name = options.pop("name")
     member = find_objective(name)
-    init, net, width = config.student.init, config.student.net, config.student.width
+    init, named, width = config.student.init, config.student.net, config.student.width
     if previous and init == "previous":  # with that one's network
-        init, net, width = str(previous), None, 1.0
+        init, named, width = str(previous), net, 1.0
     with torch.device(device):
-        student = make_student(teacher, init, net, width, member.form)
+        student = make_student(teacher, init, named, width, member.form)
         setup = Setup(student, teacher, grid, open_data(config.data, member, name, teacher), config.train.recompute)
         objective: Objective = build("objectives", name, setup, **options)
     check_contract(objective)

@@ -21,11 +21,12 @@ from pidistill.evaluation.tables import UNITS, format_metric, order_metrics, tab
 from pidistill.files.folders import check_free, write_json
 from pidistill.files.weights import load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.load import load_model, load_pair, read_teacher_spec
+from pidistill.models.load import find_student_folder, load_model, load_pair, read_teacher_spec
 from pidistill.models.samplers.base import parse_single_sampler
-from pidistill.models.student import Student
+from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.base import Own
 from pidistill.objectives.base import find_objective
 from pidistill.training.checkpoint import list_checkpoints
 from pidistill.training.config import DistillConfig
@@ -69,7 +70,8 @@ class Report:
 
 
 def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None, rates: Sequence[float | None] = (None,),
-                   sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False) -> Report | None:
+                   sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False,
+                   net: Own | None = None) -> Report | None:
     """Measure a student against its teacher, or a teacher alone; None on all but the main process.
 
     spec: of a student, a run or a teacher.
@@ -79,6 +81,7 @@ def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None,
     sampler, steps: of the teacher, as `parse_single_sampler` takes them.
     out: a JSON file.
     force: what is there is replaced.
+    net: of the student, as `load_student` takes it.
     """
     if out:
         check_free(out, force)
@@ -91,7 +94,7 @@ def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None,
         raise PidistillError(f"--metrics {protocol.metrics} needs a feature network: --features inception, dinov2, "
                              "or a file")
     with_teacher = not protocol.metrics or bool(teacher) or "trajectory_rmse" in names
-    denoiser, students = load_subjects(spec, teacher, rates, device, with_teacher)
+    denoiser, students = load_subjects(spec, teacher, rates, device, with_teacher, net)
     options: dict[str, Any] = {"teacher": denoiser, "students": students, "batch": protocol.batch, "features": features,
                                "reference": protocol.reference, "metrics": names, "sampler": solver}
     about = protocol.record()
@@ -110,27 +113,26 @@ def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None,
 
 
 def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None], device: torch.device,
-                  with_teacher: bool) -> tuple[Denoiser | None, dict[str, Student]]:
+                  with_teacher: bool, net: Own | None = None) -> tuple[Denoiser | None, dict[str, Student]]:
     """Load the teacher, if there is one, and the students by name that a spec stands for.
 
-    spec, teacher, rates: as `evaluate_model` takes them.
+    spec, teacher, rates, net: as `evaluate_model` takes them.
     device: where they go.
     with_teacher: whether a student's teacher is loaded beside it.
     """
-    first = load_model(spec, rates[0])
-    if not isinstance(first, Student):
-        return first.to(device), {}
+    if find_student_folder(Path(spec)) is None:
+        model = load_model(spec, rates[0], net)
+        assert isinstance(model, Denoiser)
+        return model.to(device), {}
     denoiser: Denoiser | None = None
     students: dict[str, Student] = {}
     for rate in rates:
         name = "student" if rate == rates[0] else f"student, EMA {rate}"
         if with_teacher:
-            students[name], denoiser = load_pair(spec, teacher, rate)
+            students[name], denoiser = load_pair(spec, teacher, rate, net)
             students[name].to(device)
         else:
-            model = load_model(spec, rate)
-            assert isinstance(model, Student)
-            students[name] = model.to(device)
+            students[name] = load_student(find_student_folder(Path(spec)) or spec, rate, net).to(device)
     return denoiser.to(device) if denoiser else None, students
 
 

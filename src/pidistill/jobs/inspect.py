@@ -14,8 +14,9 @@ from pidistill.core.seeds import noise
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.weights import read_state_dict
 from pidistill.jobs.distill import is_stage
+from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.denoiser import Denoiser, Preconditioned
-from pidistill.models.load import find_student_folder, load_model
+from pidistill.models.load import find_student_folder, load_model, read_own_net
 from pidistill.models.student import Student
 from pidistill.training.checkpoint import describe_contents, latest
 from pidistill.training.log import read_losses, read_metrics
@@ -45,6 +46,9 @@ def describe(spec: str) -> dict[str, Any]:
             facts["results"] = {key: results[key] for key in ("teacher", "student", "seconds") if key in results}
         if find_student_folder(path) is None and not (path / "teacher").is_dir():
             return facts | {"state": f"unfinished; continue with `pidistill resume {spec}`"}
+    folder = find_student_folder(path)
+    if folder and read_own_net(folder):  # which is not made to be looked at
+        return facts | {key: value for key, value in (describe_stored(str(folder)) or {}).items() if key != "model"}
     model = load_model(spec)
     spec_of_net = model.net_spec if isinstance(model, (Student, Preconditioned)) else None
     net = model.net if isinstance(model, Student) else model
@@ -55,7 +59,7 @@ def describe(spec: str) -> dict[str, Any]:
               "shape": "x".join(map(str, model.shape)), "classes": model.num_classes or "none (unconditional)",
               "noise range": f"{model.t_min:g} to {model.t_max:g}",
               "sigma_data": round(model.sigma_data, 4), "rho": model.rho}
-    folder = find_student_folder(path) if isinstance(model, Student) else model.source
+    folder = folder if isinstance(model, Student) else model.source
     if folder and (folder / "provenance.json").exists():
         facts["provenance"] = read_json(folder / "provenance.json")
     if isinstance(model, Denoiser) and model.origin:

@@ -30,13 +30,15 @@ from pidistill.models.drawing import choose_labels
 from pidistill.models.load import load_model
 from pidistill.models.samplers.base import STEPS, Sampler, draw_teacher, parse_single_sampler
 from pidistill.models.student import Student
+from pidistill.nets.base import Own
 
 PNGS_AT_ONCE = 32  # PNGs that a thread writes before it takes the next
 
 
 def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = None, *, ema: float | None = None,
                 columns: int | None = None, batch: int | None = None, sampler: str = "heun", steps: int = STEPS,
-                device: str = "auto", precision: str = "fp32", compile: bool = False, force: bool = False) -> str:
+                device: str = "auto", precision: str = "fp32", compile: bool = False, force: bool = False,
+                net: Own | None = None) -> str:
     """Load the model that a spec names and draw its images into `out`; gives a line on what was written.
 
     spec: of a student or a teacher.
@@ -50,6 +52,7 @@ def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = 
     precision: of the network's products.
     compile: whether the network is compiled first.
     force: what is there is replaced.
+    net: of a student, as `load_student` takes it.
     """
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
@@ -57,7 +60,7 @@ def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = 
     check_free(out, force)
     target = choose_device(device)
     set_float32_products(rounding)
-    model = load_model(spec, ema).to(target)
+    model = load_model(spec, ema, net).to(target)
     check_target(out, model.image_shape)
     at_once = min(batch or fit_batch_size(model, target), len(numbers))
     call = prepare_call(model, rounding, at_once if compile else None)

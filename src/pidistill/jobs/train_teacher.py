@@ -59,7 +59,7 @@ class TeacherTraining:
         self.num_classes = self.data.num_classes if config.conditional else 0
         shape = self.data.shape
         torch.manual_seed(config.train.seed)  # initial weights
-        net = build_net(config.net, shape, self.num_classes)
+        net = build_net(config.net, shape, self.num_classes, own=True)
         self.denoiser = Preconditioned(net, shape, self.num_classes, net_spec=config.net, t_min=config.t_min,
                                        t_max=config.t_max, sigma_data=config.sigma_data, rho=config.rho)
         options = dict(config.objective)

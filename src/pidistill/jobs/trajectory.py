@@ -17,10 +17,12 @@ from pidistill.models.denoiser import Denoiser
 from pidistill.models.drawing import choose_labels
 from pidistill.models.load import load_pair
 from pidistill.models.student import Student
+from pidistill.nets.base import Own
 
 
 def draw_trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None = None, *, teacher: str | None = None,
-                       ema: float | None = None, columns: int = 10, device: str = "auto", force: bool = False) -> str:
+                       ema: float | None = None, columns: int = 10, device: str = "auto", force: bool = False,
+                       net: Own | None = None) -> str:
     """Draw the trajectories of the student that a spec names; gives a line on how close it is to its teacher.
 
     spec: of the student.
@@ -30,11 +32,12 @@ def draw_trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None
     columns: times from T to eps.
     device: as `choose_device` takes it.
     force: what is there is replaced.
+    net: of the student, as `load_student` takes it.
     """
     numbers = parse_integers(seeds, most=100)
     classes = None if labels is None else parse_integers(labels, "labels")
     check_free(out, force)
-    student, denoiser = load_pair(spec, teacher, ema)
+    student, denoiser = load_pair(spec, teacher, ema, net)
     target = choose_device(device)
     student, denoiser = student.to(target), denoiser.to(target)
     y = choose_labels(classes, student.num_classes, numbers)

@@ -20,6 +20,7 @@ from pidistill.core.tensors import expand_time
 from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
 from pidistill.models.preconditioning import Preconditioning, call_preconditioned
+from pidistill.nets.base import unwrap
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -90,18 +91,22 @@ class Preconditioned(Denoiser):
     """A raw network becomes D = c_skip x + c_out net(c_in x, c_noise) (Karras et al., 2022, Eq. 7).
 
     preconditioning: what the network was trained to predict, see `pidistill.models.preconditioning`.
-    net_spec: how to build the network again, for a student of the same form.
+    net_spec: how to build the network again: {"name": a network of the package, options}, or `python:MODULE:FACTORY` of your
+        own. Without it, a student still starts as the network; `load_student` is then given it, or a factory.
     guidance: w of classifier-free guidance (Ho & Salimans, 2022); with w != 1 the network's output is u + w (c - u), of its
         output c with the label and u with `null_label`: two calls in one.
     facts: t_min, t_max, sigma_data and rho of `Denoiser`.
     """
 
     def __init__(self, net: nn.Module, shape: Sequence[int], num_classes: int = 0, *,
-                 preconditioning: str | dict[str, Any] = "edm", net_spec: dict[str, Any] | None = None,
+                 preconditioning: str | dict[str, Any] = "edm", net_spec: str | dict[str, Any] | None = None,
                  guidance: float = 1.0, null_label: int | None = None, **facts: float):
         super().__init__(shape, num_classes, **facts)
         self.model = net  # EDM's name for it, so that its state dictionaries load as they are
-        self.net_spec = net_spec
+        self.net_spec = {"name": net_spec} if isinstance(net_spec, str) else net_spec
+        weights = dict(unwrap(net).named_parameters())
+        fixed = frozenset(name for name, p in weights.items() if not p.requires_grad)
+        self.fixed = fixed if len(fixed) < len(weights) else frozenset()  # all are, where it is only to be called
         self.preconditioning = Preconditioning(preconditioning, self.sigma_data)
         self.times = self.preconditioning.times
         if self.times is not None:  # T and eps are noise levels that the network knows

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import list_members
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student import Student, load_student
+from pidistill.models.student_init import lend_net
 from pidistill.models.teachers.base import load_teacher
+from pidistill.nets.base import Own, is_own
 
 
 def find_student_folder(path: Path) -> Path | None:
@@ -20,11 +23,22 @@ def find_student_folder(path: Path) -> Path | None:
     return None
 
 
-def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
-    """Load the student (at the EMA rate `ema`) that `spec` names, or else the teacher. Raises PidistillError in one line."""
+def read_own_net(folder: Path) -> dict[str, Any] | None:
+    """Read the description of the network in a student's folder, if it is one of somebody's own; else None."""
+    spec = read_json(folder / "config.json").get("net")
+    return spec if is_own(spec) else None
+
+
+def load_model(spec: str, ema: float | None = None, net: Own | None = None) -> Student | Denoiser:
+    """Load the student (at the EMA rate `ema`) that `spec` names, or else the teacher. Raises PidistillError in one line.
+
+    net: as `load_student` takes it; of a teacher's folder too.
+    """
     folder = find_student_folder(Path(spec))
     if folder:
-        return load_student(folder, ema)
+        return load_student(folder, ema, net)
+    if net is not None and not Path(spec).is_dir():
+        raise PidistillError(f"{spec} is no folder; only a folder's network is named with --net")
     if ema is not None:
         raise PidistillError(f"{spec} is no student; only a student has averages to choose from with --ema")
     path = Path(spec)
@@ -32,10 +46,11 @@ def load_model(spec: str, ema: float | None = None) -> Student | Denoiser:
         raise PidistillError(f"{spec} is a file; a model is a folder with config.json and model.safetensors, or KIND:REST")
     if (path / "config.yaml").exists() and not (path / "teacher").is_dir():
         raise PidistillError(f"{spec} is a run without a finished student; continue it with `pidistill resume {spec}`")
-    if not path.is_dir() and spec.partition(":")[0] not in list_members("teachers"):
+    if not Path(spec.rpartition(",net=")[0] or spec).is_dir() and spec.partition(":")[0] not in list_members("teachers"):
         raise PidistillError(f"{spec} does not exist, and is no teacher such as bundled:digits "
                              f"(kinds: {', '.join(list_members('teachers'))})")
-    return load_teacher(spec)
+    options: dict[str, Any] = {} if net is None else {"net": net}
+    return load_teacher(spec, **options)
 
 
 def read_teacher_spec(spec: str) -> str | None:
@@ -47,23 +62,29 @@ def read_teacher_spec(spec: str) -> str | None:
     return teacher if isinstance(teacher, str) else None
 
 
-def load_pair(spec: str, teacher: str | None = None, ema: float | None = None) -> tuple[Student, Denoiser]:
+def load_pair(spec: str, teacher: str | None = None, ema: float | None = None,
+              net: Own | None = None) -> tuple[Student, Denoiser]:
     """Load a student and its teacher, of the same shape and classes. Raises PidistillError in one line.
 
     spec: of a student or a run.
     teacher: its spec; by default the one that the student was made from.
     ema: the EMA rate of the student; by default the first of its run.
+    net: as `load_student` takes it; by default the teacher's, if the student has one of that name.
     """
-    student = load_model(spec, ema)
-    if not isinstance(student, Student):
+    folder = find_student_folder(Path(spec))
+    if folder is None:
+        load_model(spec, ema, net)  # or say what it is
         raise PidistillError(f"{spec} is a teacher; a student was expected")
+    own = read_own_net(folder)
+    student = load_student(folder, ema, net) if net is not None or own is None else None
     recorded = read_teacher_spec(spec)
-    if not teacher and recorded and recorded.startswith("python:"):  # a file never decides what runs
+    if not teacher and recorded and "python:" in recorded:  # a file never decides what runs
         raise PidistillError(f"{spec} had the teacher {recorded}, which is code; if you trust it, say --teacher {recorded}")
     teacher = teacher or recorded
     if not teacher:
         raise PidistillError(f"{spec} does not say which teacher it had; name it with --teacher")
     denoiser = load_teacher(teacher)
+    student = student or load_student(folder, ema, lend_net(denoiser, own or {}))
     if (denoiser.shape, denoiser.num_classes) != (student.shape, student.num_classes):
         raise PidistillError(f"the teacher {teacher} gives {denoiser.shape} in {denoiser.num_classes} classes, "
                              f"the student {student.shape} in {student.num_classes}")

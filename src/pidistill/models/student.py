@@ -28,7 +28,7 @@ from pidistill.models.decoder import Decoder, read_decoder
 from pidistill.models.denoiser import FACTS, parse_facts
 from pidistill.models.drawing import choose_labels, draw_batches, gather
 from pidistill.models.preconditioning import Preconditioning, c_in, call_preconditioned
-from pidistill.nets.base import build_net
+from pidistill.nets.base import Own, describe_net, rebuild_net
 
 
 class Student(nn.Module):
@@ -37,7 +37,7 @@ class Student(nn.Module):
     As a `trajectory`, x_theta(z, t) of Eq. (7) is the teacher's trajectory from every noise z: x(z, T) = z for all weights.
     As `consistency`, f(x, t) is the end of the trajectory that goes through x at t: f(x, eps) = x for all weights.
 
-    net: the raw network. net_spec: how to build it again, {"name": ..., options}.
+    net: the raw network. net_spec: how to build it again, {"name": ..., options}; None of one that has no name.
     facts: what the teacher says of itself (`Denoiser.facts`).
     preconditioning: what the network predicts, if it is not one of EDM's; `Preconditioning.for_student` then makes F_theta
         of it.
@@ -50,14 +50,14 @@ class Student(nn.Module):
 
     teacher: str | None = None
 
-    def __init__(self, net: nn.Module, net_spec: dict[str, Any], facts: dict[str, Any],
+    def __init__(self, net: nn.Module, net_spec: str | dict[str, Any] | None, facts: dict[str, Any],
                  preconditioning: str | dict[str, Any] = "edm", decoder: Decoder | None = None,
                  form: str = "trajectory"):
         super().__init__()
         if form not in FORMS:
             raise suggest_choices("form of a student", form, list(FORMS))
         self._held = (decoder,)  # in a tuple, so as no submodule: it is neither trained nor averaged
-        self.net, self.net_spec = net, net_spec
+        self.net, self.net_spec = net, describe_net(net_spec, net)
         self.shape: tuple[int, ...] = tuple(facts["shape"])
         self.num_classes: int = facts["num_classes"]
         self.t_min, self.t_max, self.sigma_data, self.rho = (float(facts[k]) for k in FACTS[2:])
@@ -168,10 +168,12 @@ class Student(nn.Module):
         return Path(path)
 
 
-def load_student(path: str | Path, ema: float | None = None) -> Student:
+def load_student(path: str | Path, ema: float | None = None, net: Own | None = None) -> Student:
     """Load a student from its folder, or from the run folder around it, in evaluation mode and without gradients.
 
     ema: the rate of one of the averages that its run kept; by default the one that is the student.
+    net: its network, if that is of the user's own: a module, of which a copy is taken, a factory, or
+        `python:MODULE:FACTORY`. Nothing is ever imported because the folder names it.
     Raises PidistillError in one line.
     """
     folder = Path(path)
@@ -182,8 +184,9 @@ def load_student(path: str | Path, ema: float | None = None) -> Student:
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
         facts, rates, path = parse_facts(config), list(config.get("ema", [])), folder / "model.safetensors"
-        net = build_net(config["net"], facts["shape"], facts["num_classes"], count_allowed_elements(path), path)
-        student = Student(net, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder),
+        network = rebuild_net(config["net"], facts["shape"], facts["num_classes"], count_allowed_elements(path), folder, net,
+                              "--net {0}, or in Python load_student(..., net={0!r})")
+        student = Student(network, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder),
                           config.get("form", "trajectory"))
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser, Preconditioned, name_teacher
 from pidistill.models.student import Student
-from pidistill.nets.base import build_net
+from pidistill.nets.base import build_net, copy_own, describe_net, is_own, rebuild_net
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None, width: float = 1.0,
@@ -31,58 +34,83 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
     F (`Preconditioning.for_student`), which only a network that knows its noise can afford.
     """
-    teacher_net = teacher.net_spec if isinstance(teacher, Preconditioned) else None
+    own = teacher if isinstance(teacher, Preconditioned) else None
     if init not in ("teacher", "random"):
-        return start_from(Path(init), teacher, net is not None or width != 1, form)
+        return start_from(Path(init), teacher, net, width, form)
     if init == "teacher" and width != 1:
         raise PidistillError(f"student.width={width} gives a new network, which cannot start from the teacher; "
                              "set student.init=random")
     if init == "teacher" and net is not None:
         raise PidistillError("student.net gives a new network, which cannot start from the teacher; set student.init=random")
-    if init == "teacher" and teacher_net is None:
+    if init == "teacher" and own is None:
         raise PidistillError("the teacher has no network to start the student from; "
                              "set student.init=random and student.net, such as student.net=mlp")
-    if net is None and teacher_net is None:
-        raise PidistillError("student.net must name a network, such as mlp: the teacher has none to take its shape from")
-    spec: dict[str, Any] = scale_width(dict(net or teacher_net or {}), width)
-    if init == "teacher":
-        assert isinstance(teacher, Preconditioned)
-        network = copy.deepcopy(teacher.model)
+    if net is None and (own is None or (own.net_spec is None and init == "random")):
+        raise PidistillError("student.net must name a network, such as mlp: the teacher has none that can be built anew "
+                             "(net_spec of Preconditioned would name it)")
+    spec = net or describe_net(own.net_spec, own.model) if own else net or {}
+    if own and init == "teacher":
+        network = copy_own(own.model, "student.init=teacher")
+        if not any(p.is_floating_point() for p in network.parameters()):
+            raise PidistillError(f"the teacher's network, {type(network).__name__}, has no parameters to train; set "
+                                 "student.init=random and student.net, such as student.net=mlp")
     else:
-        network = build_net(spec, teacher.shape, teacher.num_classes)
-    preconditioning = teacher.preconditioning.spec if isinstance(teacher, Preconditioned) and net is None else "edm"
+        spec = scale_width(dict(spec), width)
+        network = build_net(spec, teacher.shape, teacher.num_classes, own=True)  # named by the user's settings or own code
+    preconditioning = own.preconditioning.spec if own and net is None else "edm"
     if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
         preconditioning = preconditioning | {"name": "v_prediction"}
-    return prepare_student(network, spec, teacher, preconditioning, form)
+    return prepare_student(network, spec, teacher, preconditioning, form, own.fixed if own and init == "teacher" else ())
 
 
 def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
-                    preconditioning: str | dict[str, Any], form: str = "trajectory") -> Student:
-    """Make a student of a network, trainable and without dropout; the parameters named in its `frozen`, if any, stay.
+                    preconditioning: str | dict[str, Any], form: str = "trajectory",
+                    fixed: Collection[str] = ()) -> Student:
+    """Make a student of a network, trainable and without dropout.
+
+    Parameters stay that are named in its `frozen`, if it has one, or that its maker, who trains others, does not train.
 
     network: as it begins. spec: how to build it again, {"name": ..., options}.
     teacher: gives the facts and the decoder.
     preconditioning: what the network predicts, as `Preconditioning` takes it.
     form: of the student, as `Student` takes it.
+    fixed: more names of parameters that stay.
     """
     for module in network.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, DROPOUTS):
             module.p = 0.0
         elif isinstance(vars(module).get("dropout"), float):
             setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
-    frozen = getattr(network, "frozen", ())
-    for name, parameter in network.train().named_parameters():
-        parameter.requires_grad_(name not in frozen)
+    named = dict(network.train().named_parameters())
+    declared, untrained = getattr(network, "frozen", ()), [name for name, p in named.items() if not p.requires_grad]
+    declared = declared if isinstance(declared, frozenset | set | tuple | list) else ()
+    frozen = {*fixed, *(untrained if len(untrained) < len(named) else ())}
+    if others := sorted(frozen - {*declared}):
+        console.print(f"{len(others)} of the network's {len(named)} weights are not trained, as requires_grad says of them: "
+                      f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}", soft_wrap=True, markup=False)
+    for name, p in named.items():
+        p.requires_grad_(name not in frozen and name not in declared)
     student = Student(network, {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
                       teacher.facts(), preconditioning, teacher.decoder, form)
     student.teacher = name_teacher(teacher)
     return student
 
 
-def start_from(path: Path, teacher: Denoiser, other: bool = False, form: str = "trajectory") -> Student:
+
+
+def lend_net(teacher: Denoiser, spec: dict[str, Any]) -> nn.Module | None:
+    """Lend a student the network of its teacher, if a file describes the student's so; the weights are the file's."""
+    if not isinstance(teacher, Preconditioned) or not is_own(spec):
+        return None
+    return teacher.model if describe_net(teacher.net_spec, teacher.model)["name"] == spec["name"] else None
+
+
+def start_from(path: Path, teacher: Denoiser, net: dict[str, Any] | None = None, width: float = 1.0,
+               form: str = "trajectory") -> Student:
     """Make a student of the teacher that begins as the student or the teacher in a folder, or in the run around it.
 
-    other: whether another network was named too, which is refused.
+    net: the folder's network, if that is of the user's own; by default the teacher's, if it has that name. Else it must be
+        None, as the folder has its own, and `width` 1.
     form: of the student; one in the folder must be of this form, as its network means nothing in another.
 
     Raises PidistillError in one line.
@@ -91,9 +119,9 @@ def start_from(path: Path, teacher: Denoiser, other: bool = False, form: str = "
     folder = next((place for place in places if (place / "config.json").is_file()), None)
     if folder is None:
         raise PidistillError(f"student.init must be teacher, random or a folder with a student or a teacher, got {path}")
-    if other:
-        raise PidistillError("student.init names a folder with a network; leave student.net and student.width out")
     config = read_json(folder / "config.json")
+    if width != 1 or (net is not None and not is_own(config.get("net"))):
+        raise PidistillError("student.init names a folder with a network; leave student.net and student.width out")
     if config.get("format") not in ("pidistill-student", "pidistill-teacher"):
         raise PidistillError(f"student.init: {folder} holds no student and no teacher")
     try:
@@ -108,18 +136,21 @@ def start_from(path: Path, teacher: Denoiser, other: bool = False, form: str = "
         raise PidistillError(f"student.init: the student in {folder} is of the form {stored}, this one is to be of the form "
                              f"{form}; start from a teacher or a student of that form")
     weights = folder / "model.safetensors"
-    network = build_net(spec, shape, classes, count_allowed_elements(weights), weights)
+    lent: Any = net or lend_net(teacher, spec)
+    network = rebuild_net(spec, shape, classes, count_allowed_elements(weights), folder, lent, "student.net={}")
     state = read_tensors(weights)
     if config["format"] == "pidistill-teacher":
         state = {key.removeprefix("model."): value for key, value in state.items()}
     load_weights(network, state, folder)
-    return prepare_student(network, spec, teacher, config.get("preconditioning", "edm"), form)
+    return prepare_student(network, spec | (net or {}), teacher, config.get("preconditioning", "edm"), form)
 
 
 def scale_width(spec: dict[str, Any], width: float) -> dict[str, Any]:
     """Give the description of a network, {"name": ..., options}, with `width` times its channels."""
     if width == 1:
         return spec
+    if is_own(spec):
+        raise PidistillError(f"student.width: {spec['name']} may call them anything; set student.net with its options")
     accepted = inspect.signature(find_member("nets", spec["name"])).parameters
     key = next((key for key in ("model_channels", "width") if key in accepted), None)
     if key is None:

@@ -1,19 +1,29 @@
-"""Raw networks F(x, c_noise, labels) are built here from their descriptions, as configurations and folders hold them."""
+"""Raw networks F(x, c_noise, labels) are built here from their descriptions, as configurations and folders hold them.
+
+A description is {"name": a file of this folder, options of its class}. A network of the user's own is called
+`python:MODULE:FACTORY`, or `object:CLASS` where it has no name to be made by. No file decides what runs: such a network is
+made only where the user names it (`build_net(..., own=True)`), or hands it over (`rebuild_net(..., net=...)`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build
+from pidistill.core.errors import PidistillError, words_of
+from pidistill.core.registry import build, import_from_python
+from pidistill.core.tensors import copy_module
 from pidistill.files.weights import ANY, Allowance
+
+PYTHON, OBJECT = "python:", "object:"
+Own = nn.Module | Callable[..., nn.Module] | str | dict[str, Any]  # what a user hands over, or names, as a network
 
 
 def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int, elements: int = ANY,
-              where: Any = "") -> nn.Module:
+              where: Any = "", own: bool = False) -> nn.Module:
     """Build a network from its description. Raises PidistillError in one line.
 
     spec: {"name": a file of this folder, options of its class}.
@@ -21,13 +31,104 @@ def build_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int, elem
     num_classes: of labels; 0 for an unconditional network.
     elements: numbers that its weights may have at most.
     where: the file with the description, for messages.
+    own: the description is the user's word, and no file's, so that `python:MODULE:FACTORY` is imported.
     """
     options = dict(spec)
     name = options.pop("name")
     if "num_classes" in options:
         raise PidistillError(f"nets/{name}: num_classes comes from the teacher or the data; leave it out")
+    if is_own(spec):
+        if not own or not name.startswith(PYTHON):
+            raise refuse_own(spec, where or "the network")
+        make = import_from_python(name.removeprefix(PYTHON), "network", "FACTORY")
+        with Allowance(elements, where or name):
+            return call_factory(make, name, shape, num_classes, options)
     try:
         with Allowance(elements, where or f"nets/{name}"):
             return build("nets", name, shape, num_classes=num_classes, **options)
     except (RuntimeError, ValueError, ArithmeticError) as error:  # impossible sizes, such as width=-3
         raise PidistillError(f"nets/{name} cannot be built with {options}: {error}") from None
+
+
+def rebuild_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int, elements: int = ANY, where: Any = "",
+                net: Own | None = None, how: str = "net={}") -> nn.Module:
+    """Build the network that a file describes, or take the one that the user gives for it. Raises PidistillError.
+
+    net: a network, of which a copy is taken; a factory; or `python:MODULE:FACTORY`, which is imported. A factory is called
+        with the options of the description, and those of the user's word before them.
+    how: the user names it where it is missing, with {} in the place of its name, for errors.
+    Other parameters: `build_net`.
+    """
+    if net is None and is_own(spec):
+        raise refuse_own(spec, where, how)
+    if net is None:
+        return build_net(spec, shape, num_classes, elements, where)
+    if isinstance(net, nn.Module):
+        return copy_own(net, where)
+    options = {key: value for key, value in spec.items() if key != "name"} if is_own(spec) else {}
+    if isinstance(net, str | dict):
+        named = describe_net(net)
+        if not is_own(named) or named["name"].startswith(OBJECT):
+            raise PidistillError(f"{where}: a network of one's own is a module, a factory or python:MODULE:FACTORY, "
+                                 f"got {str(net)[:80]}")
+        return build_net(options | named, shape, num_classes, elements if options else ANY, where, own=True)
+    if not callable(net):
+        raise PidistillError(f"{where}: net must be a module, a factory or python:MODULE:FACTORY, got {type(net).__name__}")
+    with Allowance(elements if options else ANY, where):
+        return call_factory(net, getattr(net, "__name__", "net"), shape, num_classes, options)
+
+
+def call_factory(make: Callable[..., Any], name: str, shape: Sequence[int], num_classes: int,
+                 options: dict[str, Any]) -> nn.Module:
+    """Call a user's factory for a network: with options, and with `shape` and `num_classes` if these are parameters of it.
+
+    name: of the factory, for errors. Raises PidistillError, also for what the factory itself raises.
+    """
+    try:
+        parameters = inspect.signature(make).parameters
+        known = {"shape": tuple(shape), "num_classes": num_classes}
+        network = make(**{key: value for key, value in known.items() if key in parameters} | options)
+    except PidistillError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise PidistillError(f"{name} makes no network: {type(error).__name__}: {words_of(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise PidistillError(f"{name} must make a torch.nn.Module, it made a {type(network).__name__}")
+    return network
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Take a network out of what compiles it, or wraps it for several processes."""
+    compiled = getattr(network, "_orig_mod", None)  # torch.compile's name
+    if isinstance(compiled, nn.Module):
+        return unwrap(compiled)
+    return unwrap(network.module) if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel) else network
+
+
+def copy_own(network: nn.Module, where: Any) -> nn.Module:
+    """Copy a user's network. Raises PidistillError for one that cannot be copied."""
+    try:
+        return copy_module(unwrap(network))
+    except Exception as error:  # weights that are computed, such as weight_norm's, and what else has no copy
+        raise PidistillError(f"{where}: the network {type(network).__name__} cannot be copied ({type(error).__name__}: "
+                             f"{words_of(error)})") from None
+
+
+def describe_net(spec: str | dict[str, Any] | None, network: nn.Module | None = None) -> dict[str, Any]:
+    """Give the description of a network as a mapping; of one without a description, the name of its class."""
+    if spec is None:
+        return {"name": f"{OBJECT}{'none' if network is None else type(unwrap(network)).__name__}"}
+    return {"name": spec} if isinstance(spec, str) else dict(spec)
+
+
+def is_own(spec: Any) -> bool:
+    """Tell whether a description, as a file may hold it, is of a network of a user's own."""
+    return isinstance(spec, dict) and str(spec.get("name")).startswith((PYTHON, OBJECT))
+
+
+def refuse_own(spec: dict[str, Any], where: Any, how: str = "net={}") -> PidistillError:
+    """Make the error that refuses to make a network of a user's own because a file names it. Parameters: `rebuild_net`."""
+    name = str(spec["name"])[:80]
+    known = name if name.startswith(PYTHON) else "python:MODULE:FACTORY"
+    return PidistillError(f"{where} has a network of its maker's own, {name}, which is code, and no file decides what runs; "
+                          f"if you trust it, name it: {how.format(known)}")

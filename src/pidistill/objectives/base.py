@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member
+from pidistill.core.tensors import copy_module
 from pidistill.files.datasets import ImageSet
+from pidistill.files.weights import check_saveable
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
@@ -113,7 +114,7 @@ class Objective(ABC):
         if strays := [follower.of for follower in self.followers.values() if follower.of not in self.networks]:
             raise PidistillError(f"{type(self).__name__}: a follower of {strays[0]!r}, which is no network")
         self.copies: dict[str, nn.Module] = {
-            name: copy.deepcopy(self.networks[follower.of]).eval().requires_grad_(False)
+            name: copy_module(self.networks[follower.of]).eval().requires_grad_(False)
             for name, follower in self.followers.items()}
 
     @abstractmethod
@@ -145,7 +146,10 @@ def find_objective(name: str, setup: type = Setup) -> type[Objective]:
 
 
 def check_contract(objective: Objective) -> None:
-    """Refuse an objective whose phases, networks and averages do not fit together. Raises PidistillError in one line."""
+    """Refuse an objective whose phases, networks and averages do not fit together, or whose networks cannot be saved.
+
+    Raises PidistillError in one line.
+    """
     where, phases, networks = type(objective).__name__, objective.phases(), objective.networks
     names = [phase.name for phase in phases]
     kinds = {"phase": names, "network": networks, "follower": objective.followers, "call": objective.calls}
@@ -161,5 +165,7 @@ def check_contract(objective: Objective) -> None:
     if missing := sorted((trained | {*objective.averaged}) - networks.keys()):
         raise PidistillError(f"{where}: {missing[0]!r} is trained or averaged, and is none of its networks "
                              f"({', '.join(networks)})")
+    for name, network in networks.items():
+        check_saveable(network, f"{where}: the network {name!r}")
     if idle := sorted(networks.keys() - trained):
         raise PidistillError(f"{where}: no phase trains the network {idle[0]!r}; what is only called belongs into `calls`")

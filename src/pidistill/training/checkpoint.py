@@ -96,8 +96,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     if any(index >= len(known) or state[index]["exp_avg"].shape != known[index].shape for index in state):
         raise PidistillError(f"{path} does not fit the networks that are trained")
     for index, values in state.items():
-        values |= {key: shard_like(value, known[index].detach()) for key, value in values.items() if key != "step"}
+        values |= {key: lay_out_like(value, known[index].detach()) for key, value in values.items() if key != "step"}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def lay_out_like(value: Tensor, p: Tensor) -> Tensor:
+    """Lay a moment out in memory as its parameter is, or as p's shard: the fused kernels go through both side by side."""
+    value = shard_like(value, p)
+    return value if value.stride() == p.stride() else torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 def list_checkpoints(checkpoints: Path) -> list[Path]:

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from pidistill.core.console import console
+from pidistill.core.errors import CannotWrite, PidistillError, words_of
+from pidistill.core.tensors import locate
 from pidistill.files.folders import mark_stage, sync, write_folder
 from pidistill.files.manifest import write_manifest
 from pidistill.training.checkpoint import Files, list_checkpoints
@@ -29,8 +32,8 @@ class Checkpoints:
     every: beside them, the first in each so many steps.
     metrics: a file that has to be on the disk before a checkpoint is.
 
-    A checkpoint that cannot be written (a full disk) is a warning; it is tried again until the next is there, and nothing
-    older is deleted meanwhile.
+    A checkpoint that cannot be written is a warning, and nothing older is deleted meanwhile. What waiting can mend (a full
+    disk) is tried again until the next is there; what it cannot (tensors that no file can hold) is not.
     """
 
     def __init__(self, folder: Path, keep: int = 2, every: int | None = None, metrics: Path | None = None):
@@ -55,12 +58,24 @@ class Checkpoints:
             self.replaced = True
             self.changed.set()
             self.future.result()
-        copied = {file: {name: gather_whole(value) if final else self._copy(file, name, value)
-                         for name, value in tensors.items()} for file, tensors in files.items()}
+        copied = {file: self._copy_file(file, tensors, final) for file, tensors in files.items()}
         arrived = torch.cuda.current_stream().record_event() if torch.cuda.is_available() else None
         self.replaced = False
         self.resting.clear()
         self.future = self.pool.submit(self._write_at_last, step, copied, record | {"step": step}, arrived)
+
+    def _copy_file(self, file: str, tensors: dict[str, Tensor], final: bool) -> dict[str, Tensor]:
+        """Copy the tensors of a file, or with `final` give them as they are; what has several names is copied once."""
+        copies: dict[str, Tensor] = {}
+        names: dict[object, str] = {}  # by place in memory
+        for name, value in tensors.items():
+            place = None if isinstance(value, DTensor) else locate(value)  # a shard may be empty on some processes alone
+            first = names.setdefault(place, name) if place else name
+            if first != name:
+                copies[name] = copies[first]
+            else:
+                copies[name] = gather_whole(value) if final else self._copy(file, name, value)
+        return copies
 
     def _copy(self, file: str, name: str, value: Tensor) -> Tensor:
         """From CUDA into memory that is kept for the next checkpoint, and without waiting: its stream keeps the order."""
@@ -79,7 +94,7 @@ class Checkpoints:
             error = self._write(step, files, record, arrived)
             self.changed.clear()
             self.resting.set()
-            if error is None or self.replaced:
+            if error is None or self.replaced or not can_mend_itself(error):
                 return error
             if self.tries is not None:
                 self.tries -= 1
@@ -101,8 +116,10 @@ class Checkpoints:
                 prune(self.folder, self.keep, self.every)
         except Exception as error:  # whatever it is, the run must not end for it
             left = list_checkpoints(self.folder)
-            console.print(f"WARNING: checkpoint {step} is not written: {error}. The run goes on and tries again; the newest "
-                          f"on disk is {left[-1].name if left else 'none'}", style="bold red", soft_wrap=True)
+            then = f"The run goes on{' and tries again' if can_mend_itself(error) else '; waiting cannot mend that'}"
+            what = error if isinstance(error, PidistillError) else f"{type(error).__name__}: {words_of(error)}"
+            console.print(f"WARNING: checkpoint {step} is not written: {what}. {then}; the newest on disk is "
+                          f"{left[-1].name if left else 'none'}", style="bold red", soft_wrap=True, markup=False)
             return error
         return None
 
@@ -118,6 +135,11 @@ class Checkpoints:
         self.changed.set()
         self.pool.shutdown()
         return self.future.result() if self.future else None
+
+
+def can_mend_itself(error: Exception) -> bool:
+    """Tell whether a write that failed may succeed later: where the disk or the memory was full, not the content wrong."""
+    return isinstance(error, OSError | CannotWrite | MemoryError | torch.OutOfMemoryError) or "allocate" in str(error)
 
 
 def take_part(files: Files) -> None:

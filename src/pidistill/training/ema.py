@@ -1,25 +1,28 @@
 """Copies that move after their networks: averages of weights at several rates at once, and an objective's followers.
 
 Both are a <- r a + (1 - r) w after every step. An average's rate r ramps up as min(rate, (1 + step) / (10 + step)), so that
-the first steps do not weigh for ever.
+the first steps do not weigh for ever. Buffers are copied, see `buffers`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from pidistill.core.tensors import copy_module
 from pidistill.objectives.base import Objective
+from pidistill.training.buffers import Mirror
 from pidistill.training.sharding import ShardedNetworks, fill_skeleton, gather_whole
 
 
 class EMA:
     """Averages of named networks. `networks[rate]` holds copies by name, in evaluation mode, without gradients.
 
-    Rate 0 gives the weights themselves. Where the weights are shards, so are the averages, and these copies cannot be
+    Rate 0 gives the weights themselves; buffers are the networks' own at every rate.
+
+    Where the weights are shards, so are the averages, and these copies cannot be
     called; `gather` gives some that can.
 
     networks: the networks to average, by name.
@@ -35,12 +38,15 @@ class EMA:
         self._values: list[Tensor] = [p for net in networks.values() for p in net.parameters()]
         self._averages: dict[float, list[Tensor]] = {
             rate: [p for net in copies.values() for p in net.parameters()] for rate, copies in self.networks.items()}
+        self._mirrors = [Mirror(net, [copies[name] for copies in self.networks.values()]) for name, net in networks.items()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Fold in the weights after step number `step`, counted from 0."""
         for rate, averages in self._averages.items():
             torch._foreach_lerp_(averages, self._values, 1 - min(rate, (1 + step) / (10 + step)))
+        for mirror in self._mirrors:
+            mirror.update()
 
     @torch.no_grad()
     def gather(self, keep: bool) -> dict[float, dict[str, nn.Module]]:
@@ -55,12 +61,14 @@ class EMA:
             for name, net in copies.items():
                 values = {key: full for key, p in net.named_parameters() for full in [gather_whole(p)] if keep}
                 if keep:
-                    averages.setdefault(rate, {})[name] = fill_skeleton(self.skeletons[name], values)
+                    averages.setdefault(rate, {})[name] = fill_skeleton(self.skeletons[name], values, copy_buffers(net))
         return averages
 
 
 class Followers:
-    """Moves the copies of an objective after its networks: p <- r p + (1 - r) of, after every step.
+    """Moves the copies of an objective after its networks: p <- r p + (1 - r) of, after every step, and their buffers along.
+
+    Where r is 1 they stay, buffers too.
 
     objective: its copies become shards where its networks are.
     skeletons: as `EMA` takes them.
@@ -72,19 +80,28 @@ class Followers:
             of = {name: follower.of for name, follower in objective.followers.items()}
             objective.copies = ShardedNetworks({name: copy_network(networks[of[name]], skeletons[of[name]]) for name in of},
                                                {name: skeletons[of[name]] for name in of})
-        self.pairs: list[tuple[Callable[[int], float], list[Tensor], list[Tensor]]] = [
-            (follower.rate, [*copied.parameters()], [*networks[follower.of].parameters()])
+        self.pairs: list[tuple[Callable[[int], float], list[Tensor], list[Tensor], Mirror]] = [
+            (follower.rate, [*copied.parameters()], [*networks[follower.of].parameters()],
+             Mirror(networks[follower.of], [copied]))
             for follower, copied in zip(objective.followers.values(), objective.copies.values(), strict=True)]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move the copies after step number `step`, counted from 0."""
-        for rate, copied, values in self.pairs:
-            torch._foreach_lerp_(copied, values, 1 - rate(step))
+        for rate, copied, values, mirror in self.pairs:
+            r = rate(step)
+            torch._foreach_lerp_(copied, values, 1 - r)
+            if r != 1:
+                mirror.update()
 
 
 def copy_network(network: nn.Module, skeleton: nn.Module | None) -> nn.Module:
     """Copy a network, for evaluation and without gradients; of one in shards (given its skeleton) the shards."""
     if skeleton is None:
-        return copy.deepcopy(network).eval().requires_grad_(False)
-    return fill_skeleton(skeleton, {key: p.detach().clone() for key, p in network.named_parameters()})
+        return copy_module(network).eval().requires_grad_(False)
+    return fill_skeleton(skeleton, {key: p.detach().clone() for key, p in network.named_parameters()}, copy_buffers(network))
+
+
+def copy_buffers(network: nn.Module) -> dict[str, Tensor]:
+    """Copy a network's buffers, by name."""
+    return {name: value.detach().clone() for name, value in network.named_buffers()}

@@ -13,6 +13,7 @@ from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Batch, Objective, Phase
 from pidistill.training.batches import draw_batch
+from pidistill.training.buffers import keep_buffers
 from pidistill.training.config import RunConfig
 from pidistill.training.footprint import ACTIVATIONS, Rehearsal, group_tensors, trained_parameters
 from pidistill.training.unit import hold_constant
@@ -89,7 +90,7 @@ def runs_through(objective: Objective, config: RunConfig, phase: Phase, step: in
     device, parameters = next(iter(batch.values())).device, trained_parameters(objective, phase)
     try:
         beside = [torch.empty_like(p) for p in parameters for _ in range(2)]
-        with hold_constant(objective, phase):
+        with hold_constant(objective, phase), keep_buffers(objective.networks.values()):
             with autocast(config.precision, device):
                 loss = phase.loss(batch, step).sum()
             loss.backward()

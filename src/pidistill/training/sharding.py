@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.nets.parts.unet import UNetBlock
+from pidistill.training.buffers import adopt_buffers
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -73,8 +74,9 @@ def shard(networks: Mapping[str, nn.Module], processes: int, device: torch.devic
 class ShardedNetworks(dict[str, nn.Module]):
     """The networks of an objective in shards, by name; those that are asked for as constants come whole.
 
-    `networks[name]` gathers a constant when it is first asked for in a phase, and the copy is gone with the phase. All
-    processes must ask, in the same order. `items()` and `values()` give the networks in shards.
+    `networks[name]` gathers a constant when it is first asked for in a phase, and the copy, whose buffers are the network's
+    own, is gone with the phase. All processes must ask, in the same order. `items()` and `values()` give the networks in
+    shards.
 
     skeletons: copies of the networks without values, by name.
     """
@@ -91,7 +93,8 @@ class ShardedNetworks(dict[str, nn.Module]):
             return network
         if name not in self.whole:
             values = {key: gather_whole(p) for key, p in network.named_parameters()}
-            self.whole[name] = fill_skeleton(self.skeletons[name], values).train(network.training)
+            whole = fill_skeleton(self.skeletons[name], values, dict(network.named_buffers()))
+            self.whole[name] = whole.train(network.training)
         return self.whole[name]
 
     @contextmanager
@@ -102,6 +105,8 @@ class ShardedNetworks(dict[str, nn.Module]):
             yield
         finally:
             self.trained = ()
+            for name, whole in self.whole.items():
+                adopt_buffers(dict.__getitem__(self, name), whole)  # those that it replaced; others were the network's own
             self.whole.clear()
 
 
@@ -126,10 +131,14 @@ def copy_without_values(network: M) -> M:
     return copy.deepcopy(network, empty).eval()
 
 
-def fill_skeleton(network: M, values: dict[str, Tensor]) -> M:
-    """Copy a network without values, and give the copy these parameters, by name."""
-    parameters: dict[int, Any] = {id(p): nn.Parameter(values[name], False) for name, p in network.named_parameters()}
-    return copy.deepcopy(network, parameters)
+def fill_skeleton(network: M, values: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None = None) -> M:
+    """Copy a network without values, and give the copy these parameters and buffers themselves, by name.
+
+    Without `buffers` it has those that the skeleton was made with.
+    """
+    given: dict[int, Any] = {id(p): nn.Parameter(values[name], False) for name, p in network.named_parameters()}
+    given |= {id(b): buffers[name] for name, b in network.named_buffers() if buffers and name in buffers}
+    return copy.deepcopy(network, given)
 
 
 def gather_whole(tensor: Tensor) -> Tensor:

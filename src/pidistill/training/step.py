@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.training.buffers import TrainedBuffers
 from pidistill.training.config import OptimizerConfig, RunConfig
 from pidistill.training.ema import EMA, Followers
 from pidistill.training.optimizer import for_phase, learning_rate, make_optimizer
@@ -118,8 +119,12 @@ class Step:
             gathered = shard(networks, shards, device)
             objective.networks = ShardedNetworks(networks, skeletons)
         self.objective, self.device = objective, device
+        # Buffers that are not finite from the start are so on purpose, as masks of attention are.
+        self.unbounded = {key for net in networks.values() for key, value in net.named_buffers()
+                          if value.is_floating_point() and not value.isfinite().all()}
         self.ema = EMA({name: networks[name] for name in objective.averaged}, config.ema, skeletons)
         self.followers = Followers(objective, skeletons)
+        self.buffers: TrainedBuffers | None = None  # from the first step on: a checkpoint may be loaded before it
         self.phases: dict[str, PhaseStep] = {}
         for phase in objective.phases():
             parts = [gathered[name] for name in phase.trains if gathered]
@@ -138,8 +143,13 @@ class Step:
         share: by which sums of losses are divided, by default `samples`; with several processes the mean number of samples
             of one.
         """
-        taken = {name: phase(step, take(), samples, share or samples) for name, phase in self.phases.items()
-                 if phase.phase.is_due(step)}
+        taken: dict[str, Taken] = {}
+        self.buffers = self.buffers or TrainedBuffers(self.objective.networks.values())
+        for name, phase in self.phases.items():
+            if phase.phase.is_due(step):
+                taken[name] = phase(step, take(), samples, share or samples)
+                self.buffers.settle(~taken[name].norm.isfinite())
+        self.buffers.agree()
         self.ema.update(step)
         self.followers.update(step)
         return taken

@@ -271,7 +271,8 @@ def save(run: PreparedRun, checkpoints: Checkpoints | None, config: RunConfig, m
               in zip(run.step.phases.items(), means.reduce(), means.norms, strict=True)}
     record = {"logged": means.logged, "phases": phases, "config": config.model_dump(mode="json")}
     files = collect(run.step)
-    values = [to_local(value) for tensors in files.values() for value in tensors.values() if value.is_floating_point()]
+    values = [to_local(value) for tensors in files.values() for key, value in tensors.items()
+              if value.is_floating_point() and key not in run.step.unbounded]
     largest = torch._foreach_norm([value for value in values if value.numel()], math.inf)
     bad = (~torch.stack([norm.float() for norm in largest]).isfinite()).sum()
     if run.accelerator.reduce(bad).item():  # a wait for the device, at checkpoints alone

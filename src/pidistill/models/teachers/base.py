@@ -17,7 +17,7 @@ from pidistill.files.reading import read_json
 from pidistill.files.weights import ANY, count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
 from pidistill.models.denoiser import Denoiser, Preconditioned, parse_facts
-from pidistill.nets.base import build_net
+from pidistill.nets.base import Own, describe_net, rebuild_net, unwrap
 
 
 def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser:
@@ -26,7 +26,7 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
     Raises PidistillError, in one line, for anything that cannot be loaded.
 
     spec: KIND:REST, such as `bundled:digits`, `folder:PATH`, `edm:NAME`, `python:MODULE:FACTORY` or `gaussian:2`; a bare
-        path is a teacher's folder.
+        path is a teacher's folder, with `PATH,net=python:MODULE:FACTORY` where its network is the user's own.
     weights: False builds the network of a kind that reads files from its configuration alone, on the meta device, where
         nothing is computed and no file of weights is needed; other kinds are as ever.
     options: of the kind's function.
@@ -35,7 +35,7 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
     if kind == "object":  # what `distill` records of a teacher that was handed over in Python
         raise PidistillError(f"the teacher was a Python object ({rest}), which no file describes; name one with --teacher")
     if not sign or kind not in list_members("teachers"):
-        if Path(spec).is_dir():
+        if Path(spec.rpartition(",net=")[0] or spec).is_dir():
             kind, rest = "folder", spec
         elif sign:
             raise suggest_choices("teacher kind", kind, list_members("teachers"))
@@ -50,24 +50,29 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
 
 
 def build_network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
-                    file: Path | None = None, **facts: Any) -> Preconditioned:
+                    file: Path | None = None, own: Own | None = None, **facts: Any) -> Preconditioned:
     """Build a network with random weights, in a preconditioning.
 
     net: its description, {"name": ..., options}.
     shape: (C, H, W) of the images. num_classes: 0 for an unconditional network.
     weights: False builds it on the meta device.
     file: of its weights, which bounds its size.
+    own: the network, if it is the user's own, as `rebuild_net` takes it.
     facts: options of `Preconditioned`.
     """
     elements = count_allowed_elements(file) if file else ANY
     with nullcontext() if weights else torch.device("meta"):
-        return Preconditioned(build_net(net, shape, num_classes, elements, file), shape, num_classes, net_spec=net, **facts)
+        network = rebuild_net(net, shape, num_classes, elements, file.parent if file else "the teacher", own,
+                              "folder:PATH,net={0}, or in Python load_teacher(..., net={0!r})")
+    spec = net if own is None else {**net, **describe_net(own)} if isinstance(own, str | dict) else None
+    return Preconditioned(network if weights else network.to("meta"), shape, num_classes, net_spec=spec, **facts)
 
 
-def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
-    """Read a folder that `train-teacher` wrote: config.json and, with weights, model.safetensors.
+def read_teacher(folder: Path, *, weights: bool = True, net: Own | None = None) -> Denoiser:
+    """Read a folder that `train-teacher` or `convert` wrote: config.json and, with weights, model.safetensors.
 
     weights: False builds the network on the meta device. Raises PidistillError in one line.
+    net: of a teacher whose network is the user's own, as `load_student` takes it.
     """
     config = read_json(folder / "config.json")
     try:
@@ -75,7 +80,8 @@ def read_teacher(folder: Path, *, weights: bool = True) -> Denoiser:
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
         facts, path = parse_facts(config), folder / "model.safetensors"
         extra = {name: config[name] for name in ("preconditioning", "guidance", "null_label") if name in config}
-        teacher = build_network_teacher(config["net"], **facts, **extra, weights=weights, file=path if weights else None)
+        teacher = build_network_teacher(config["net"], **facts, **extra, weights=weights, own=net,
+                                        file=path if weights else None)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if weights:
@@ -89,11 +95,11 @@ def describe_teacher(teacher: Preconditioned) -> dict[str, Any]:
     """Describe a teacher as its config.json does: all that `read_teacher` needs beside the weights."""
     guidance = {} if teacher.guidance == 1 else {"guidance": teacher.guidance, "null_label": teacher.null_label}
     decoder = {"decoder": teacher.decoder.spec} if teacher.decoder else {}
-    return {"format": "pidistill-teacher", "preconditioning": teacher.preconditioning.spec, "net": teacher.net_spec,
-            **guidance, **decoder, **teacher.facts()}
+    return {"format": "pidistill-teacher", "preconditioning": teacher.preconditioning.spec,
+            "net": describe_net(teacher.net_spec, teacher.model), **guidance, **decoder, **teacher.facts()}
 
 
 def collect_tensors(teacher: Preconditioned) -> dict[str, dict[str, Tensor]]:
     """Collect a teacher's weights by file name: the network's, and the decoder's beside them."""
-    files = {"model": {f"model.{key}": value for key, value in teacher.model.state_dict().items()}}
+    files = {"model": {f"model.{key}": value for key, value in unwrap(teacher.model).state_dict().items()}}
     return files | ({"decoder": teacher.decoder.state_dict()} if teacher.decoder else {})

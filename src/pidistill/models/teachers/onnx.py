@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.console import console
-from pidistill.core.errors import PidistillError, make_printable, words_of
+from pidistill.core.errors import PidistillError, to_line, words_of
 from pidistill.core.registry import suggest_choices
 from pidistill.files.onnx_file import check_onnx
 from pidistill.files.reading import parse_json, sha256
@@ -192,7 +192,7 @@ def check_numbers(path: Path, signature: Signature, facts: dict[str, float]) -> 
 
 def remark(text: str) -> None:
     """Print a line, with names out of a file."""
-    console.print(make_printable(text), soft_wrap=True, markup=False)
+    console.print(to_line(text), soft_wrap=True, markup=False)
 
 
 def read_facts(session: Any, pairs: list[str], rest: str) -> dict[str, float]:
