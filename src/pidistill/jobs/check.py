@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pidistill.core.errors import first_line
 from pidistill.core.seeds import labels_of, noise
-from pidistill.core.tensors import find_device
+from pidistill.core.tensors import expand_time, find_device
 from pidistill.models.denoiser import Denoiser
 
 Verdict = Literal["ok", "warning", "wrong"]
@@ -69,7 +69,7 @@ def rms(x: Tensor) -> float:
 def ask_call(case: Case) -> Check | None:
     """Can D be called? Says nothing if so."""
     try:
-        case.mean = case.teacher(case.z, case.T, case.y)
+        case.mean = case.teacher.denoise(case.z, expand_time(case.T, case.z), case.y)  # of any shape: that is asked next
         return None
     except Exception as error:  # whatever the user's code raises
         reason = first_line(error) if str(error).strip() else ""

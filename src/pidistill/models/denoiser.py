@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
+from pidistill.core.processes import is_main
 from pidistill.core.tensors import expand_time
 from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
-from pidistill.models.preconditioning import Preconditioning, call_preconditioned
+from pidistill.models.preconditioning import Preconditioning, call_preconditioned, cut_variance
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -48,6 +50,7 @@ class Denoiser(nn.Module):
                  sigma_data: float = SIGMA_DATA, rho: float = RHO):
         super().__init__()
         self.decoder: Decoder | None = None
+        self._said: set[str] = set()
         if not 0 < t_min < t_max:
             raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
         self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)
@@ -57,7 +60,18 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoise(x, expand_time(t, x), labels)
+        D = self.denoise(x, expand_time(t, x), labels)
+        if getattr(D, "shape", None) != x.shape:  # or it would be broadcast wherever it meets x
+            got = tuple(D.shape) if isinstance(D, Tensor) else type(D).__name__
+            raise PidistillError(f"{self.spec or type(self).__name__}: D(x, t) gives {got} for x of {tuple(x.shape)}; both "
+                                 "must be of one shape")
+        return D
+
+    def say_once(self, message: str) -> None:
+        """Print a message about this teacher the first time that it is said, on the process that writes."""
+        if message not in self._said and is_main():
+            console.print(message, soft_wrap=True)
+        self._said.add(message)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -104,13 +118,13 @@ class Preconditioned(Denoiser):
     def evaluate_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Call the network, guided, on c_in x (B, C, H, W) and c_noise (B,), and give its output (B, C, H, W).
 
-        A variance, which some networks put out after the image's channels, is cut off.
+        A variance, which some networks put out after the image's channels, is cut off; other shapes are refused.
         """
         if self.guidance == 1 or labels is None:
-            return self.model(u, c_noise, labels)[:, :self.shape[0]]
-        null = torch.full_like(labels, self.null_label or 0)
-        outputs = self.model(u.repeat(2, *[1] * (u.ndim - 1)), c_noise.repeat(2), torch.cat([labels, null]))
-        conditional, unconditional = outputs[:, :self.shape[0]].chunk(2)
+            return cut_variance(self.model(u, c_noise, labels), u)
+        null, twice = torch.full_like(labels, self.null_label or 0), u.repeat(2, *[1] * (u.ndim - 1))
+        outputs = cut_variance(self.model(twice, c_noise.repeat(2), torch.cat([labels, null])), twice)
+        conditional, unconditional = outputs.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
 

@@ -65,11 +65,14 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     preconditioning: what the network predicts, as `Preconditioning` takes it.
     form: of the student, as `Student` takes it.
     """
+    if isinstance(preconditioning, dict):  # trajectories are smooth in t, and so is the student's clock
+        preconditioning = {key: value for key, value in preconditioning.items() if key != "whole"}
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(vars(module).get("dropout"), float):
-            setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
+        for name in ("dropout", "dropout_prob"):  # the latter: of labels, by diffusers' DiT
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)
     frozen = getattr(network, "frozen", ())
     for name, parameter in network.train().named_parameters():
         parameter.requires_grad_(name not in frozen)

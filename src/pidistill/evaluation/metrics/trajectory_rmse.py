@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pidistill.core.errors import PidistillError
 from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
 
@@ -21,6 +22,9 @@ class TrajectoryRmse(Metric):
 
     def add(self, batch: ImageBatch) -> None:
         assert batch.solutions is not None
+        if batch.images.shape != batch.solutions.shape:
+            raise PidistillError(f"images and solutions must be of one shape, got {tuple(batch.images.shape)} and "
+                                 f"{tuple(batch.solutions.shape)}")
         self.state["square"] += (batch.images.double() - batch.solutions.double()).square().sum()
         self.state["n"] += batch.images.numel()
 
