@@ -82,3 +82,55 @@ def test_build_net_and_device():
     assert find_device(net) == torch.device("cpu") and find_device(Recorder()) == torch.device("cpu")
     with pytest.raises(PidistillError, match=r"choices: .*mlp"):
         build_net({"name": "mpl"}, (2,), 0)
+
+
+# shapes that would be broadcast by accident -----------------------------------------------------------------------------
+
+
+class Gives(nn.Module):
+    """A network, or a teacher's own function, that gives its input changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.scale = change, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, labels=None):
+        return self.change(x * self.scale)
+
+
+CHANGES = {"one channel": lambda x: x[:, :1], "two of three": lambda x: x[:, :2], "a pixel": lambda x: x[:, :, :1, :1],
+           "a row": lambda x: x[:, :, :1], "one sample": lambda x: x[:1], "no batch": lambda x: x[0],
+           "three times": lambda x: x.repeat(1, 3, 1, 1), "a number": lambda x: x.mean(),
+           "an object": lambda x: {"sample": x}}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_network_of_other_shapes_is_one_line(change, guidance):
+    teacher = Preconditioned(Gives(CHANGES[change]), (3, 4, 4), 3, guidance=guidance, null_label=3)
+    with pytest.raises(PidistillError, match="as many channels as it takes, or twice"):
+        teacher(torch.randn(5, 3, 4, 4), 1.0, torch.zeros(5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_function_of_other_shapes_is_one_line(change):
+    teacher = FunctionDenoiser(Gives(CHANGES[change]), (3, 4, 4))
+    with pytest.raises(PidistillError, match=r"must give D as a tensor of the shape of x, \(5, 3, 4, 4\)"):
+        teacher(torch.randn(5, 3, 4, 4), 1.0)
+
+
+def test_twice_the_channels_are_a_network_s_alone():
+    """Of D itself there is no variance."""
+    twice, x = Gives(lambda x: torch.cat([x, -x], dim=1)), torch.randn(5, 3, 4, 4)
+    once = Preconditioned(Gives(lambda x: x), (3, 4, 4))
+    torch.testing.assert_close(Preconditioned(twice, (3, 4, 4))(x, 1.0), once(x, 1.0))
+    with pytest.raises(PidistillError, match=r"gives \(5, 6, 4, 4\)"):
+        FunctionDenoiser(twice, (3, 4, 4))(x, 1.0)
+
+
+def test_what_is_said_once_is_said_once(capsys):
+    teacher = tiny_teacher()
+    for _ in range(3):
+        teacher.say_once("a message")
+    teacher.say_once("another")
+    assert capsys.readouterr().err == "a message\nanother\n"

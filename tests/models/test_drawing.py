@@ -104,3 +104,9 @@ def test_given_labels_are_checked_and_spread():
 def test_bad_labels_are_refused(labels, classes, words):
     with pytest.raises(PidistillError, match=words):
         choose_labels(labels, classes, [5, 6, 7])
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 1), (2, 3), (2, 3, 9, 8)])
+def test_batches_of_another_shape_are_not_broadcast(shape):
+    with pytest.raises(PidistillError, match=r"images must have the shape \(3, 8, 8\)"):
+        gather([torch.zeros(2, 3, 8, 8), torch.zeros(shape)], 4, (3, 8, 8))

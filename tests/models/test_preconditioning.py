@@ -12,7 +12,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import like
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid
-from pidistill.models.preconditioning import FORMULAS, Preconditioning, iddpm_times
+from pidistill.models.preconditioning import FORMULAS, Preconditioning, cut_variance, iddpm_times
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import make_student
 from pidistill.objectives.schemes.autodiff import Autodiff
@@ -205,3 +205,56 @@ def test_guidance_is_the_weighted_difference():
 def test_bad_descriptions_are_one_line(spec, words):
     with pytest.raises(PidistillError, match=words):
         Preconditioning(spec)
+
+
+# shapes that would be broadcast by accident -----------------------------------------------------------------------------
+
+X = torch.zeros(4, 3, 8, 8)
+WRONG = [(4, 1, 8, 8), (4, 2, 8, 8), (4, 4, 8, 8), (4, 5, 8, 8), (4, 9, 8, 8), (1, 3, 8, 8), (3, 8, 8), (4, 3, 1, 1),
+         (4, 3, 8, 1), (4, 3), (4, 3, 8, 8, 1), ()]
+
+
+@pytest.mark.parametrize("shape", WRONG, ids=str)
+def test_what_a_network_gives_must_be_of_its_input_s_shape(shape):
+    with pytest.raises(PidistillError, match=r"as many channels as it takes, or twice .* for x of \(4, 3, 8, 8\) it gave"):
+        cut_variance(torch.zeros(shape), X)
+
+
+def test_a_variance_behind_the_image_is_cut_off():
+    output = torch.randn(4, 6, 8, 8)
+    assert torch.equal(cut_variance(output, X), output[:, :3]) and torch.equal(cut_variance(output[:, :3], X), output[:, :3])
+    assert cut_variance(torch.zeros(5, 4), torch.zeros(5, 2)).shape == (5, 2)
+    with pytest.raises(PidistillError, match="it gave tuple"):
+        cut_variance((output,), X)
+
+
+# constants of their own -------------------------------------------------------------------------------------------------
+
+
+def test_a_flow_s_clock_may_be_whole_steps():
+    """As diffusers' multistep solvers tell it; a level that went through float32 is its step itself."""
+    s = torch.tensor([0.0995, 0.1, 0.1009, 0.5, 0.9, 0.99999], dtype=torch.float64)
+    plain, whole = Preconditioning("flow"), Preconditioning({"name": "flow", "whole": True})
+    t = (s.float() / (1 - s.float())).double()
+    assert whole(t).c_noise.tolist() == [99, 100, 100, 500, 900, 999]
+    assert all(torch.equal(a, b) for a, b in zip(plain(t)[:3], whole(t)[:3]))
+    assert whole.spec == {"name": "flow", "whole": True}
+    with pytest.raises(PidistillError, match="whole must be true or false, got 1"):
+        Preconditioning({"name": "flow", "whole": 1})
+
+
+def test_the_student_of_whole_steps_has_a_smooth_clock():
+    spec = {"name": "flow", "scale": 1000.0, "whole": True}
+    teacher = Preconditioned(tiny_teacher().model, SHAPE, 3, preconditioning=spec, net_spec=tiny_teacher().net_spec,
+                             **FACTS["flow"])
+    for init in ("teacher", "random"):
+        assert make_student(teacher, init).preconditioning.spec == {"name": "flow", "scale": 1000.0}
+
+
+@pytest.mark.parametrize("name", ["edm", "edm_v"])
+def test_a_formula_of_EDM_may_have_its_own_data_scale(name):
+    own, t = Preconditioning({"name": name, "sigma_data": 0.3}, 0.7), torch.tensor([0.1, 2.0])
+    assert own.spec == {"name": name, "sigma_data": 0.3} and own.sigma_data == 0.7
+    assert all(torch.equal(a, b) for a, b in zip(own(t), Preconditioning(name, 0.3)(t)))
+    with pytest.raises(PidistillError, match="sigma_data must be positive, got 0"):
+        Preconditioning({"name": name, "sigma_data": 0})

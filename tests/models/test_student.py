@@ -311,3 +311,18 @@ def test_cuda_and_cpu_draw_the_same_images(student):
     assert torch.equal(student(z, student.t_max), z)
     student = make_student(tiny_teacher(), form="consistency").cuda()
     assert torch.equal(student(z, student.t_min), z)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("preconditioning", ["edm", "flow"])
+def test_a_network_of_other_channels_is_one_line(form, preconditioning):
+    """One channel would be broadcast over three."""
+    facts = {"shape": (3, 4, 4), "num_classes": 0, "t_min": 0.002, "t_max": 80.0, "sigma_data": 0.5, "rho": 7.0}
+    for change in (lambda u: u[:, :1], lambda u: u[:, :, :1], lambda u: u[:1]):
+        net = lambda u, c_noise, labels, change=change: change(u)
+        student = Student(nn.Identity(), {"name": "own"}, facts, preconditioning, form=form)
+        student.net.forward = net
+        with pytest.raises(PidistillError, match="as many channels as it takes, or twice"):
+            student(torch.randn(5, 3, 4, 4), 1.0)
+        student.net.forward = lambda u, c_noise, labels: torch.cat([u, u], dim=1)
+        assert student(torch.randn(5, 3, 4, 4), 1.0).shape == (5, 3, 4, 4)

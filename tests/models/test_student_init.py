@@ -121,3 +121,18 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     (tmp_path / "x" / "config.json").write_text("{}")
     with pytest.raises(PidistillError, match="holds no student and no teacher"):
         make_student(other, str(tmp_path / "x"))
+
+
+def test_nothing_of_the_student_is_dropped_by_chance(tmp_path):
+    """A DiT in training mode drops one label in ten: two times of one noise had different labels, and no derivative."""
+    pytest.importorskip("diffusers")
+    from tests.models.teachers.test_diffusers import ddim, dit, save, unet, vae
+
+    for network, more in ((dit(), (vae(), "DiTPipeline")), (unet(classes=5, dropout=0.3), ())):
+        teacher = load_teacher(save(tmp_path / type(network).__name__, ddim(), network, *more))
+        student = make_student(teacher).train()
+        z, y = torch.randn(64, *teacher.shape) * teacher.t_max, torch.arange(64) % 5
+        with torch.no_grad():
+            first, again, evaluated = student(z, 1.0, y), student(z, 1.0, y), student.eval()(z, 1.0, y)
+        assert torch.equal(first, again)
+        torch.testing.assert_close(evaluated, first, rtol=1e-4, atol=1e-5)

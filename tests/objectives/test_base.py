@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.objectives.base import Follower, Objective, Phase, check_contract
+from pidistill.files.datasets import ImageSet
+from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.student_init import make_student
+from pidistill.objectives.base import Follower, Objective, Phase, Setup, TeacherSetup, check_contract
+from tests.helpers import grid_of, tiny_teacher
 
 
 def network() -> nn.Module:
@@ -123,3 +127,22 @@ def test_what_an_objective_need_not_say():
     assert (Objective.needs, Objective.form, Objective.averaged) == ("noise", "trajectory", ("student",))
     with pytest.raises(TypeError, match="abstract"):
         Objective({"student": network()})
+
+
+def data_of(*shape: int) -> ImageSet:
+    return ImageSet.of(torch.zeros(2, *shape))
+
+
+@pytest.mark.parametrize("teacher, data", [((3, 8, 8), None), ((1, 8, 4), None), ((1, 8, 8), (3, 8, 8)),
+                                           ((1, 8, 8), (1, 8, 1))])
+def test_models_and_images_of_several_shapes_are_refused(teacher, data):
+    """They would be broadcast."""
+    other = FunctionDenoiser(lambda x, t, labels: x, teacher)
+    with pytest.raises(PidistillError, match=r"of one shape, got student \(1, 8, 8\), teacher"):
+        Setup(make_student(tiny_teacher()), other, grid_of(other, 4), data_of(*data) if data else None)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 1), (1, 4, 8)])
+def test_a_teacher_is_trained_on_images_of_its_shape(shape):
+    with pytest.raises(PidistillError, match=r"of one shape, got teacher \(1, 8, 8\), data"):
+        TeacherSetup(tiny_teacher(), data_of(*shape))

@@ -19,6 +19,7 @@ from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Setup
 from pidistill.objectives.distances.l2 import L2
 from pidistill.objectives.pid import PID, pid_residual
+from pidistill.objectives.schemes.base import StudentSide
 from pidistill.objectives.schemes.upwind import Upwind
 from pidistill.training import setup
 from pidistill.training.config import DistillConfig
@@ -290,3 +291,23 @@ def test_a_scheme_says_what_it_needs(teacher, monkeypatch):
     monkeypatch.setattr("pidistill.objectives.pid.build_from_config", lambda family, config: Bare())
     with pytest.raises(PidistillError, match="the scheme bare does not say its `recomputable`"):
         PID(Setup(make_student(teacher), teacher, grid_of(teacher, 5)))
+
+
+def narrow(prediction):
+    return lambda F, z, i, t, t_max: StudentSide(F(t[i])[0], t[i], prediction(F(t[i])[0]))
+
+
+@pytest.mark.parametrize("prediction", [lambda x: x[:, :, :1], lambda x: x[:, :, :1, :1], lambda x: x[:1], lambda x: x[0]])
+def test_both_sides_must_be_of_one_shape(prediction):
+    """A scheme of the user's own, whose prediction would be broadcast against the target."""
+    teacher, student, batch = setting()
+    with pytest.raises(PidistillError, match=r"for noise of \(6, 1, 8, 8\) the student's side of Eq. \(11\) has the shape"):
+        pid_residual(student, teacher, batch["z"], batch["i"], grid_of(teacher, POINTS), narrow(prediction), batch["labels"])
+
+
+def test_a_target_of_another_shape_is_refused():
+    """Also of a teacher that no denoiser wraps."""
+    teacher, student, batch = setting()
+    flat = lambda x, t, labels: teacher(x, t, labels).mean((2, 3), keepdim=True)
+    with pytest.raises(PidistillError, match=r"and the teacher's \(6, 1, 1, 1\)"):
+        pid_residual(student, flat, batch["z"], batch["i"], grid_of(teacher, POINTS), Upwind(), batch["labels"])

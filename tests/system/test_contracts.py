@@ -125,6 +125,13 @@ def test_distance_has_a_finite_gradient(distance, gap):
     assert gap < 1 or bool((a.grad.flatten(1).abs().sum(1) > 0).all())
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (4, 1, 16, 1), (4, 1, 1, 1), (4, 3, 16, 16), (1, 16, 16), (3, 1, 16, 16)])
+def test_distance_broadcasts_nothing(distance, shape):
+    for pair in ((digits(0), torch.zeros(shape)), (torch.zeros(shape), digits(0))):
+        with pytest.raises(PidistillError, match="prediction and target must have the same shape"):
+            distance(*pair)
+
+
 # schemes -------------------------------------------------------------------------------------------------------------
 
 

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pidistill.core.console import console
 from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.foreign import call_foreign, check_answer
+from pidistill.core.processes import is_main
 from pidistill.core.tensors import expand_time
 from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
-from pidistill.models.preconditioning import Preconditioning, call_preconditioned
+from pidistill.models.preconditioning import Preconditioning, call_preconditioned, cut_variance
 from pidistill.nets.base import unwrap
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
@@ -52,6 +54,7 @@ class Denoiser(nn.Module):
                  sigma_data: float = SIGMA_DATA, rho: float = RHO):
         super().__init__()
         self.decoder: Decoder | None = None
+        self._said: set[str] = set()
         try:
             self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)
             self.t_min, self.t_max, self.sigma_data, self.rho = float(t_min), float(t_max), float(sigma_data), float(rho)
@@ -66,6 +69,12 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoise(x, expand_time(t, x), labels)
+
+    def say_once(self, message: str) -> None:
+        """Print a message about this teacher the first time that it is said, on the process that writes."""
+        if message not in self._said and is_main():
+            console.print(message, soft_wrap=True)
+        self._said.add(message)
 
     def __call__(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         name = name_teacher(self)
@@ -122,13 +131,13 @@ class Preconditioned(Denoiser):
     def evaluate_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Call the network, guided, on c_in x (B, C, H, W) and c_noise (B,), and give its output (B, C, H, W).
 
-        A variance, which some networks put out after the image's channels, is cut off.
+        A variance, which some networks put out after the image's channels, is cut off; other shapes are refused.
         """
         if self.guidance == 1 or labels is None:
-            return self.model(u, c_noise, labels)[:, :self.shape[0]]
-        null = torch.full_like(labels, self.null_label or 0)
-        outputs = self.model(u.repeat(2, *[1] * (u.ndim - 1)), c_noise.repeat(2), torch.cat([labels, null]))
-        conditional, unconditional = outputs[:, :self.shape[0]].chunk(2)
+            return cut_variance(self.model(u, c_noise, labels), u)
+        null, twice = torch.full_like(labels, self.null_label or 0), u.repeat(2, *[1] * (u.ndim - 1))
+        outputs = cut_variance(self.model(twice, c_noise.repeat(2), torch.cat([labels, null])), twice)
+        conditional, unconditional = outputs.chunk(2)
         return unconditional + self.guidance * (conditional - unconditional)
 
 

@@ -61,9 +61,14 @@ def wait_for_copy(x: Tensor, end: torch.cuda.Event) -> Tensor:
 
 
 def gather(batches: Iterable[Tensor], num: int, shape: Sequence[int]) -> Tensor:
-    """Join batches (B, *shape) into one tensor (num, *shape), float32, without ever holding them twice."""
+    """Join batches (B, *shape) into one tensor (num, *shape), float32, without ever holding them twice.
+
+    Raises PidistillError for batches of another shape, which would be broadcast.
+    """
     whole, k = torch.empty(num, *shape), 0
     for batch in batches:
+        if tuple(batch.shape[1:]) != tuple(shape):
+            raise PidistillError(f"images must have the shape {tuple(shape)}, got {tuple(batch.shape[1:])}")
         whole[k:k + len(batch)] = batch
         k += len(batch)
     return whole

@@ -39,6 +39,19 @@ def call_preconditioned(net: Callable[..., Tensor], c: Coefficients, x: Tensor, 
     return like(c.c_skip, x) * x + like(c.c_out, x) * output
 
 
+def cut_variance(output: Tensor, x: Tensor) -> Tensor:
+    """Cut off the variance that may follow a network's output (B, C or 2C, ...) for x (B, C, ...); gives (B, C, ...).
+
+    Raises PidistillError for any other shape: a single channel would be broadcast over all of x.
+    """
+    batch, channels, *sides = x.shape
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if got != (batch, channels, *sides) and got != (batch, 2 * channels, *sides):
+        raise PidistillError(f"a network must give as many channels as it takes, or twice (a variance after them), for x "
+                             f"of {tuple(x.shape)} it gave {got}")
+    return output[:, :channels]
+
+
 def c_in(t: Tensor, sigma_data: float) -> Tensor:
     """EDM scales its input by (t^2 + sigma_data^2)^-1/2 (Table 1), and so does the student in Eq. (7). t: any shape."""
     return 1 / (t**2 + sigma_data**2).sqrt()
@@ -109,13 +122,17 @@ def sample(t: Tensor, *, sigmas: Sequence[float]) -> Coefficients:
     return Coefficients(torch.zeros_like(t), torch.ones_like(t), c_in(t, 1), interpolate_step(t, sigmas))
 
 
-def flow(t: Tensor, *, scale: float = 1000.0) -> Coefficients:
+def flow(t: Tensor, *, scale: float = 1000.0, whole: bool = False) -> Coefficients:
     """Flow matching (Lipman et al., 2023) predicts the velocity v = eps - x_0 of x_s = (1 - s) x_0 + s eps, s = t/(1 + t).
 
-    D = x_s - s v with x_s = x/(1 + t). scale: the network is told scale * s.
+    D = x_s - s v with x_s = x/(1 + t). scale: the network is told scale * s; whole: rounded down, as by diffusers' multistep
+    solvers.
     """
     s = t / (1 + t)
-    return Coefficients(1 - s, -s, 1 - s, scale * s)
+    clock = scale * s
+    if whole:  # a level that went through float32 is its step itself
+        clock = (clock + 1e-3).floor()
+    return Coefficients(1 - s, -s, 1 - s, clock)
 
 
 FORMULAS: dict[str, Callable[..., Coefficients]] = {
@@ -162,7 +179,7 @@ class Preconditioning:
     """A formula with its constants gives the coefficients of every time.
 
     spec: {"name": ..., constants} or the name alone, as config.json holds it.
-    sigma_data: standard deviation of the data.
+    sigma_data: standard deviation of the data, which the formulas of EDM take unless `spec` names another.
     times: the noise levels that the network was trained at, ascending (K,), or None where it takes any.
     """
 
@@ -174,14 +191,18 @@ class Preconditioning:
         self.formula, self.sigma_data = FORMULAS[self.name], sigma_data
         self.spec: str | dict[str, Any] = {"name": self.name, **constants} if constants else self.name
         if self.name in ("edm", "edm_v"):
-            constants["sigma_data"] = sigma_data
+            constants.setdefault("sigma_data", sigma_data)  # its own, where the network was trained with another
         accepted = inspect.signature(self.formula).parameters
         for key in constants:
             if key not in accepted:
                 raise suggest_choices(f"constant of the preconditioning {self.name}", key, list(accepted)[1:])
         for key, value in constants.items():
-            if key != "sigmas" and not (type(value) in (int, float) and -1e6 < value < 1e6):
-                raise PidistillError(f"the preconditioning {self.name}: {key} must be a number, got {str(value)[:40]}")
+            types, expected = ((bool,), "true or false") if key == "whole" else ((int, float), "a number")
+            if key != "sigmas" and not (type(value) in types and -1e6 < value < 1e6):
+                raise PidistillError(f"the preconditioning {self.name}: {key} must be {expected}, got {str(value)[:40]}")
+        if not constants.get("sigma_data", 1) > 0:
+            raise PidistillError(f"the preconditioning {self.name}: sigma_data must be positive, "
+                                 f"got {constants['sigma_data']}")
         if not 1 <= constants.get("M", 1) <= MOST_TRAINING_STEPS:
             raise PidistillError(f"the preconditioning {self.name}: M must be from 1 to {MOST_TRAINING_STEPS}, "
                                  f"got {constants['M']}")

@@ -27,7 +27,7 @@ from pidistill.files.weights import count_allowed_elements, load_weights, read_t
 from pidistill.models.decoder import Decoder, read_decoder
 from pidistill.models.denoiser import FACTS, parse_facts
 from pidistill.models.drawing import choose_labels, draw_batches, gather
-from pidistill.models.preconditioning import Preconditioning, c_in, call_preconditioned
+from pidistill.models.preconditioning import Preconditioning, c_in, call_preconditioned, cut_variance
 from pidistill.nets.base import Own, describe_net, rebuild_net
 
 
@@ -87,7 +87,7 @@ class Student(nn.Module):
 
     def call_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Call the network on c_in x (B, C, H, W) and c_noise (B,); a variance, which may follow the image, is cut off."""
-        return call_foreign(self.net, self.name_network(), u, c_noise, labels)[:, :self.shape[0]]
+        return cut_variance(call_foreign(self.net, self.name_network(), u, c_noise, labels), u)
 
     def name_network(self) -> str:
         """Name the network in messages: it is the teacher's own, or one that the user chose."""

@@ -76,11 +76,14 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     form: of the student, as `Student` takes it.
     fixed: more names of parameters that stay.
     """
+    if isinstance(preconditioning, dict):  # trajectories are smooth in t, and so is the student's clock
+        preconditioning = {key: value for key, value in preconditioning.items() if key != "whole"}
     for module in network.modules():
         if isinstance(module, DROPOUTS):
             module.p = 0.0
-        elif isinstance(vars(module).get("dropout"), float):
-            setattr(module, "dropout", 0.0)  # noqa: B010 -- a float, where nn.Module's annotations expect tensors
+        for name in ("dropout", "dropout_prob"):  # the latter: of labels, by diffusers' DiT
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)
     named = dict(network.train().named_parameters())
     declared, untrained = getattr(network, "frozen", ()), [name for name, p in named.items() if not p.requires_grad]
     declared = declared if isinstance(declared, frozenset | set | tuple | list) else ()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError, explain
+from pidistill.nets._diffusers_keys import NETWORK_KEYS, check_keys
 
 
 class DiffusersNet(nn.Module):
@@ -21,6 +22,8 @@ class DiffusersNet(nn.Module):
     kind: name of diffusers' class.
     config: what diffusers wrote into its config.json.
     unit_range: whether the network knows images in [0, 1], so that it is given (x + 1)/2.
+
+    A network with a learned embedding of steps is given the step that is nearest to c_noise.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0,
@@ -30,20 +33,23 @@ class DiffusersNet(nn.Module):
         options = {key: value for key, value in (config or {}).items() if not key.startswith("_")}
         self.net = build_from_diffusers(kind, options)
         self.conditional, self.unit_range = num_classes > 0, unit_range
+        self.whole_steps = isinstance(getattr(self.net, "time_proj", None), nn.Embedding)
         self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None and self.conditional:
             labels = c_noise.new_zeros(len(x)).long()  # diffusers' conditional networks cannot do without
         x = (x + 1) / 2 if self.unit_range else x
+        c_noise = c_noise.round().long() if self.whole_steps else c_noise
         return self.net(x, c_noise.expand(len(x)), class_labels=labels if self.conditional else None, return_dict=False)[0]
 
 
 def build_from_diffusers(kind: str, config: dict[str, Any]) -> nn.Module:
     """Build the class `kind` of diffusers from its config.json, without the options that the class does not know.
 
-    Raises PidistillError for a configuration that the class refuses.
+    Raises PidistillError for a configuration that the class refuses, or with a value that is not understood here.
     """
+    check_keys(f"diffusers' {kind}", config, NETWORK_KEYS[kind])
     model_class = getattr(import_diffusers(), kind)
     parameters = inspect.signature(model_class.__init__).parameters
     try:

@@ -40,6 +40,9 @@ class Setup:
     data: ImageSet | None = None
     recompute: bool = False
 
+    def __post_init__(self) -> None:
+        check_same_shape({"student": self.student, "teacher": self.teacher, "data": self.data})
+
 
 @dataclass(frozen=True)
 class TeacherSetup:
@@ -47,6 +50,9 @@ class TeacherSetup:
 
     denoiser: Denoiser
     data: ImageSet
+
+    def __post_init__(self) -> None:
+        check_same_shape({"teacher": self.denoiser, "data": self.data})
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,14 @@ class Objective(ABC):
         `student.init=previous` of a later one starts from the student of the one before.
         """
         return [config]
+
+
+def check_same_shape(parts: Mapping[str, Any]) -> None:
+    """Refuse models and images, by what they are called, that are not of one shape (C, H, W): they would be broadcast."""
+    shapes = {name: tuple(part.shape) for name, part in parts.items() if hasattr(part, "shape")}
+    if len({*shapes.values()}) > 1:
+        raise PidistillError("an objective needs models and images of one shape, got " +
+                             ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
 
 
 def find_objective(name: str, setup: type = Setup) -> type[Objective]:

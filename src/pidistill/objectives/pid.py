@@ -43,6 +43,9 @@ def pid_residual(student: Student, teacher: Callable[..., Tensor], z: Tensor, i:
     x, t, prediction = scheme(F, z, i, times, student.t_max)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):  # sg(.), ablated in Section 6.4
         target = teacher(x, t, labels)
+    if not prediction.shape == target.shape == z.shape:
+        raise PidistillError(f"for noise of {tuple(z.shape)} the student's side of Eq. (11) has the shape "
+                             f"{tuple(prediction.shape)} and the teacher's {tuple(target.shape)}; all must be equal")
     return prediction, target
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import find_member
+from pidistill.core.registry import find_member, list_members
 from pidistill.core.seeds import noise
-from pidistill.models.denoiser import FunctionDenoiser
+from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
 from pidistill.models.samplers.base import (
     STEPS,
     Sampler,
@@ -22,7 +22,7 @@ from pidistill.models.samplers.base import (
 )
 from pidistill.models.teachers.base import load_teacher
 from pidistill.models.teachers.gaussian import gaussian as parse_gaussian
-from tests.helpers import gaussian64, start
+from tests.helpers import MLP, gaussian64, start, tiny_teacher
 from tests.models.samplers.test_samplers import NAMES, STOCHASTIC, VARIANTS, discrete, log_times
 
 
@@ -208,3 +208,42 @@ def test_labels_guidance_and_decoder(text, latent):
     mixed.times = plain.times
     torch.testing.assert_close(draw(mixed, y), latents, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(draw(plain, y, decode=False), latents, rtol=0.01)
+
+
+# steps that fall on one level, and shapes -------------------------------------------------------------------------------
+
+
+def stepped(levels: int) -> Preconditioned:
+    """A teacher that knows so many noise levels."""
+    return tiny_teacher(MLP, preconditioning={"name": "sample", "sigmas": torch.logspace(-2, 1.5, levels).tolist()},
+                        t_min=0.01, t_max=31.0)
+
+
+@pytest.mark.parametrize("text, steps", [
+    ("euler:250", 100), ("ddim,spacing=uniform:250", 100), ("ddim,spacing=log:1000", 100), ("dpm_solver_pp:101", 86),
+    ("euler:5", 5), ("deis3,spacing=uniform:100", 100)])
+def test_fewer_steps_than_were_asked_for_are_said(text, steps, capsys):
+    """A model with 100 levels drew fewer than 250 steps and said nothing. Each sampler says it once."""
+    [sampler], teacher = parse_sampler(text), stepped(100)
+    for _ in range(2):
+        sample_teacher(teacher, range(2), torch.tensor([0, 1]), sampler=sampler)
+    assert len(sampler.times(teacher)) == steps + 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "noise levels" in line]
+    assert said == [f"{sampler}: {steps} steps, as many as differ among the teacher's 100 noise levels"
+                    ] * (steps < sampler.steps)
+
+
+def test_a_teacher_of_any_level_takes_all_steps(capsys):
+    assert len(Sampler("euler", 250).times(tiny_teacher())) == 251
+    sample_teacher(tiny_teacher(), range(1), torch.tensor([0]), steps=20)
+    assert "noise levels" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list_members("samplers"))
+@pytest.mark.parametrize("change", [lambda x: x[:, :1], lambda x: x[:1], lambda x: x[:, :1, :1, :1], lambda x: x[0]],
+                         ids=["a channel", "a sample", "a number a sample", "no batch"])
+def test_a_denoiser_of_another_shape_is_refused(name, change):
+    sampler = Sampler(name, 3)
+    with pytest.raises(PidistillError, match=r"the denoiser must give the shape of x, \(4, 3, 2, 2\)"):
+        list(sampler.integrate(lambda x, t, labels: change(x), torch.randn(4, 3, 2, 2), torch.tensor([9.0, 1.0, 0.0]), None,
+                               lambda k: torch.randn(4, 3, 2, 2)))

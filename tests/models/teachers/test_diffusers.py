@@ -122,6 +122,48 @@ def test_edm_schedulers(tmp_path, prediction):
 
 
 @torch.no_grad()
+def test_sigma_data_of_the_user_s_leaves_the_formula_as_it_was_trained(tmp_path):
+    """It is the scale of the data, by which the student's input is scaled and the grid's checks are made."""
+    spec = save(tmp_path / "p", diffusers.EDMEulerScheduler(sigma_data=0.4))
+    plain, other, x = load_teacher(spec), load_teacher(spec + ",sigma_data=0.9"), torch.randn(2, 1, SIZE, SIZE)
+    assert (plain.sigma_data, other.sigma_data) == (0.4, 0.9) and plain.preconditioning.spec == "edm"
+    assert torch.equal(plain(x, 0.7), other(x, 0.7))
+    make_student(other).save(tmp_path / "s")
+    assert load_student(tmp_path / "s").preconditioning.spec == {"name": "edm", "sigma_data": 0.4}
+    convert(spec + ",sigma_data=0.9", tmp_path / "c")
+    assert torch.equal(load_teacher(str(tmp_path / "c"))(x, 0.7), plain(x, 0.7))
+
+
+CONTINUOUS = {"timestep_type": "continuous", "prediction_type": "v_prediction", "beta_schedule": "scaled_linear",
+              "beta_start": 0.00085, "beta_end": 0.012, "sigma_min": 0.002, "sigma_max": 80.0}
+
+
+@pytest.mark.parametrize("respaced", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+@torch.no_grad()
+def test_a_continuous_clock_is_diffusers_own(tmp_path, respaced):
+    """D was off by 0.048 of 0.31: T was 14.6 and the clock a step of the table."""
+    network, scheduler = unet(), diffusers.EulerDiscreteScheduler(**CONTINUOUS, **{respaced: True})
+    teacher = load_teacher(save(tmp_path / "p", scheduler, network))
+    assert (teacher.t_min, teacher.t_max, teacher.times) == (0.002, 80.0, None)
+    scheduler.set_timesteps(9)
+    x = z = torch.randn(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * scheduler.sigmas[0]
+    for t, s in zip(scheduler.timesteps, scheduler.sigmas):
+        step = scheduler.step(network(scheduler.scale_model_input(x, t), t).sample, t, x)
+        close(teacher(x, float(s)), step.pred_original_sample, 1e-5)
+        x = step.prev_sample
+    *_, (_, ours) = euler(teacher, z, scheduler.sigmas.double())
+    close(ours, x)
+    assert loss_of(make_student(teacher), teacher) < 10
+
+
+def test_a_model_of_100_levels_says_that_it_draws_no_250(cli, tmp_path):
+    spec = save(tmp_path / "p", ddim(num_train_timesteps=100))
+    result = cli("sample", spec, "--seeds", "0-1", "--sampler", "euler,spacing=uniform:250", "--out", tmp_path / "a.png")
+    assert result.code == 0
+    assert "euler,spacing=uniform:250: 100 steps, as many as differ among the teacher's 100 noise levels" in result.err
+
+
+@torch.no_grad()
 def test_flow_matching_schedulers(tmp_path):
     """Euler in s is not Euler in t: the denoiser itself is compared, and a fine Heun with a fine Euler."""
     network, scheduler = unet(), diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.edm_pickle import EDMPickle
 from pidistill.files.reading import sha256
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.models.teachers.edm import ADDRESS, CHECKPOINTS, EDM2
+from pidistill.models.teachers.edm import ADDRESS, CHECKPOINTS, EDM2, interpret
 from pidistill.nets.base import build_net
 from tests.edm_pickles import write
 from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
@@ -237,3 +238,32 @@ def test_a_pickle_that_does_not_say_its_size_is_refused(tiny, tmp_path):
     path = write(tmp_path / "a.pkl", tiny.model, img_resolution=8, label_dim=0)
     with pytest.raises(PidistillError, match="does not say its img_channels"):
         load_teacher(f"edm:{path}")
+
+
+FACTS = {"img_resolution": 8, "img_channels": 1, "label_dim": CLASSES, "sigma_data": 0.5}
+KWARGS = {key: NET[key] for key in ("model_channels", "channel_mult", "num_blocks", "attn_resolutions")}
+
+
+def test_attributes_of_a_fork_are_said(tiny, tmp_path, capsys):
+    """They may change what the network means; those that are NVIDIA's, or None, are not worth a word."""
+    path = write(tmp_path / "a.pkl", tiny.model, kwargs=KWARGS, **FACTS, use_fp16=True, epsilon_t=1e-5, predict_x0=True,
+                 cfg_scale=None)
+    assert same(load_teacher(f"edm:{path}"), tiny)
+    said = capsys.readouterr().err
+    assert said == "a.pkl: predict_x0=True of its EDMPrecond is not NVIDIA's, and is not read\n"
+
+
+@pytest.mark.parametrize("kwargs, words", [
+    ({"in_channels": 2}, "in_channels=2 for images of 1"), ({"out_channels": 3}, "out_channels=3 for images of 1"),
+    ({"in_channels": 4, "out_channels": 1}, "in_channels=4"), ({"out_channels": 0}, "out_channels=0")])
+def test_networks_of_other_channels_than_their_images_are_refused(tiny, tmp_path, kwargs, words):
+    path = write(tmp_path / "a.pkl", tiny.model, kwargs=KWARGS | kwargs, **FACTS)
+    with pytest.raises(PidistillError, match=words):
+        load_teacher(f"edm:{path}")
+
+
+def test_options_without_names_are_refused():
+    network = {"class_name": "SongUNet", "args": (8, 1, 1, 3, 0, 64), "kwargs": {}}
+    with pytest.raises(PidistillError, match="its SongUNet was given options without names"):
+        interpret(EDMPickle("EDMPrecond", FACTS, network, {}, ()))
+    assert interpret(EDMPickle("EDMPrecond", FACTS, network | {"args": (8, 1, 1, 3)}, {}, ()))[0]["shape"] == (1, 8, 8)

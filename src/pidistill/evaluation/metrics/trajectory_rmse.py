@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import to_float64
 from pidistill.evaluation.metrics.base import ImageBatch, Metric, Reference
 
@@ -22,6 +23,9 @@ class TrajectoryRmse(Metric):
 
     def add(self, batch: ImageBatch) -> None:
         assert batch.solutions is not None
+        if batch.images.shape != batch.solutions.shape:
+            raise PidistillError(f"images and solutions must be of one shape, got {tuple(batch.images.shape)} and "
+                                 f"{tuple(batch.solutions.shape)}")
         self.state["square"] += (to_float64(batch.images) - to_float64(batch.solutions)).square().sum()
         self.state["n"] += batch.images.numel()
 

@@ -78,7 +78,14 @@ class Sampler:
             raise PidistillError(f"samplers/{self.name}: draw is no option; noise comes from the seeds")
         function: SamplerFunction = find_member("samplers", self.name)
         stochastic = {"draw": draw} if "draw" in inspect.signature(function).parameters else {}
-        return build("samplers", self.name, denoise, z, ts, labels, **stochastic, **self.options)
+
+        def denoise_alike(x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
+            D = denoise(x, t, labels)
+            if D.shape != x.shape:  # or x - D would be of broadcast copies
+                raise PidistillError(f"the denoiser must give the shape of x, {tuple(x.shape)}, it gives {tuple(D.shape)}")
+            return D
+
+        return build("samplers", self.name, denoise_alike, z, ts, labels, **stochastic, **self.options)
 
     def times(self, teacher: Denoiser) -> Tensor:
         """Compute the times (steps + 1,) float64 from the teacher's T to eps, and 0.
@@ -210,6 +217,9 @@ def draw_teacher(teacher: Denoiser, seeds: Sequence[int], labels: Tensor | None,
     call: (x, t, labels) -> D, which is called instead of the teacher, such as the teacher under autocast.
     """
     ts, device, denoise = sampler.times(teacher), find_device(teacher), call or teacher
+    if teacher.times is not None and len(ts) - 1 < sampler.steps:
+        teacher.say_once(f"{sampler}: {len(ts) - 1} steps, as many as differ among the teacher's {len(teacher.times)} noise "
+                         "levels")
 
     def draw(z: Tensor, y: Tensor | None, batch: Sequence[int]) -> Tensor:
         draw_noise = lambda k: send(noise(batch, teacher.shape, k + 1), device)  # 0 is z

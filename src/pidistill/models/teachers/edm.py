@@ -79,6 +79,9 @@ EDM_NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {  # NVIDIA's class -> our
     "UNet": ("edm2_unet", {})}
 RENAMED = {"embedding_type": "embedding", "encoder_type": "encoder", "decoder_type": "decoder",
            "channels_per_head": "head_channels"}
+# Attributes of NVIDIA's preconditionings that are read, or change nothing here; forks may add others.
+KNOWN_ATTRIBUTES = ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max", "sigma_data", "beta_d",
+                    "beta_min", "M", "C_1", "C_2", "use_fp16", "epsilon_t")
 # What build_net knows by other means, and what only training needs.
 NOT_OPTIONS = ("img_resolution", "in_channels", "img_channels", "label_dim", "augment_dim", "label_dropout")
 
@@ -128,6 +131,11 @@ def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
         teacher = build_network_teacher(net, weights=weights, file=path, **facts)
     except (PidistillError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"cannot build the network of {path}: {error}") from None
+    for key in sorted(file.attributes.keys() - {*KNOWN_ATTRIBUTES}):
+        if file.attributes[key] is None:
+            continue
+        console.print(f"{path.name}: {key}={str(file.attributes[key])[:40]} of its {file.class_name} is not NVIDIA's, and is "
+                      "not read", soft_wrap=True)
     if not weights:
         return teacher
     tensors, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
@@ -144,12 +152,18 @@ def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
         raise suggest_choices("preconditioning", file.class_name[:40], list(PRECONDITIONINGS))
     if file.network["class_name"] not in EDM_NETWORKS:
         raise suggest_choices("network", str(file.network["class_name"])[:40], list(EDM_NETWORKS))
+    if len(file.network["args"]) > 4:  # resolution, channels in and out, classes: what is known by other means
+        raise PidistillError(f"its {file.network['class_name']} was given options without names, which are not read")
     a = file.attributes
     name, constants = PRECONDITIONINGS[file.class_name]
     preconditioning = {"name": name, **{key: a[key] for key in constants}} if constants else name
     size, channels = a["img_resolution"], a["img_channels"]
     if not all(type(n) is int and 0 < n <= 4096 for n in (size, channels)) or type(a["label_dim"]) is not int:
         raise PidistillError("its image size is impossible")
+    for key, allowed in (("in_channels", (channels,)), ("out_channels", (channels, 2 * channels))):
+        if file.network["kwargs"].get(key, channels) not in allowed:
+            raise PidistillError(f"its network has {key}={str(file.network['kwargs'][key])[:40]} for images of {channels}: "
+                                 "no image beside the noise is known, and no other conditions")
     # EDM samples all of them from 80 to 0.002, where the network reaches so far.
     facts = {"shape": (channels, size, size), "num_classes": a["label_dim"], "preconditioning": preconditioning,
              "t_min": max(T_MIN, a.get("sigma_min", 0)), "t_max": min(T_MAX, a.get("sigma_max", math.inf)),

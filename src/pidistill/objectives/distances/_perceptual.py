@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast, autocast
 from pidistill.objectives.distances._microbatched import compare_in_microbatches
+from pidistill.objectives.distances.base import check_shapes
 
 TINY = 1e-10  # LPIPS's: what is added to the norm of a position's features
 
@@ -66,6 +67,7 @@ class Perceptual(nn.Module):
         return self
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        check_shapes(prediction, target)
         return compare_in_microbatches(self.compare, prediction, target, self.microbatch)
 
     def compare(self, prediction: Tensor, target: Tensor) -> Tensor:

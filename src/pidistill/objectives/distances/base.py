@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pidistill.core.errors import PidistillError
+
 
 @runtime_checkable
 class Distance(Protocol):
@@ -20,3 +22,10 @@ class Distance(Protocol):
     """
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
+
+
+def check_shapes(prediction: Tensor, target: Tensor) -> None:
+    """Refuse a prediction and a target of different shapes, whose difference would be taken of broadcast copies."""
+    if prediction.shape != target.shape:
+        raise PidistillError(f"prediction and target must have the same shape, got {tuple(prediction.shape)} and "
+                             f"{tuple(target.shape)}")

@@ -10,6 +10,7 @@ import math
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
+from pidistill.objectives.distances.base import check_shapes
 
 
 class PseudoHuber:
@@ -24,6 +25,7 @@ class PseudoHuber:
         self.c = c
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        check_shapes(prediction, target)
         difference = (prediction - target).flatten(1)
         k = self.c * math.sqrt(difference.shape[1])
         return (difference.square().sum(dim=1) + k**2).sqrt() - k
