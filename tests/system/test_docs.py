@@ -35,3 +35,20 @@ def test_files_that_are_named_are_there(page):
         assert (ROOT / name).exists() or "NAME" in name, name
     for name in re.findall(r"python -m benchmarks\.(\w+)", text):
         assert (ROOT / "benchmarks" / f"{name}.py").exists(), name
+
+
+def test_compatibility_names_every_class_and_key():
+    """What the code accepts, and nothing that it does not know."""
+    from pidistill.models.teachers import _diffusers_pipeline as pipeline
+    from pidistill.models.teachers import _diffusers_schedule as schedule
+    from pidistill.models.teachers.edm import KNOWN_ATTRIBUTES, PRECONDITIONINGS
+    from pidistill.nets._diffusers_keys import NETWORK_KEYS
+
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"\w+", code)}
+    keys = {key for table in NETWORK_KEYS.values() for key in table} | {*schedule.SAMPLER_KEYS}
+    keys |= {*schedule.REFUSED_KEYS, *schedule.FOREIGN_KEYS, *(key for table in schedule.READ_KEYS.values() for key in table)}
+    classes = {*NETWORK_KEYS, *schedule.FAMILIES, *pipeline.PIPELINES, *pipeline.REFUSED_PIPELINES, *PRECONDITIONINGS}
+    assert keys | classes | {*pipeline.COMPONENTS, *pipeline.HARMLESS_COMPONENTS, *KNOWN_ATTRIBUTES} <= named
+    rows = text[text.index("## diffusers: schedulers"):text.index("| all others")]
+    assert {*re.findall(r"\w+Scheduler\b", rows)} == {*schedule.FAMILIES}

@@ -18,6 +18,8 @@ import pidistill
 ROOT = Path(pidistill.__file__).parent
 FEATURES = {
     "torch._dynamo.exc.BackendCompilerFailed": "a line instead of a traceback where torch.compile finds no compiler",
+    "torch._dynamo.exc.TorchRuntimeError": "a stranger's own error instead of the compiler's, where its code fails",
+    "torch.nn.Module._buffers": "averages of buffers that a module replaces, and tied ones, at their places",
     "torch.nn.Module._call_impl": "compiling a module in place, so that its state dictionary keeps its names",
     "torch.nn.Module._compiled_call_impl": "the same",
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": "the warning that this CPU has no instructions for bf16",
@@ -76,4 +78,4 @@ def test_pytorch_still_has_it(name):
 
     value = torch
     for part in name.split(".")[1:]:
-        value = getattr(nn.Module() if part == "_compiled_call_impl" else value, part)
+        value = getattr(nn.Module() if part in ("_compiled_call_impl", "_buffers") else value, part)

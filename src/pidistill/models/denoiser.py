@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.core.console import console
 from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.foreign import call_foreign, check_answer
 from pidistill.core.processes import is_main
@@ -73,6 +72,8 @@ class Denoiser(nn.Module):
     def say_once(self, message: str) -> None:
         """Print a message about this teacher the first time that it is said, on the process that writes."""
         if message not in self._said and is_main():
+            from pidistill.core.console import console  # rich, which most have no need of
+
             console.print(message, soft_wrap=True)
         self._said.add(message)
 

@@ -134,8 +134,8 @@ def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
     for key in sorted(file.attributes.keys() - {*KNOWN_ATTRIBUTES}):
         if file.attributes[key] is None:
             continue
-        console.print(f"{path.name}: {key}={str(file.attributes[key])[:40]} of its {file.class_name} is not NVIDIA's,"
-                      " and is not read", soft_wrap=True)
+        console.print(f"{path.name}: {key}={str(file.attributes[key])[:40]} of its {file.class_name} is not NVIDIA's, and "
+                      "is not read", soft_wrap=True)
     if not weights:
         return teacher
     tensors, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
