@@ -47,7 +47,8 @@ def test_compatibility_names_every_class_and_key():
     text = (ROOT / "docs" / "compatibility.md").read_text()
     named = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"\w+", code)}
     keys = {key for table in NETWORK_KEYS.values() for key in table} | {*schedule.SAMPLER_KEYS}
-    keys |= {*schedule.REFUSED_KEYS, *schedule.FOREIGN_KEYS, *(key for table in schedule.READ_KEYS.values() for key in table)}
+    keys |= {*schedule.REFUSED_KEYS, *schedule.FOREIGN_KEYS}
+    keys |= {key for table in schedule.READ_KEYS.values() for key in table}
     classes = {*NETWORK_KEYS, *schedule.FAMILIES, *pipeline.PIPELINES, *pipeline.REFUSED_PIPELINES, *PRECONDITIONINGS}
     assert keys | classes | {*pipeline.COMPONENTS, *pipeline.HARMLESS_COMPONENTS, *KNOWN_ATTRIBUTES} <= named
     rows = text[text.index("## diffusers: schedulers"):text.index("| all others")]

@@ -28,6 +28,7 @@ FEATURES = {
     "torch.Tensor._version": "edm2_unet's normalised weights, kept between calls while the weight has not changed",
     "torch._C._functorch.maybe_current_level": "own kernels: they must not be used inside torch.func transforms",
     "torch._foreach_lerp_": "averages and RAdam in one pass over the weights",
+    "torch._foreach_copy_": "averages of buffers in one pass",
     "torch._foreach_add": "RAdam in one pass over the weights",
     "torch._foreach_add_": "RAdam in one pass over the weights",
     "torch._foreach_sub_": "RAdam in one pass over the weights",

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from pidistill.core.console import console
 from pidistill.core.errors import PidistillError, to_line, words_of
 
 COUNTS: dict[str, Callable[[], int]] = {
@@ -38,6 +37,8 @@ def is_main() -> bool:
 def say(line: str) -> None:
     """Print a line for people, where this is the main process; what cannot be printed in it becomes ?."""
     if is_main():
+        from pidistill.core.console import console  # rich, which most have no need of
+
         console.print(to_line(line), soft_wrap=True)
 
 
