@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member
 from pidistill.files.reading import read_json
@@ -89,6 +88,8 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     declared = declared if isinstance(declared, frozenset | set | tuple | list) else ()
     frozen = {*fixed, *(untrained if len(untrained) < len(named) else ())}
     if others := sorted(frozen - {*declared}):
+        from pidistill.core.console import console  # rich, which loading a model has no need of
+
         console.print(f"{len(others)} of the network's {len(named)} weights are not trained, as requires_grad says of them: "
                       f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}", soft_wrap=True, markup=False)
     for name, p in named.items():
