@@ -233,4 +233,7 @@ def test_what_the_installed_diffusers_does_not_know_is_said_and_left_out(tmp_pat
     edit(tmp_path / "p" / "unet" / "config.json", an_option_of_tomorrow=3, decay=0.999)
     assert load_teacher(spec).shape == (1, SIZE, SIZE)
     said = capsys.readouterr().err
-    assert "an_option_of_tomorrow=3 in the network's config.json is no key of UNet2DModel" in said and "decay" not in said
+    assert "an_option_of_tomorrow in its config.json is no key of UNet2DModel" in said and "decay" not in said
+    latent(tmp_path / "latent", another=True)
+    load_teacher(f"diffusers:{tmp_path / 'latent' / 'p'}", weights=False)
+    assert "another in its config.json is no key of AutoencoderKL" in capsys.readouterr().err

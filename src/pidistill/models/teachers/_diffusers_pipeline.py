@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json
 from pidistill.nets._diffusers_keys import NETWORK_KEYS, check_keys, read_defaults
@@ -83,18 +84,24 @@ def read_class_name(index: dict[str, Any], component: str) -> str | None:
     return name
 
 
-def check_network(config: dict[str, Any], kind: str, name: str) -> list[str]:
-    """Refuse a network that cannot be a denoiser by itself; gives keys of its config.json that diffusers does not know.
+def say_unknown(keys: list[str], kind: str, library: Any, name: str) -> None:
+    """Say which keys of a model's config.json are left out, as diffusers leaves out those that its class does not take."""
+    for key in keys:
+        console.print(f"{name}: {key} in its config.json is no key of {kind} in diffusers {library.__version__}: left out",
+                      soft_wrap=True)
 
-    config: of the network, whole. kind: its class. name: of the pipeline, for errors.
+
+def check_network(library: Any, config: dict[str, Any], kind: str, name: str) -> None:
+    """Refuse a network that cannot be a denoiser by itself, and say which keys of its config.json diffusers does not know.
+
+    library: diffusers. config: of the network, whole. kind: its class. name: of the pipeline, for errors.
     """
-    unknown = check_keys(f"{name}: {kind}", config, NETWORK_KEYS[kind])
+    say_unknown(check_keys(f"{name}: {kind}", config, NETWORK_KEYS[kind]), kind, library, name)
     takes, gives = config.get("in_channels"), config.get("out_channels")
     gives = takes if gives is None and kind == "DiTTransformer2DModel" else gives
     if type(takes) is int and gives not in (takes, 2 * takes):
         raise PidistillError(f"{name}: its network takes {takes} channels and gives {str(gives)[:40]}; a denoiser gives as "
                              "many as it takes, or twice (with a variance): no image beside the noise, no other conditions")
-    return unknown
 
 
 def check_clock(config: dict[str, Any], preconditioning: str | dict[str, Any], name: str) -> int:
@@ -124,7 +131,7 @@ def read_decoder_config(library: Any, path: Path, channels: int, name: str) -> d
     if not path.exists():
         raise PidistillError(f"{name}: its latents need the AutoencoderKL that is not in {path.parent.name}/")
     config = read_json(path)
-    check_keys(f"{name}: AutoencoderKL", config, NETWORK_KEYS["AutoencoderKL"])
+    say_unknown(check_keys(f"{name}: AutoencoderKL", config, NETWORK_KEYS["AutoencoderKL"]), "AutoencoderKL", library, name)
     latents = (read_defaults(library.AutoencoderKL) | config)["latent_channels"]
     if latents != channels:
         raise PidistillError(f"{name}: its network works on {channels} channels, its AutoencoderKL on {str(latents)[:40]}")

@@ -52,9 +52,7 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     config_file = find_component_file(folder, parts.network, "config.json")
     config = read_json(config_file)
     whole = read_defaults(getattr(library, kind)) | config
-    for key in check_network(whole, kind, name):
-        console.print(f"{name}: {key}={str(config[key])[:60]} in the network's config.json is no key of {kind} in diffusers "
-                      f"{library.__version__}: left out", soft_wrap=True)
+    check_network(library, whole, kind, name)
     facts = read_pipeline_facts(library, folder, whole, parts.scheduler, name)
     decoder = None
     if parts.decoder:
