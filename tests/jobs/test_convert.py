@@ -47,8 +47,8 @@ def test_teachers_of_every_preconditioning_come_back(tmp_path):
         folder = tmp_path / teacher.preconditioning.name
         write_folder(folder, collect_tensors(teacher), {"config": describe_teacher(teacher), "provenance": {}})
         again = load_teacher(str(folder))
-        x, y = torch.randn(2, *SHAPE), torch.tensor([1, 2])
-        assert torch.equal(again(x, 1.0, y), teacher.eval()(x, 1.0, y)) and again.guidance == 2
+        x, y = torch.randn(2, *SHAPE), torch.tensor([0, 1])
+        assert torch.equal(again(x, 1.0, y), teacher.eval()(x, 1.0, y)) and again.guide == (0, 2) and again.num_classes == 2
         assert (again.times is None) == (teacher.times is None)
 
 

@@ -50,13 +50,15 @@ def describe_tensor(x: Tensor) -> str:
     return f"{tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}{device}"
 
 
-def check_answer(D: Any, x: Tensor, who: str) -> None:
+def check_answer(D: Any, x: Tensor, who: str, times: int = 1) -> None:
     """Refuse what is no denoised image of x (B, ...): of another type or shape, on another device, or no decimal numbers.
 
     Another shape, such as one channel for three, would be broadcast, and integers be taken for images in [-1, 1].
 
     who: the name of what gave D, for the line.
+    times: how often it was given x, for D (times B, ...).
     """
+    x = x if times == 1 else x.expand(times, *x.shape).flatten(0, 1)
     where = f"{who} must give D as a tensor of the shape of x, {describe_tensor(x)}"
     if isinstance(D, tuple | list):
         raise ForeignError(f"{where}; it gives a {type(D).__name__} of {len(D)}: return D alone")

@@ -16,6 +16,7 @@ from pidistill.files.weights import read_state_dict
 from pidistill.jobs.distill import is_stage
 from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.denoiser import Denoiser, Preconditioned
+from pidistill.models.labels import Null
 from pidistill.models.load import find_student_folder, load_model, read_own_net
 from pidistill.models.student import Student
 from pidistill.training.checkpoint import describe_contents, latest
@@ -57,6 +58,8 @@ def describe(spec: str) -> dict[str, Any]:
               "network": spec_of_net or type(net).__name__,
               "parameters": sum(p.numel() for p in net.parameters()),
               "shape": "x".join(map(str, model.shape)), "classes": model.num_classes or "none (unconditional)",
+              **describe_guide(model.guide.null if isinstance(model, Denoiser) else model.null_label,
+                               model.guide.guidance if isinstance(model, Denoiser) else 1.0),
               "noise range": f"{model.t_min:g} to {model.t_max:g}",
               "sigma_data": round(model.sigma_data, 4), "rho": model.rho}
     folder = folder if isinstance(model, Student) else model.source
@@ -65,6 +68,11 @@ def describe(spec: str) -> dict[str, Any]:
     if isinstance(model, Denoiser) and model.origin:
         facts["source"] = model.origin
     return facts | try_call(model)
+
+
+def describe_guide(null: Null, guidance: float) -> dict[str, Any]:
+    """Describe null label and guidance, where there are any."""
+    return {**({} if null is None else {"null label": null}), **({} if guidance == 1 else {"guidance": guidance})}
 
 
 @torch.inference_mode()

@@ -60,7 +60,7 @@ def describe_stored(spec: str) -> dict[str, Any] | None:
             "classes": config["num_classes"] or "none (unconditional)",
             "noise range": f"{config['t_min']:g} to {config['t_max']:g}",
             "sigma_data": round(config["sigma_data"], 4), "rho": config["rho"]}
-        facts |= {key: config[key] for key in ("guidance", "ema") if key in config}
+        facts |= {key.replace("null", "null label"): config[key] for key in ("null", "guidance", "ema") if key in config}
         facts["called"] = "no: this is what its files say"
         if "decoder" in config:
             facts["decoder"] = "AutoencoderKL: the model works on latents"

@@ -20,6 +20,7 @@ from pidistill.core.processes import is_main
 from pidistill.core.tensors import expand_time
 from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
+from pidistill.models.labels import Guide, Null, count_classes, count_labels, make_guide, number_labels, repeat_null
 from pidistill.models.preconditioning import Preconditioning, call_preconditioned, cut_variance
 from pidistill.nets.base import unwrap
 
@@ -35,7 +36,12 @@ class Denoiser(nn.Module):
     range or data scale reads it here. What a subclass raises, and an answer that is none, is a PidistillError with the
     teacher's name and the exception's words.
 
-    shape: (C, H, W) of x and D. num_classes: 0 for an unconditional teacher.
+    shape: (C, H, W) of x and D. num_classes: labels that `denoise` knows, 0 for an unconditional teacher; as an attribute
+        the classes that are drawn, without the null label.
+    null_label: what `denoise` knows images without a class by: a label, which is never drawn and past which the labels of
+        `denoise` are one higher than the classes; "none", where it is called without labels then; None if it knows none.
+    guidance: w of classifier-free guidance (Ho & Salimans, 2022); with w != 1, D = u + w (c - u), of c with the label and
+        u without a class: two calls, in one where the null label is a number. `guide` holds both.
     t_min, t_max: the noise range, eps and T. sigma_data: standard deviation of the data. rho: spacing of the Karras grid.
     times: the only noise levels that the teacher knows, ascending, (K,) float64, to which grids snap; None if it takes any.
     source: the folder that the teacher was read from.
@@ -50,7 +56,7 @@ class Denoiser(nn.Module):
     spec: str | None = None
 
     def __init__(self, shape: Sequence[int], num_classes: int = 0, *, t_min: float = T_MIN, t_max: float = T_MAX,
-                 sigma_data: float = SIGMA_DATA, rho: float = RHO):
+                 sigma_data: float = SIGMA_DATA, rho: float = RHO, guidance: float = 1.0, null_label: Null = None):
         super().__init__()
         self.decoder: Decoder | None = None
         self._said: set[str] = set()
@@ -62,12 +68,64 @@ class Denoiser(nn.Module):
                                  f"number, t_min, t_max, sigma_data and rho numbers: {words_of(error)}") from error
         if not 0 < t_min < t_max:
             raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
+        guide = make_guide(null_label, guidance)
+        self.num_classes = count_classes(self.num_classes, guide.null)
+        self.guide = self._check_guide(guide)
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 
     def forward(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoise(x, expand_time(t, x), labels)
+        t, (null, guidance) = expand_time(t, x), self.guide
+        y, nothing = number_labels(labels, null), repeat_null(null, x)
+        if labels is None or guidance == 1:
+            return self.denoise(x, t, nothing if labels is None else y)
+        if y is None or nothing is None:  # without labels there is no class
+            pieces = [self.denoise(x, t, y), self.denoise(x, t, None)]
+        else:
+            pieces = [self.denoise(x.repeat(2, *[1] * (x.ndim - 1)), t.repeat(2), torch.cat([y, nothing]))]
+        for D in pieces:
+            check_answer(D, x, name_teacher(self), 2 // len(pieces))
+        conditional, unconditional = torch.cat(pieces).chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def set_guidance(self, guidance: float | str = 1.0, null: Null = None) -> Denoiser:
+        """Choose the null label, where the teacher's maker has not, and the scale of guidance; gives the teacher.
+
+        A null label that is counted among the classes is one no more: 11 classes with null=10 become 10.
+
+        guidance: as of the class. null: as `null_label`; None leaves what is known.
+        Raises PidistillError for a label that the network has not, and for guidance without a null label or classes.
+        """
+        guide, name = make_guide(null, guidance), name_teacher(self)
+        old, known = self.guide.null, count_labels(self.num_classes, self.guide.null)
+        if guide.null in (None, old):
+            self.guide = self._check_guide(guide._replace(null=old))
+            return self
+        if not known or (isinstance(guide.null, int) and guide.null >= known):
+            raise PidistillError(f"null={null}: {name} knows " + (
+                f"the labels 0-{known - 1} (its num_classes counts the null label too)" if known else "no classes"))
+        if isinstance(old, int) and old != self.num_classes:
+            raise PidistillError(f"null={null}: {name} has the null label {old} already")
+        if guide.null == "none" and self.needs_labels():
+            raise PidistillError(f"null=none: {name} cannot be called without labels; null=N names the label that stands "
+                                 "for no class")
+        self.num_classes = count_classes(self.num_classes, guide.null)
+        self.guide = self._check_guide(guide)
+        return self
+
+    def needs_labels(self) -> bool:
+        """Tell whether a teacher with classes cannot be called without labels."""
+        return False
+
+    def _check_guide(self, guide: Guide) -> Guide:
+        if guide.guidance != 1 and not self.num_classes:
+            raise PidistillError(f"guidance={guide.guidance:g} needs a teacher with classes; this one has none")
+        if guide.guidance != 1 and guide.null is None:
+            raise PidistillError(f"guidance={guide.guidance:g} needs a network that knows images without a class, and this "
+                                 "one does not say so; if it was trained with such a label, name it with null=N, or with "
+                                 "null=none if it was trained without labels at times, as EDM drops them")
+        return guide
 
     def say_once(self, message: str) -> None:
         """Print a message about this teacher the first time that it is said, on the process that writes."""
@@ -103,14 +161,12 @@ class Preconditioned(Denoiser):
     preconditioning: what the network was trained to predict, see `pidistill.models.preconditioning`.
     net_spec: how to build the network again: {"name": a network of the package, options}, or `python:MODULE:FACTORY` of your
         own. Without it, a student still starts as the network; `load_student` is then given it, or a factory.
-    guidance: w of classifier-free guidance (Ho & Salimans, 2022); with w != 1 the network's output is u + w (c - u), of its
-        output c with the label and u with `null_label`: two calls in one.
-    facts: t_min, t_max, sigma_data and rho of `Denoiser`.
+    facts: t_min, t_max, sigma_data, rho, guidance and null_label of `Denoiser`.
     """
 
     def __init__(self, net: nn.Module, shape: Sequence[int], num_classes: int = 0, *,
                  preconditioning: str | dict[str, Any] = "edm", net_spec: str | dict[str, Any] | None = None,
-                 guidance: float = 1.0, null_label: int | None = None, **facts: float):
+                 **facts: Any):
         super().__init__(shape, num_classes, **facts)
         self.model = net  # EDM's name for it, so that its state dictionaries load as they are
         self.net_spec = {"name": net_spec} if isinstance(net_spec, str) else net_spec
@@ -122,30 +178,37 @@ class Preconditioned(Denoiser):
         if self.times is not None:  # T and eps are noise levels that the network knows
             self.t_min, self.t_max = (float(self.times[(self.times.log() - math.log(t)).abs().argmin()])
                                       for t in (self.t_min, self.t_max))
-        self.guidance, self.null_label = guidance, null_label
-        if guidance != 1 and null_label is None:
-            raise PidistillError(f"guidance={guidance} needs a network that knows images without a class; this one does not")
+
+    @property
+    def null_label(self) -> Null:
+        return self.guide.null
+
+    @property
+    def guidance(self) -> float:
+        return self.guide.guidance
+
+    @guidance.setter
+    def guidance(self, value: float) -> None:
+        self.set_guidance(value)
+
+    def needs_labels(self) -> bool:
+        return bool(getattr(unwrap(self.model), "needs_labels", False))
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         return call_preconditioned(self.evaluate_network, self.preconditioning(t), x, labels)
 
     def evaluate_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Call the network, guided, on c_in x (B, C, H, W) and c_noise (B,), and give its output (B, C, H, W).
+        """Call the network on c_in x (B, C, H, W), c_noise (B,) and its own labels, and give its output (B, C, H, W).
 
         A variance, which some networks put out after the image's channels, is cut off; other shapes are refused.
         """
-        if self.guidance == 1 or labels is None:
-            return cut_variance(self.model(u, c_noise, labels), u)
-        null, twice = torch.full_like(labels, self.null_label or 0), u.repeat(2, *[1] * (u.ndim - 1))
-        outputs = cut_variance(self.model(twice, c_noise.repeat(2), torch.cat([labels, null])), twice)
-        conditional, unconditional = outputs.chunk(2)
-        return unconditional + self.guidance * (conditional - unconditional)
+        return cut_variance(self.model(u, c_noise, labels), u)
 
 
 class FunctionDenoiser(Denoiser):
     """Any callable (x, t, labels) -> D is a denoiser, once its owner states the facts of `Denoiser`."""
 
-    def __init__(self, function: Callable[..., Tensor], shape: Sequence[int], num_classes: int = 0, **facts: float):
+    def __init__(self, function: Callable[..., Tensor], shape: Sequence[int], num_classes: int = 0, **facts: Any):
         super().__init__(shape, num_classes, **facts)
         self.function = function
 

@@ -9,6 +9,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.registry import list_members
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Denoiser
+from pidistill.models.labels import split_spec
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import lend_net
 from pidistill.models.teachers.base import load_teacher
@@ -46,7 +47,8 @@ def load_model(spec: str, ema: float | None = None, net: Own | None = None) -> S
         raise PidistillError(f"{spec} is a file; a model is a folder with config.json and model.safetensors, or KIND:REST")
     if (path / "config.yaml").exists() and not (path / "teacher").is_dir():
         raise PidistillError(f"{spec} is a run without a finished student; continue it with `pidistill resume {spec}`")
-    if not Path(spec.rpartition(",net=")[0] or spec).is_dir() and spec.partition(":")[0] not in list_members("teachers"):
+    bare = split_spec(spec)[0]
+    if not Path(bare.rpartition(",net=")[0] or bare).is_dir() and bare.partition(":")[0] not in list_members("teachers"):
         raise PidistillError(f"{spec} does not exist, and is no teacher such as bundled:digits "
                              f"(kinds: {', '.join(list_members('teachers'))})")
     options: dict[str, Any] = {} if net is None else {"net": net}

@@ -27,6 +27,7 @@ from pidistill.files.weights import count_allowed_elements, load_weights, read_t
 from pidistill.models.decoder import Decoder, read_decoder
 from pidistill.models.denoiser import FACTS, parse_facts
 from pidistill.models.drawing import choose_labels, draw_batches, gather
+from pidistill.models.labels import Null, number_labels, parse_null, read_labels
 from pidistill.models.preconditioning import Preconditioning, c_in, call_preconditioned, cut_variance
 from pidistill.nets.base import Own, describe_net, rebuild_net
 
@@ -43,6 +44,7 @@ class Student(nn.Module):
         of it.
     decoder: of a teacher in a latent space; z and x are latents then.
     form: one of FORMS. Raises PidistillError for others.
+    null_label: the network's label for no class, which is never drawn; None if it has none.
 
     drawing_time: t at which student(z, t) is the image.
     teacher: the name of the teacher that it was made for, in messages.
@@ -52,7 +54,7 @@ class Student(nn.Module):
 
     def __init__(self, net: nn.Module, net_spec: str | dict[str, Any] | None, facts: dict[str, Any],
                  preconditioning: str | dict[str, Any] = "edm", decoder: Decoder | None = None,
-                 form: str = "trajectory"):
+                 form: str = "trajectory", null_label: Null = None):
         super().__init__()
         if form not in FORMS:
             raise suggest_choices("form of a student", form, list(FORMS))
@@ -62,6 +64,7 @@ class Student(nn.Module):
         self.num_classes: int = facts["num_classes"]
         self.t_min, self.t_max, self.sigma_data, self.rho = (float(facts[k]) for k in FACTS[2:])
         self.preconditioning = Preconditioning(preconditioning, self.sigma_data)
+        self.null_label = parse_null(null_label)
         self.form, self.drawing_time = form, self.t_min if form == "trajectory" else self.t_max
 
     @property
@@ -87,7 +90,8 @@ class Student(nn.Module):
 
     def call_network(self, u: Tensor, c_noise: Tensor, labels: Tensor | None) -> Tensor:
         """Call the network on c_in x (B, C, H, W) and c_noise (B,); a variance, which may follow the image, is cut off."""
-        return cut_variance(call_foreign(self.net, self.name_network(), u, c_noise, labels), u)
+        y = number_labels(labels, self.null_label)
+        return cut_variance(call_foreign(self.net, self.name_network(), u, c_noise, y), u)
 
     def name_network(self) -> str:
         """Name the network in messages: it is the teacher's own, or one that the user chose."""
@@ -158,7 +162,9 @@ class Student(nn.Module):
         """
         rates = list(averages or {})
         config = {"format": "pidistill-student", "form": self.form, "preconditioning": self.preconditioning.spec,
-                  "net": self.net_spec, **self.facts(), **({"ema": rates} if rates else {}),
+                  "net": self.net_spec, **self.facts(),
+                  **({} if self.null_label is None else {"null": self.null_label}),
+                  **({"ema": rates} if rates else {}),
                   **({"decoder": self.decoder.spec} if self.decoder else {})}
         others = {f"ema-{rate}": student.net.state_dict() for rate, student in list((averages or {}).items())[1:]}
         if self.decoder:
@@ -184,10 +190,11 @@ def load_student(path: str | Path, ema: float | None = None, net: Own | None = N
         raise PidistillError(f"{folder} holds a {config.get('format', 'file of another kind')}, not a pidistill-student")
     try:
         facts, rates, path = parse_facts(config), list(config.get("ema", [])), folder / "model.safetensors"
-        network = rebuild_net(config["net"], facts["shape"], facts["num_classes"], count_allowed_elements(path), folder, net,
+        labels, null = read_labels(config)
+        network = rebuild_net(config["net"], facts["shape"], labels, count_allowed_elements(path), folder, net,
                               "--net {0}, or in Python load_student(..., net={0!r})")
         student = Student(network, config["net"], facts, config.get("preconditioning", "edm"), read_decoder(config, folder),
-                          config.get("form", "trajectory"))
+                          config.get("form", "trajectory"), null)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if ema is not None and ema not in rates:

@@ -14,6 +14,7 @@ from pidistill.core.registry import find_member
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.denoiser import Denoiser, Preconditioned, name_teacher
+from pidistill.models.labels import Null, count_classes, count_labels, read_labels
 from pidistill.models.student import Student
 from pidistill.nets.base import build_net, copy_own, describe_net, is_own, rebuild_net
 
@@ -48,6 +49,7 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
         raise PidistillError("student.net must name a network, such as mlp: the teacher has none that can be built anew "
                              "(net_spec of Preconditioned would name it)")
     spec = net or describe_net(own.net_spec, own.model) if own else net or {}
+    null = own.null_label if own and net is None and isinstance(own.null_label, int) else None
     if own and init == "teacher":
         network = copy_own(own.model, "student.init=teacher")
         if not any(p.is_floating_point() for p in network.parameters()):
@@ -55,16 +57,18 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
                                  "student.init=random and student.net, such as student.net=mlp")
     else:
         spec = scale_width(dict(spec), width)
-        network = build_net(spec, teacher.shape, teacher.num_classes, own=True)  # named by the user's settings or own code
+        labels = count_labels(teacher.num_classes, null)
+        network = build_net(spec, teacher.shape, labels, own=True)  # named by the user's settings or own code
     preconditioning = own.preconditioning.spec if own and net is None else "edm"
     if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
         preconditioning = preconditioning | {"name": "v_prediction"}
-    return prepare_student(network, spec, teacher, preconditioning, form, own.fixed if own and init == "teacher" else ())
+    return prepare_student(network, spec, teacher, preconditioning, form, own.fixed if own and init == "teacher" else (),
+                           null)
 
 
 def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
                     preconditioning: str | dict[str, Any], form: str = "trajectory",
-                    fixed: Collection[str] = ()) -> Student:
+                    fixed: Collection[str] = (), null: Null = None) -> Student:
     """Make a student of a network, trainable and without dropout.
 
     Parameters stay that are named in its `frozen`, if it has one, or that its maker, who trains others, does not train.
@@ -74,6 +78,7 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     preconditioning: what the network predicts, as `Preconditioning` takes it.
     form: of the student, as `Student` takes it.
     fixed: more names of parameters that stay.
+    null: the network's null label, as `Student` takes it.
     """
     if isinstance(preconditioning, dict):  # trajectories are smooth in t, and so is the student's clock
         preconditioning = {key: value for key, value in preconditioning.items() if key != "whole"}
@@ -95,7 +100,7 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     for name, p in named.items():
         p.requires_grad_(name not in frozen and name not in declared)
     student = Student(network, {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
-                      teacher.facts(), preconditioning, teacher.decoder, form)
+                      teacher.facts(), preconditioning, teacher.decoder, form, null)
     student.teacher = name_teacher(teacher)
     return student
 
@@ -129,7 +134,8 @@ def start_from(path: Path, teacher: Denoiser, net: dict[str, Any] | None = None,
     if config.get("format") not in ("pidistill-student", "pidistill-teacher"):
         raise PidistillError(f"student.init: {folder} holds no student and no teacher")
     try:
-        shape, classes, spec = tuple(config["shape"]), config["num_classes"], dict(config["net"])
+        shape, spec, (labels, null) = tuple(config["shape"]), dict(config["net"]), read_labels(config)
+        classes = count_classes(labels, null)
     except (KeyError, TypeError, ValueError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
     if (shape, classes) != (teacher.shape, teacher.num_classes):
@@ -141,12 +147,13 @@ def start_from(path: Path, teacher: Denoiser, net: dict[str, Any] | None = None,
                              f"{form}; start from a teacher or a student of that form")
     weights = folder / "model.safetensors"
     lent: Any = net or lend_net(teacher, spec)
-    network = rebuild_net(spec, shape, classes, count_allowed_elements(weights), folder, lent, "student.net={}")
+    network = rebuild_net(spec, shape, labels, count_allowed_elements(weights), folder, lent, "student.net={}")
     state = read_tensors(weights)
     if config["format"] == "pidistill-teacher":
         state = {key.removeprefix("model."): value for key, value in state.items()}
     load_weights(network, state, folder)
-    return prepare_student(network, spec | (net or {}), teacher, config.get("preconditioning", "edm"), form)
+    return prepare_student(network, spec | (net or {}), teacher, config.get("preconditioning", "edm"), form,
+                           null=null if isinstance(null, int) else None)
 
 
 def scale_width(spec: dict[str, Any], width: float) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class DiffusersNet(nn.Module):
     config: what diffusers wrote into its config.json.
     unit_range: whether the network knows images in [0, 1], so that it is given (x + 1)/2.
 
-    A network with a learned embedding of steps is given the step that is nearest to c_noise.
+    A network with a learned embedding of steps is given the step that is nearest to c_noise. `needs_labels` says that a
+    network with classes cannot be called without labels by diffusers: it is asked for class 0 then.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0,
@@ -33,6 +34,7 @@ class DiffusersNet(nn.Module):
         options = {key: value for key, value in (config or {}).items() if not key.startswith("_")}
         self.net = build_from_diffusers(kind, options)
         self.conditional, self.unit_range = num_classes > 0, unit_range
+        self.needs_labels = self.conditional
         self.whole_steps = isinstance(getattr(self.net, "time_proj", None), nn.Embedding)
         self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
 

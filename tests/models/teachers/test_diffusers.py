@@ -477,7 +477,7 @@ def test_what_cannot_teach_is_one_line(tmp_path, monkeypatch):
 
     refused("no folder, and no repository", "diffusers:nowhere")
     refused("holds no pipeline", f"diffusers:{folder / 'unet'}")
-    refused("diffusers:PATH_OR_REPO", spec + ",guidance=much")
+    refused("guidance must be a positive number", spec + ",guidance=much")
     refused("diffusers:PATH_OR_REPO", spec + ",guide=3")
     refused("guidance=2", spec + ",guidance=2")
     index = json.loads((folder / "model_index.json").read_text())

@@ -17,26 +17,36 @@ from pidistill.files.reading import read_json
 from pidistill.files.weights import ANY, count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
 from pidistill.models.denoiser import Denoiser, Preconditioned, parse_facts
+from pidistill.models.labels import Null, read_labels, split_spec
 from pidistill.nets.base import Own, describe_net, rebuild_net, unwrap
 
 
-def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser:
+def load_teacher(spec: str, *, weights: bool = True, null: Null = None, guidance: float | None = None,
+                 **options: Any) -> Denoiser:
     """Load the teacher that a spec names, in evaluation mode and without gradients.
 
     Raises PidistillError, in one line, for anything that cannot be loaded.
 
     spec: KIND:REST, such as `bundled:digits`, `folder:PATH`, `edm:NAME`, `python:MODULE:FACTORY` or `gaussian:2`; a bare
-        path is a teacher's folder, with `PATH,net=python:MODULE:FACTORY` where its network is the user's own.
+        path is a teacher's folder, with `PATH,net=python:MODULE:FACTORY` where its network is the user's own. Of any
+        kind, `,null=N` (or `null=none`) and `,guidance=W` are null label and guidance, as `Denoiser.set_guidance` has them.
     weights: False builds the network of a kind that reads files from its configuration alone, on the meta device, where
         nothing is computed and no file of weights is needed; other kinds are as ever.
+    null, guidance: the same as in the spec, which records them.
     options: of the kind's function.
     """
-    kind, sign, rest = spec.partition(":")
+    bare, chosen = split_spec(spec)
+    for key, value in (("null", null), ("guidance", guidance)):
+        if value is not None and key in chosen:
+            raise PidistillError(f"{spec}: {key} is given twice")
+        if value is not None:
+            chosen[key], spec = str(value), f"{spec},{key}={value}"
+    kind, sign, rest = bare.partition(":")
     if kind == "object":  # what `distill` records of a teacher that was handed over in Python
         raise PidistillError(f"the teacher was a Python object ({rest}), which no file describes; name one with --teacher")
     if not sign or kind not in list_members("teachers"):
-        if Path(spec.rpartition(",net=")[0] or spec).is_dir():
-            kind, rest = "folder", spec
+        if Path(bare.rpartition(",net=")[0] or bare).is_dir():
+            kind, rest = "folder", bare
         elif sign:
             raise suggest_choices("teacher kind", kind, list_members("teachers"))
         else:
@@ -46,6 +56,8 @@ def load_teacher(spec: str, *, weights: bool = True, **options: Any) -> Denoiser
         options["weights"] = False
     teacher: Denoiser = build("teachers", kind, rest, **options).eval().requires_grad_(False)
     teacher.spec = spec
+    if chosen:
+        teacher.set_guidance(chosen.get("guidance", teacher.guide.guidance), chosen.get("null"))
     return teacher
 
 
@@ -54,7 +66,7 @@ def build_network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes
     """Build a network with random weights, in a preconditioning.
 
     net: its description, {"name": ..., options}.
-    shape: (C, H, W) of the images. num_classes: 0 for an unconditional network.
+    shape: (C, H, W) of the images. num_classes: labels that it knows, 0 for an unconditional network.
     weights: False builds it on the meta device.
     file: of its weights, which bounds its size.
     own: the network, if it is the user's own, as `rebuild_net` takes it.
@@ -79,7 +91,8 @@ def read_teacher(folder: Path, *, weights: bool = True, net: Own | None = None) 
         if config["format"] != "pidistill-teacher":
             raise PidistillError(f"{folder} holds a {config['format']}, not a pidistill-teacher")
         facts, path = parse_facts(config), folder / "model.safetensors"
-        extra = {name: config[name] for name in ("preconditioning", "guidance", "null_label") if name in config}
+        extra: dict[str, Any] = {name: config[name] for name in ("preconditioning", "guidance") if name in config}
+        facts["num_classes"], extra["null_label"] = read_labels(config)
         teacher = build_network_teacher(config["net"], **facts, **extra, weights=weights, own=net,
                                         file=path if weights else None)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -93,7 +106,8 @@ def read_teacher(folder: Path, *, weights: bool = True, net: Own | None = None) 
 
 def describe_teacher(teacher: Preconditioned) -> dict[str, Any]:
     """Describe a teacher as its config.json does: all that `read_teacher` needs beside the weights."""
-    guidance = {} if teacher.guidance == 1 else {"guidance": teacher.guidance, "null_label": teacher.null_label}
+    null, w = teacher.guide
+    guidance = {**({} if w == 1 else {"guidance": w}), **({} if null is None else {"null": null})}
     decoder = {"decoder": teacher.decoder.spec} if teacher.decoder else {}
     return {"format": "pidistill-teacher", "preconditioning": teacher.preconditioning.spec,
             "net": describe_net(teacher.net_spec, teacher.model), **guidance, **decoder, **teacher.facts()}

@@ -37,10 +37,9 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     Only the configurations and weights (safetensors, or .bin read weights-only) are read; code that comes with a model is
     not.
 
-    rest: `PATH_OR_REPO[,guidance=W][,sigma_data=S]`. PATH is a folder that `save_pretrained` wrote, or an old one with all
+    rest: `PATH_OR_REPO[,sigma_data=S]`. PATH is a folder that `save_pretrained` wrote, or an old one with all
         files beside model_index.json; a REPO of the Hugging Face hub is looked for in its local cache and else downloaded,
-        which is said. guidance: classifier-free guidance, for a DiT. sigma_data: of the data that the network sees, by
-        default 0.5 for pixels and 1 for latents.
+        which is said. sigma_data: of the data that the network sees, by default 0.5 for pixels and 1 for latents.
     weights: as in `load_teacher`.
     """
     name, options = parse_spec(rest)
@@ -58,13 +57,9 @@ def diffusers(rest: str, *, weights: bool = True) -> Preconditioned:
     if parts.decoder:
         decoder = read_decoder_config(library, folder / parts.decoder / "config.json", facts["shape"][0], name)
     choose_sigma_data(facts, options.get("sigma_data"), 1.0 if decoder else 0.5)
-    if "guidance" in options:
-        facts["guidance"] = options["guidance"]
     net: dict[str, Any] = {"name": "diffusers_net", "kind": kind, "config": config}
     if facts["preconditioning"] == "score":
         net["unit_range"] = True
-    if "null_label" in facts and options.get("guidance", 1) == 1:
-        del facts["null_label"]
     try:
         teacher = build_network_teacher(net, weights=False, **facts)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -120,8 +115,9 @@ def parse_spec(rest: str) -> tuple[str, dict[str, float]]:
             options[key] = float(value)
         except ValueError:
             options[key] = math.nan
-        if key not in ("guidance", "sigma_data") or not math.isfinite(options[key]) or options[key] <= 0:
-            raise PidistillError(f"a diffusers teacher is diffusers:PATH_OR_REPO[,guidance=W][,sigma_data=S], got {rest!r}")
+        if key != "sigma_data" or not math.isfinite(options[key]) or options[key] <= 0:
+            raise PidistillError("a diffusers teacher is diffusers:PATH_OR_REPO[,null=N][,guidance=W][,sigma_data=S], got "
+                                 f"{rest!r}")
     return name, options
 
 

@@ -168,6 +168,8 @@ def interpret(file: EDMPickle) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = {"shape": (channels, size, size), "num_classes": a["label_dim"], "preconditioning": preconditioning,
              "t_min": max(T_MIN, a.get("sigma_min", 0)), "t_max": min(T_MAX, a.get("sigma_max", math.inf)),
              "sigma_data": a.get("sigma_data", SIGMA_DATA)}
+    if a["label_dim"] and file.network["kwargs"].get("label_dropout"):  # trained without labels at times
+        facts["null_label"] = "none"
     kind, defaults = EDM_NETWORKS[file.network["class_name"]]
     options = defaults | {RENAMED.get(key, key): value for key, value in file.network["kwargs"].items()
                           if key not in NOT_OPTIONS}

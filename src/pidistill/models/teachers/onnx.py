@@ -49,9 +49,12 @@ class ONNXDenoiser(Denoiser):
     facts: t_min, t_max, sigma_data and rho of `Denoiser`.
     """
 
-    def __init__(self, session: Any, signature: Signature, classes: int, facts: dict[str, float]):
+    def __init__(self, session: Any, signature: Signature, classes: int, facts: dict[str, Any]):
         super().__init__(signature.shape, classes, **facts)
         self.session, self.signature = session, signature
+
+    def needs_labels(self) -> bool:
+        return True
 
     def denoise(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         if self.num_classes and labels is None:
