@@ -335,5 +335,5 @@ def test_the_commands_take_it(tmp_path, cli):
     for command in (["sample", run, "--seeds", "0-2", "--out", tmp_path / "images"], ["inspect", run]):
         result = cli(*command)
         assert result.code == 0, result.err
-    refused = cli("sample", run, "--seeds", "0", "--classes", "10", "--out", tmp_path / "more")
+    refused = cli("sample", run, "--seeds", "0", "--labels", "10", "--out", tmp_path / "more")
     assert "outside the classes 0-9" in refused.error()
