@@ -282,8 +282,8 @@ def test_a_loss_that_is_averaged_already_is_refused(data, monkeypatch, tmp_path)
 # Processes -----------------------------------------------------------------------------------------------------------------
 
 
-def launch(config: DistillConfig, place, processes: int, shards: bool = False) -> None:
-    """The rest of a run by so many processes, as srun starts them."""
+def launch(config: DistillConfig, place, processes: int, shards: bool = False, die: int = 0) -> None:
+    """The rest of a run by so many processes, as srun starts them. die: stage of a checkpoint that kills the main one."""
     place.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -292,12 +292,15 @@ def launch(config: DistillConfig, place, processes: int, shards: bool = False) -
               "MASTER_PORT": str(port)}
     shared |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if shards else {}
     of = lambda rank: shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-    started = [in_clean_child(run_as_rank, config, place, of(rank)) for rank in range(processes)]
-    assert [exit_code(process) for process in started] == [0] * processes
+    started = [in_clean_child(run_as_rank, config, place, of(rank), 0 if rank else die) for rank in range(processes)]
+    codes = [exit_code(process) for process in started]
+    assert codes == [0] * processes if not die else codes[0] == -signal.SIGKILL and 0 not in codes[1:]
 
 
-def run_as_rank(config: DistillConfig, place, environment: dict[str, str]) -> None:
+def run_as_rank(config: DistillConfig, place, environment: dict[str, str], die: int = 0) -> None:
     os.environ.update(environment)
+    if die:
+        run_and_die(config, place, die)
     objective, _ = run(config, place)
     if config.student.net == OWN:
         rank, networks = environment.get("RANK", "0"), [objective.networks, objective.copies]
@@ -325,6 +328,29 @@ def test_two_then_three_then_one_process_train_the_same_networks(data, tmp_path,
     launch(of(5), tmp_path / "run", 3, shards)
     launch(of(7), tmp_path / "run", 1)
     assert_close(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.parametrize("processes, shards, precision", [
+    (2, False, "fp32"), (2, True, "fp16"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        (1, False, "fp16"), (2, False, "fp16"), (2, True, "fp32"), (3, False, "fp16"), (3, True, "fp16")])])
+def test_a_run_of_several_processes_that_is_killed_goes_on(data, tmp_path, processes, shards, precision):
+    """The main process is killed while it writes the second checkpoint; the critic takes steps 0 and 5, and 5 is spoilt.
+
+    It ends bit for bit as if nothing had been; of three with whole weights nearly so, since DistributedDataParallel puts
+    gradients into other buckets after a process's first step, and their place there is the order in which three are added.
+    """
+    config = configure(data, **{"objective.every": 5, "objective.bad": "critic", "objective.at": 5, "train.microbatch": 2,
+                                "precision": precision, "checkpoint.every": 2, "log.every": 1})
+    launch(config, tmp_path / "whole", processes, shards)
+    launch(config, tmp_path / "run", processes, shards, die=30)  # of 22 for the first checkpoint and 20 a further one
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["000002"]
+    launch(config, tmp_path / "run", processes, shards)
+    if processes == 3 and not shards:
+        assert_close(tmp_path / "whole", tmp_path / "run")
+    else:
+        assert_equal(tmp_path / "whole", tmp_path / "run")
+        assert phases_of(tmp_path / "whole") == phases_of(tmp_path / "run")
+    assert phases_of(tmp_path / "run")["critic"]["skipped"] > 0
 
 
 @pytest.mark.parametrize("shards", [False, True], ids=["whole", "shards"])
