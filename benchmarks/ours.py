@@ -75,4 +75,4 @@ class Ours:
 
     def __call__(self) -> None:
         set_float32_products(self.config.precision)
-        self.step(LONG, lambda: [self.batch], len(self.batch["z"]))
+        self.step(LONG, lambda: [(0, self.batch)], len(self.batch["z"]))

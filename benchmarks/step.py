@@ -71,7 +71,7 @@ class Pair:
         micro = self.config.train.microbatch
         size = len(self.batch["z"])
         parts = [slice(k, k + micro) for k in range(0, size, micro)] if isinstance(micro, int) else [slice(None)]
-        self.step(LONG, lambda: ({key: value[part] for key, value in self.batch.items()} for part in parts), size)
+        self.step(LONG, lambda: ((0, {key: value[part] for key, value in self.batch.items()}) for part in parts), size)
 
     def plain(self) -> None:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False

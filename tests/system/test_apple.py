@@ -114,7 +114,7 @@ def test_a_step_that_is_not_finite_is_left_out_by_kernels_that_do_not_look(apple
     for number in range(8):
         before = weights()
         bad = number == 6
-        step(number, lambda bad=bad: [batch | {"z": batch["z"] * float("nan")} if bad else batch], 4)
+        step(number, lambda bad=bad: [(0, batch | {"z": batch["z"] * float("nan")} if bad else batch)], 4)
         assert all(torch.equal(a, b) for a, b in zip(before, weights(), strict=True)) == bad
     assert step.phases["pid"].skipped.look()[2] == 1
 

@@ -39,7 +39,7 @@ def digits_step(compile_: str = "never", device: str = "cpu", **overrides) -> tu
 
 def curve(step: Step, batches: list[dict], steps: int) -> list[float]:
     """The losses of the first steps."""
-    return [step(k, lambda k=k: [batches[k]], 8)["pid"].loss.item() for k in range(steps)]
+    return [step(k, lambda k=k: [(0, batches[k])], 8)["pid"].loss.item() for k in range(steps)]
 
 
 @pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
@@ -106,7 +106,7 @@ def test_on_a_gpu_a_step_never_waits(precision):
     for k in range(10):
         torch.cuda.set_sync_debug_mode("error" if k > 6 else "default")
         try:
-            step(k, lambda k=k: [batches[k]], 8)
+            step(k, lambda k=k: [(0, batches[k])], 8)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -26,10 +26,10 @@ def test_draws_do_not_depend_on_the_split():
 
 def test_batches_are_the_draws_of_each_step_in_order():
     phases = make_objective("2", 50).phases()
-    batches = Batches(phases, 3, range(5, 8), [range(0, 2), range(2, 5)], CPU)
+    batches = Batches(phases, 3, range(5, 8), [[(0, range(0, 2)), (0, range(2, 5))]], CPU)
     with closing(batches.queue):
         for step in range(5, 8):
-            microbatches = list(batches.take())
+            microbatches = [microbatch.batch for microbatch in batches.take()]
             assert [len(microbatch["z"]) for microbatch in microbatches] == [2, 3]
             whole = draw_batch(phases[0], 0, 3, step, range(5), CPU)
             assert torch.equal(torch.cat([microbatch["z"] for microbatch in microbatches]), whole["z"])

@@ -125,7 +125,7 @@ def rewrite_as_of_old(folder) -> None:
     (folder / "optimizer-pid.safetensors").rename(folder / "optimizer.safetensors")
     record = read_json(folder / "state.json")
     phase = record.pop("phases")["pid"]
-    del phase["norm"]
+    del phase["norm"], phase["parts"], record["notes"]
     (folder / "state.json").write_text(json.dumps(record | phase))
     (folder / MANIFEST).unlink()
     write_manifest(folder)

@@ -30,7 +30,7 @@ def test_a_new_run_starts_at_step_0_with_all_samples(tmp_path):
     objective.networks["student"].eval()
     run = prepare(objective, configure(**{"train.microbatch": 3}), tmp_path)
     assert run.record == START and run.start == 0 and run.device == CPU
-    assert [list(ks) for ks in run.microbatches] == [[0, 1], [2, 3], [4, 5, 6]]
+    assert run.microbatches == [[(0, range(0, 2)), (0, range(2, 4)), (0, range(4, 7))]]
     assert run.step.objective is objective and objective.networks["student"].training
 
 

@@ -31,7 +31,8 @@ def draw(step: Step, number: int, ks: range) -> dict[str, torch.Tensor]:
 
 def take(step: Step, number: int, *batches: dict[str, torch.Tensor], share: float | None = None) -> Taken:
     """Take a step of these microbatches; gives loss and norm of its only phase."""
-    taken = step(number, lambda: batches, sum(len(batch["z"]) for batch in batches), share)
+    samples = sum(len(batch["z"]) for batch in batches)
+    taken = step(number, lambda: [(0, batch) for batch in batches], share or samples)
     assert taken.keys() == {"pid"}
     return taken["pid"]
 
@@ -43,7 +44,7 @@ def test_a_step_is_that_of_the_mean_loss_however_the_batch_is_split(split):
     ours, weights = step.phases["pid"].parameters, [*objective.networks["student"].parameters()]
     optimizer = torch.optim.Adam(weights)
     for number in range(3):
-        loss, norm = take(step, number, *[draw(step, number, ks) for ks in split])
+        loss, norm, _ = take(step, number, *[draw(step, number, ks) for ks in split])
         expected = objective.loss(draw(step, number, range(8))).mean()
         optimizer.zero_grad()
         expected.backward()
@@ -72,7 +73,7 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_is(precision):
     weights, moments = flatten(phase.parameters), flatten(state["exp_avg"] for state in phase.optimizer.state.values())
     batch = draw(step, 1, range(8))
     batch["z"][3] = float("nan")
-    loss, norm = take(step, 1, batch)
+    loss, norm, _ = take(step, 1, batch)
     assert loss.item() == 0 and not norm.isfinite() and phase.skipped.look() == [1, 1, 1]
     assert torch.equal(flatten(phase.parameters), weights)
     assert torch.equal(flatten(state["exp_avg"] for state in phase.optimizer.state.values()), moments)
@@ -93,7 +94,7 @@ def test_gradients_are_exchanged_with_the_last_microbatch_alone():
     phase = step.phases["pid"]
     calls, unit = [0], phase.unit
     phase.no_sync = Recorder
-    phase.unit = lambda batch, number: (calls.__setitem__(0, calls[0] + 1), unit(batch, number))[1]
+    phase.unit = lambda batch, number, part: (calls.__setitem__(0, calls[0] + 1), unit(batch, number, part))[1]
     take(step, 0, *[draw(step, 0, ks) for ks in (range(3), range(3, 6), range(6, 8))])
     assert entered == [0, 1] and calls == [3]
 

@@ -134,11 +134,13 @@ def count_operations(objective: Objective) -> dict[str, float]:
     """Count the FLOP of a single sample, forward and backward, by phase; what is not taken in every step counts in part."""
     found: dict[str, float] = {}
     for number, phase in enumerate(objective.phases()):
-        batch = {key: torch.empty((SAMPLES, *value.shape), dtype=value.dtype, device="meta")
-                 for key, value in draw_example(phase, number).items()}
-        with FlopCounterMode(display=False) as counter, GPUEmulation(), hold_constant(objective, phase):
-            phase.loss(batch, 0).sum().backward()
-        found[phase.name] = counter.get_total_flops() / SAMPLES / phase.every
+        for part in phase.parts:
+            batch = {key: torch.empty((SAMPLES, *value.shape), dtype=value.dtype, device="meta")
+                     for key, value in draw_example(part, number).items()}
+            with FlopCounterMode(display=False) as counter, GPUEmulation(), hold_constant(objective, phase):
+                part.loss(batch, 0).sum().backward()
+            flops = counter.get_total_flops() / SAMPLES / phase.every * part.share
+            found[phase.name] = found.get(phase.name, 0.0) + flops
     return found
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
@@ -55,6 +56,25 @@ class TeacherSetup:
         check_same_shape({"teacher": self.denoiser, "data": self.data})
 
 
+Draw = Callable[[np.random.Generator, int], Sample]
+Loss = Callable[[Batch, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A share of a phase's batch, with a loss of its own. The phase's loss is the mean over all samples of its batch.
+
+    name: of the part, in metrics and messages.
+    share: of the batch, above 0; the shares of a phase add up to 1.
+    draw, loss: as of `Phase`.
+    """
+
+    name: str
+    share: float
+    draw: Draw
+    loss: Loss
+
+
 @dataclass(frozen=True)
 class Phase:
     """A gradient step on some of the networks. A step of a run takes its phases in their order.
@@ -65,14 +85,25 @@ class Phase:
     loss: (batch, step) -> the loss of every sample, (B,). Only the trainer averages.
     every: the phase is taken in the steps, counted from 0, that this divides.
     optimizer: settings that differ from the run's, such as {"lr": 1e-4, "betas": (0.0, 0.999)}.
+    parts: in place of `draw` and `loss`, several losses, each on its share of the batch, one after the other.
     """
 
     name: str
     trains: tuple[str, ...]
-    draw: Callable[[np.random.Generator, int], Sample]
-    loss: Callable[[Batch, int], Tensor]
+    draw: Draw | None = None
+    loss: Loss | None = None
     every: int = 1
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.draw and self.loss and not self.parts:
+            object.__setattr__(self, "parts", (Part(self.name, 1.0, self.draw, self.loss),))
+
+    def split(self, batch: int) -> list[range]:
+        """Give the numbers of the samples of every part, of a batch of so many."""
+        ends = [round(batch * sum(part.share for part in self.parts[:k])) for k in range(len(self.parts))]
+        return [range(*pair) for pair in zip(ends, [*ends[1:], batch], strict=True)]
 
     def is_due(self, step: int) -> bool:
         """Tell whether step number `step` takes this phase."""
@@ -117,6 +148,7 @@ class Objective(ABC):
     def __init__(self, networks: Mapping[str, nn.Module], calls: Mapping[str, Callable[..., Any]] | None = None,
                  followers: Mapping[str, Follower] | None = None):
         self.networks, self.calls, self.followers = dict(networks), dict(calls or {}), dict(followers or {})
+        self.notes: dict[str, Tensor] = {}  # (sum, count) of what `note` was given, until the trainer takes it
         if strays := [follower.of for follower in self.followers.values() if follower.of not in self.networks]:
             raise PidistillError(f"{type(self).__name__}: a follower of {strays[0]!r}, which is no network")
         self.copies: dict[str, nn.Module] = {
@@ -126,6 +158,16 @@ class Objective(ABC):
     @abstractmethod
     def phases(self) -> list[Phase]:
         """Give the phases of a step, in their order; the same at every call."""
+
+    def note(self, name: str, values: Tensor, chosen: Tensor | None = None) -> None:
+        """Note numbers of a batch's samples, (B,); the trainer logs their mean since the last line of metrics.
+
+        A loss notes the same names whenever it is computed. name: in metrics, such as `gap/low`.
+        chosen: which samples count, (B,) bool; by default all.
+        """
+        counted = torch.ones_like(values) if chosen is None else chosen.to(values)
+        pair = torch.stack([(values.detach() * counted).sum(), counted.sum()]).float()
+        self.notes[name] = self.notes[name] + pair if name in self.notes else pair
 
     def times(self, batch: Batch) -> Tensor | None:
         """Give the noise levels t of a batch's samples, (B,), which a message about a loss that is not finite names."""
@@ -166,7 +208,8 @@ def check_contract(objective: Objective) -> None:
     """
     where, phases, networks = type(objective).__name__, objective.phases(), objective.networks
     names = [phase.name for phase in phases]
-    kinds = {"phase": names, "network": networks, "follower": objective.followers, "call": objective.calls}
+    parts = [part.name for phase in phases for part in phase.parts]
+    kinds = {"phase": [*names, *parts], "network": networks, "follower": objective.followers, "call": objective.calls}
     for what, given in kinds.items():
         if bad := [name for name in given if not name.isidentifier() or name == "optimizer"]:  # they name files
             raise PidistillError(f"{where}: a {what}'s name must be an identifier other than `optimizer`, got {bad[0]!r}")
@@ -175,6 +218,13 @@ def check_contract(objective: Objective) -> None:
     for phase in phases:
         if not phase.trains or phase.every < 1:
             raise PidistillError(f"{where}: the phase {phase.name} must train a network, in every step or each so many")
+        shares = [part.share for part in phase.parts]
+        if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:
+            raise PidistillError(f"{where}: the phase {phase.name} needs a draw and a loss, or parts whose shares are above "
+                                 f"0 and add up to 1, got {shares}")
+    names += [part.name for phase in phases if len(phase.parts) > 1 for part in phase.parts]
+    if len({*names}) < len(names):
+        raise PidistillError(f"{where}: phases and their parts need different names, got {names}")
     trained = {name for phase in phases for name in phase.trains}
     if missing := sorted((trained | {*objective.averaged}) - networks.keys()):
         raise PidistillError(f"{where}: {missing[0]!r} is trained or averaged, and is none of its networks "

@@ -20,8 +20,9 @@ from pidistill.training.step import Step
 
 Files = dict[str, dict[str, Tensor]]  # tensors by name, by file
 # What a checkpoint's record says of a phase, before its first step. loss, good: the sum of the losses since the last line of
-# metrics.jsonl, and the number of finite steps among them; norm: of the last gradient; skipped: steps left out, in all.
-PHASE: dict[str, Any] = {"loss": 0.0, "good": 0.0, "norm": None, "skipped": 0, "loss_scale": {}}
+# metrics.jsonl, and the number of finite steps among them; parts: the former by part; norm: of the last gradient; skipped:
+# steps left out, in all.
+PHASE: dict[str, Any] = {"loss": 0.0, "good": 0.0, "parts": {}, "norm": None, "skipped": 0, "loss_scale": {}}
 
 
 def collect(step: Step) -> Files:

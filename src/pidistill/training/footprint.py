@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pidistill.core.precision import autocast
 from pidistill.core.seeds import stream
 from pidistill.nets.parts import native
-from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.objectives.base import Batch, Objective, Part, Phase
 from pidistill.training.config import RunConfig
 from pidistill.training.optimizer import for_phase, make_optimizer
 from pidistill.training.recompute import recompute_networks
@@ -112,7 +112,8 @@ class Rehearsal:
     def __init__(self, objective: Objective, config: RunConfig, gpu: bool, processes: int = 1):
         self.config, self.gpu, self.processes = config, gpu, processes
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self.examples = [draw_example(phase, number) for number, phase in enumerate(objective.phases())]
+        self.examples = [[draw_example(part, number) for part in phase.parts]
+                         for number, phase in enumerate(objective.phases())]
         self.objective = copy_as_fake(objective, self.fake)
         if config.train.recompute:
             recompute_networks(self.objective.networks.values())
@@ -127,10 +128,12 @@ class Rehearsal:
     def by_phase(self, micro: int, accumulate: bool) -> dict[str, dict[str, int]]:
         """Give the bytes at the fullest moment of every phase, by its name and by what they are for."""
         phases = self.objective.phases()
-        return {phase.name: self.rehearse(phases, number, micro, accumulate) for number, phase in enumerate(phases)}
+        return {phase.name: max((self.rehearse(phases, number, part, micro, accumulate or len(phase.parts) > 1)
+                                 for part in range(len(phase.parts))), key=lambda sizes: sum(sizes.values()))
+                for number, phase in enumerate(phases)}
 
-    def rehearse(self, phases: list[Phase], number: int, micro: int, accumulate: bool) -> dict[str, int]:
-        """Give the bytes at the fullest moment of phase `number`. Parameters as above."""
+    def rehearse(self, phases: list[Phase], number: int, part: int, micro: int, accumulate: bool) -> dict[str, int]:
+        """Give the bytes at the fullest moment of a part of phase `number`. Parameters as above."""
         objective, config, ledger = self.objective, self.config, Ledger(512 if self.gpu else 64)
         averaged = [objective.networks[name] for name in objective.averaged]
         trained = trained_parameters(objective, phases[number])
@@ -158,9 +161,9 @@ class Rehearsal:
                 hook = p.register_post_accumulate_grad_hook(lambda p: ledger.count(p.grad, "gradients"))
                 stack.callback(hook.remove)
             stack.enter_context(hold_constant(objective, phases[number]))
-            batch = {key: value.new_empty((micro, *value.shape)) for key, value in self.examples[number].items()}
+            batch = {key: value.new_empty((micro, *value.shape)) for key, value in self.examples[number][part].items()}
             with autocast(config.precision, torch.device("cpu")):
-                loss = phases[number].loss(batch, 0).sum()
+                loss = phases[number].parts[part].loss(batch, 0).sum()
             # loss.backward() would leave `GPUEmulation` meanwhile, and blocks that are computed again would not see it.
             Variable._execution_engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (),
                                                     allow_unreachable=True, accumulate_grad=True)
@@ -204,9 +207,9 @@ class ModuleLabel:
             hook.remove()
 
 
-def draw_example(phase: Phase, number: int) -> Batch:
-    """Draw a sample of a phase, which is the objective's `number`-th, as tensors without a batch's dimension."""
-    return {key: torch.as_tensor(np.asarray(value)) for key, value in phase.draw(stream(0, phase=number), 0).items()}
+def draw_example(part: Part, number: int) -> Batch:
+    """Draw a sample of a part of the objective's `number`-th phase, as tensors without a batch's dimension."""
+    return {key: torch.as_tensor(np.asarray(value)) for key, value in part.draw(stream(0, phase=number), 0).items()}
 
 
 def copy_as_fake(objective: Objective, mode: FakeTensorMode) -> Objective:

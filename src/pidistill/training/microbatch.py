@@ -11,7 +11,7 @@ import torch
 
 from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.precision import autocast
-from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.objectives.base import Batch, Objective, Part, Phase
 from pidistill.training.batches import draw_batch
 from pidistill.training.buffers import keep_buffers
 from pidistill.training.config import RunConfig
@@ -72,9 +72,10 @@ def fit_microbatch(rehearse: Callable[[int, bool], dict[str, int]], share: int, 
 
 def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, device: torch.device, step: int = 0) -> int:
     """Halve `micro` until forward and backward pass of so many samples run on the device, in every phase."""
-    for number, phase in enumerate(objective.phases()):
-        draw = functools.partial(draw_batch, phase, number, config.train.seed, step, device=device)
-        while not runs_through(objective, config, phase, step, draw(ks=range(micro))):
+    parts = [(number, phase, part) for number, phase in enumerate(objective.phases()) for part in phase.parts]
+    for number, phase, part in parts:
+        draw = functools.partial(draw_batch, part, number, config.train.seed, step, device=device)
+        while not runs_through(objective, config, phase, part, step, draw(ks=range(micro))):
             if micro == 1:
                 raise PidistillError("train.microbatch=auto: the memory does not hold a step of one sample; "
                                      "set train.recompute=true, or objective.distance.microbatch=1 (lpips, features)")
@@ -82,8 +83,8 @@ def halve_until_it_runs(objective: Objective, config: RunConfig, micro: int, dev
     return micro
 
 
-def runs_through(objective: Objective, config: RunConfig, phase: Phase, step: int, batch: Batch) -> bool:
-    """Tell whether a phase's forward and backward pass of a batch of that step ends well. Leaves no gradient.
+def runs_through(objective: Objective, config: RunConfig, phase: Phase, part: Part, step: int, batch: Batch) -> bool:
+    """Tell whether forward and backward pass of a batch of a phase's part end well in that step. Leaves no gradient.
 
     Beside it there is room for the optimiser's two moments of the weights.
     """
@@ -92,7 +93,7 @@ def runs_through(objective: Objective, config: RunConfig, phase: Phase, step: in
         beside = [torch.empty_like(p) for p in parameters for _ in range(2)]
         with hold_constant(objective, phase), keep_buffers(objective.networks.values()):
             with autocast(config.precision, device):
-                loss = phase.loss(batch, step).sum()
+                loss = part.loss(batch, step).sum()
             loss.backward()
         del beside
         return True

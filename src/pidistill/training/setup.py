@@ -20,7 +20,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.precision import has_instructions, set_float32_products
 from pidistill.core.processes import choose_device
 from pidistill.objectives.base import Objective, check_contract
-from pidistill.training.batches import split_samples
+from pidistill.training.batches import split_phase
 from pidistill.training.checkpoint import newest, restore, set_aside
 from pidistill.training.config import RunConfig
 from pidistill.training.microbatch import find_microbatch
@@ -39,14 +39,14 @@ class PreparedRun:
     batch: samples of a step, of all processes.
     accelerator: what the processes of the run exchange tensors by. step: of the run, with its state restored.
     record: of the checkpoint that the run goes on from, or `START`.
-    microbatches: this process's samples of a step, numbered over the global batch.
+    microbatches: this process's samples of a step, of every phase: part, and numbers in the global batch.
     """
 
     batch: int
     accelerator: Accelerator
     step: Step
     record: dict[str, Any]
-    microbatches: list[range]
+    microbatches: list[list[tuple[int, range]]]
 
     @property
     def start(self) -> int:
@@ -73,9 +73,6 @@ def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRu
     check_processes(accelerator, config)
     device, processes = choose_device(str(accelerator.device)), accelerator.num_processes
     shards = processes if is_fsdp_launch() else 0
-    # k counts over the global batch, so that it is the same whatever the number of processes, which need not divide it.
-    ks = range(*(config.train.batch * (accelerator.process_index + n) // processes for n in (0, 1)))
-
     place_objective(objective, device, shards > 0)
     step = Step(objective, config, device, wrap=accelerator.prepare, shards=shards)
     record = restore_newest(accelerator, folder, step)
@@ -83,8 +80,9 @@ def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRu
         recompute_networks(objective.networks.values())
     micro = choose_microbatch(accelerator, objective, config, record["step"])
     compile_objective(objective, config, device)
-    return PreparedRun(config.train.batch, accelerator, step, record,
-                       split_samples(ks, config.train.batch, processes, micro))
+    # Samples are numbered over the global batch, so that they are the same whatever the number of processes.
+    return PreparedRun(config.train.batch, accelerator, step, record, [
+        split_phase(phase, config.train.batch, accelerator.process_index, processes, micro) for phase in objective.phases()])
 
 
 def place_objective(objective: Objective, device: torch.device, shards: bool = False) -> None:

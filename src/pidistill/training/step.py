@@ -28,10 +28,12 @@ Wrap = Callable[[nn.Module], nn.Module]
 
 
 class Taken(NamedTuple):
-    """What a phase gives: the sum of the samples' losses over `share`, and the norm of the gradient, both ()."""
+    """What a phase gives: the sum of the samples' losses over `share`, the norm of the gradient, both (), and the former by
+    part, (parts,)."""
 
     loss: Tensor
     norm: Tensor
+    parts: Tensor
 
 
 class PhaseStep:
@@ -68,26 +70,27 @@ class PhaseStep:
                 stack.enter_context(networks.train_only(trained))
         return stack
 
-    def __call__(self, step: int, batches: Iterable[Batch], samples: int, share: float) -> Taken:
-        """Take the phase. Parameters as those of `Step`; batches: this process's microbatches.
+    def __call__(self, step: int, batches: Iterable[tuple[int, Batch]], share: float) -> Taken:
+        """Take the phase. Parameters as those of `Step`; batches: this process's microbatches, each after its part's number.
 
         Where the loss or the norm is not finite, on whatever process, the phase changes neither weights nor optimiser
         anywhere, its loss counts as 0, and `skipped` counts it.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(step)
-        total, done = torch.zeros((), device=self.device), 0
+        total, following = torch.zeros(len(self.phase.parts), device=self.device), iter(batches)
         with self.hold_others():
-            for batch in batches:
-                done += len(next(iter(batch.values())))
+            microbatch = next(following, None)
+            while microbatch:
+                (part, batch), microbatch = microbatch, next(following, None)
                 torch.compiler.cudagraph_mark_step_begin()  # what CUDA graphs gave the last microbatch may be overwritten
-                with self.no_sync() if done < samples else nullcontext():
+                with self.no_sync() if microbatch else nullcontext():
                     with autocast(self.precision, self.device):
-                        loss = self.unit(batch, step).sum() / share
+                        loss = self.unit(batch, step, part).sum() / share
                     # Or an infinite loss with finite gradients would be known here alone.
                     loss = loss * (1 + 0 * loss.detach())
                     self.scaler.scale(loss).backward()
-                total += loss.detach()
+                total[part] += loss.detach()
         self.scaler.unscale_(self.optimizer)  # fp16 only
         foreach = True if self.device.type in ("cpu", "cuda") else None  # PyTorch has no such kernels on Apple's GPUs
         norm = gather_whole(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf, foreach=foreach))
@@ -98,7 +101,8 @@ class PhaseStep:
         self.scaler.update()  # halves the loss scale where gradients overflowed
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped.add(bad)
-        return Taken(total.where(bad == 0, 0), norm)
+        total = total.where(bad == 0, 0)
+        return Taken(total.sum(), norm, total)
 
 
 class Step:
@@ -133,21 +137,18 @@ class Step:
             no_sync = partial(accumulate_locally, parts) if shards else getattr(unit, "no_sync", nullcontext)
             self.phases[phase.name] = PhaseStep(objective, phase, unit, no_sync, config, device)
 
-    def __call__(self, step: int, take: Callable[[], Iterable[Batch]], samples: int,
-                 share: float | None = None) -> dict[str, Taken]:
+    def __call__(self, step: int, take: Callable[[], Iterable[tuple[int, Batch]]], share: float) -> dict[str, Taken]:
         """Take a step; gives what each phase has given, of those that are due.
 
         step: its number, counted from 0.
-        take: gives this process's microbatches of the next phase.
-        samples: how many samples are in them together.
-        share: by which sums of losses are divided, by default `samples`; with several processes the mean number of samples
-            of one.
+        take: gives this process's microbatches of the next phase, each after the number of its part.
+        share: by which sums of losses are divided: the samples of a step, of several processes the mean number of one.
         """
         taken: dict[str, Taken] = {}
         self.buffers = self.buffers or TrainedBuffers(self.objective.networks.values())
         for name, phase in self.phases.items():
             if phase.phase.is_due(step):
-                taken[name] = phase(step, take(), samples, share or samples)
+                taken[name] = phase(step, take(), share)
                 self.buffers.settle(~taken[name].norm.isfinite())
         self.buffers.agree()
         self.ema.update(step)

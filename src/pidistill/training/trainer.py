@@ -18,7 +18,7 @@ from torch import nn
 from pidistill.core.console import console
 from pidistill.core.errors import CannotWrite, PidistillError
 from pidistill.core.precision import autocast
-from pidistill.objectives.base import Objective
+from pidistill.objectives.base import Objective, Part
 from pidistill.training.batches import Batches, draw_batch
 from pidistill.training.checkpoint import PHASE, collect
 from pidistill.training.checkpoint_writer import Checkpoints, take_part
@@ -77,8 +77,9 @@ class StepTaken:
         It is 0 where the phase was left out, for a loss or a gradient that is not finite.
         """
         batch, accelerator = self._run.batch, self._run.accelerator
-        mine = batch / accelerator.num_processes / sum(map(len, self._run.microbatches))
-        return {name: taken.loss.item() * mine for name, taken in self._taken.items()}
+        mine = [batch / accelerator.num_processes / sum(len(ks) for _, ks in found) for found in self._run.microbatches]
+        factors = dict(zip(self._run.step.phases, mine, strict=True))
+        return {name: taken.loss.item() * factors[name] for name, taken in self._taken.items()}
 
     def averages(self) -> Averages:
         """Give the averaged networks, by EMA rate and name: they move on with the next step. Of shards, all processes must
@@ -141,7 +142,7 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
                    watchers: Sequence[Watcher]) -> Generator[StepTaken, None, Trained]:
     """The loop. run: of the objective, prepared. Other parameters: `take_steps`."""
     plan, keep, main, start = config.train, config.checkpoint, run.accelerator.is_main_process, run.start
-    samples, share = sum(map(len, run.microbatches)), plan.batch / run.accelerator.num_processes
+    share = plan.batch / run.accelerator.num_processes
     batches = Batches(objective.phases(), plan.seed, range(start, plan.steps), run.microbatches, run.device)
     log = Log(folder, start) if main else None
     done, means, votes, clock, saved_at = start, Means(run), Votes(), time.monotonic(), start
@@ -149,7 +150,7 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
           (Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, log.path)
            if log else nullcontext()) as checkpoints):
         for number in range(start, plan.steps):
-            taken = run.step(number, batches.take, samples, share)
+            taken = run.step(number, batches.take, share)
             means.add(taken)
 
             done, last = number + 1, number + 1 == plan.steps
@@ -184,38 +185,72 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
 
 
 class Means:
-    """The mean loss of every phase over its finite steps since the last line of metrics.jsonl; sums stay on the device.
+    """The means of losses and of what the objective notes, since the last line of metrics.jsonl; sums stay on the device.
 
-    A checkpoint records the sums, so that a run that goes on writes the lines of a run that was never interrupted.
+    Losses are those of every phase, and of its parts where it has several, over its finite steps. A checkpoint records the
+    sums, so that a run that goes on writes the lines of a run that was never interrupted.
     """
 
     def __init__(self, run: PreparedRun):
         self.accelerator: Accelerator = run.accelerator
         self.phases: dict[str, PhaseStep] = run.step.phases
-        known = [PHASE | run.record["phases"].get(name, {}) for name in self.phases]
-        self.sums = torch.tensor([[phase["loss"], phase["good"]] for phase in known], device=run.device)
+        self.objective: Objective = run.step.objective
+        self.objective.notes.clear()  # of trials before the first step
+        known = {name: PHASE | run.record["phases"].get(name, {}) for name in self.phases}
+        # (sum, count) by name.
+        self.sums: dict[str, torch.Tensor] = {}
+        for name, phase in known.items():
+            self.sums[name] = torch.tensor([phase["loss"], phase["good"]], device=run.device)
+            for part in self.list_parts(name):
+                self.sums[part.name] = torch.tensor([phase["parts"].get(part.name, 0.0), phase["good"]], device=run.device)
+        self.notes = {name: torch.tensor(pair, device=run.device) for name, pair in run.record.get("notes", {}).items()}
         # The norms of the last gradients.
-        self.norms = [torch.tensor(math.nan if phase["norm"] is None else phase["norm"]) for phase in known]
+        self.norms = {name: torch.tensor(math.nan if phase["norm"] is None else phase["norm"])
+                      for name, phase in known.items()}
         self.logged: int = run.record["logged"]  # the step of the last line
+
+    def list_parts(self, name: str) -> tuple[Part, ...]:
+        """Give the parts of a phase that has several."""
+        parts = self.phases[name].phase.parts
+        return parts if len(parts) > 1 else ()
 
     def add(self, taken: dict[str, Taken]) -> None:
         """Add a step's losses; a phase whose gradient's norm is not finite counts as none."""
-        for row, name in enumerate(self.phases):
-            if name in taken:
-                loss, self.norms[row] = taken[name]
-                self.sums[row] += torch.stack([loss, self.norms[row].isfinite()]).to(self.sums)
+        for name, (loss, norm, parts) in taken.items():
+            self.norms[name], good = norm, norm.isfinite()
+            self.sums[name] += torch.stack([loss, good]).to(self.sums[name])
+            for part, total in zip(self.list_parts(name), parts):
+                self.sums[part.name] += torch.stack([total / part.share, good]).to(self.sums[name])
+        for name, pair in self.objective.notes.items():
+            # What is not finite was of a step that was left out.
+            self.notes[name] = self.notes.get(name, torch.zeros_like(pair)) + pair.where(pair.isfinite().all(), 0)
+        self.objective.notes.clear()
 
-    def reduce(self) -> list[list[float]]:
-        """Give the sum of the losses and the number of finite steps of every phase, over all processes."""
-        return self.accelerator.reduce(self.sums, "mean").tolist()
+    def reduce(self) -> dict[str, list[float]]:
+        """Give sum and count by name, over all processes."""
+        both = self.sums | self.notes
+        if not both:
+            return {}
+        reduced = self.accelerator.reduce(torch.stack([*both.values()]), "mean").tolist()
+        return dict(zip(both, reduced, strict=True))
 
     def take(self, done: int) -> dict[str, float]:
-        """Give the means by phase (NaN where no step was taken and finite); the sums begin again after step `done`."""
-        values = {name: total / good if good else math.nan
-                  for name, (total, good) in zip(self.phases, self.reduce(), strict=True)}
-        self.sums.zero_()
+        """Give the means by name (NaN where there is none to take); the sums begin again after step `done`."""
+        values = {name: total / count if count else math.nan for name, (total, count) in self.reduce().items()}
+        for pair in (*self.sums.values(), *self.notes.values()):
+            pair.zero_()
         self.logged = done
         return values
+
+    def record(self) -> dict[str, Any]:
+        """Give what a checkpoint records of losses, notes and phases."""
+        found = self.reduce()
+        return {"logged": self.logged, "notes": {name: found[name] for name in self.notes}, "phases": {
+            name: {"loss": found[name][0], "good": found[name][1],
+                   "parts": {part.name: found[part.name][0] for part in self.list_parts(name)},
+                   "norm": norm.item() if (norm := self.norms[name]).isfinite() else None,
+                   "skipped": int(phase.skipped.counts[2]), "loss_scale": phase.scaler.state_dict()}
+            for name, phase in self.phases.items()}}
 
     def longest_streak(self) -> int:
         """Give the longest row of steps, so far as it is known, that one phase left out."""
@@ -229,15 +264,17 @@ def report(run: PreparedRun, means: Means, log: Log | None, progress: Progress, 
     log: None on all but the main process.
     done: steps in all.
     """
-    losses = means.take(done)
+    values = means.take(done)
+    losses = {name: value for name, value in values.items() if name in means.sums}
     if log:
         phases = run.step.phases
         skipped = {name: int(phase.skipped.counts[2]) for name, phase in phases.items()}
-        line = {**name_by_phase("loss", losses, phases),
+        line = {**name_by_phase("loss", losses, means.sums),
                 **name_by_phase("lr", {name: phase.rate(done - 1) for name, phase in phases.items()}, phases),
-                **name_by_phase("grad_norm", dict(zip(phases, (norm.item() for norm in means.norms), strict=True)), phases),
+                **name_by_phase("grad_norm", {name: norm.item() for name, norm in means.norms.items()}, phases),
                 "images_per_s": progress.speed(done),
-                **name_by_phase("skipped", {name: count for name, count in skipped.items() if count}, phases)}
+                **name_by_phase("skipped", {name: count for name, count in skipped.items() if count}, phases),
+                **{name: value for name, value in values.items() if name not in losses}}
         log.write(done, {key: value for key, value in line.items() if math.isfinite(value)})  # JSON has no NaN
     progress.update(done, losses)
 
@@ -265,11 +302,7 @@ def save(run: PreparedRun, checkpoints: Checkpoints | None, config: RunConfig, m
     done: steps in all.
     final: the run changes nothing any more, so nothing is copied.
     """
-    phases = {name: {"loss": total, "good": good, "norm": norm.item() if norm.isfinite() else None,
-                     "skipped": int(phase.skipped.counts[2]), "loss_scale": phase.scaler.state_dict()}
-              for (name, phase), (total, good), norm
-              in zip(run.step.phases.items(), means.reduce(), means.norms, strict=True)}
-    record = {"logged": means.logged, "phases": phases, "config": config.model_dump(mode="json")}
+    record = means.record() | {"config": config.model_dump(mode="json")}
     files = collect(run.step)
     values = [to_local(value) for tensors in files.values() for key, value in tensors.items()
               if value.is_floating_point() and key not in run.step.unbounded]
@@ -297,9 +330,9 @@ def describe_divergence(objective: Objective, run: PreparedRun, config: RunConfi
     last = phase.find_last(done - 1)
     losses: list[tuple[float, bool]] = []  # of every sample: its t (NaN if there is none), and whether its loss is finite
     with torch.no_grad(), autocast(config.precision, run.device), step.hold_others():
-        for ks in run.microbatches:
-            batch = draw_batch(phase, number, config.train.seed, last, ks, run.device)
-            finite, t = step.unit(batch, last).isfinite().tolist(), objective.times(batch)
+        for part, ks in run.microbatches[number]:
+            batch = draw_batch(phase.parts[part], number, config.train.seed, last, ks, run.device)
+            finite, t = step.unit(batch, last, part).isfinite().tolist(), objective.times(batch)
             losses += zip([math.nan] * len(finite) if t is None else t.tolist(), finite, strict=True)
     losses = gather_object(losses)
     bad = [t for t, finite in losses if not finite]

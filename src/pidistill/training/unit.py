@@ -9,12 +9,12 @@ from functools import partial
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.objectives.base import Batch, Objective, Phase
+from pidistill.objectives.base import Batch, Loss, Objective, Phase
 from pidistill.training.sharding import Gathered
 
 
 class Unit(nn.Module):
-    """A phase as a module: its parameters are those that the phase trains, and calling it gives the samples' losses, (B,).
+    """A phase as a module: its parameters are those that the phase trains, and calling it gives the losses of samples, (B,).
 
     objective, phase: whose networks are trained.
     gathered: the trained networks' shards; none where each process has the whole networks.
@@ -24,14 +24,15 @@ class Unit(nn.Module):
         super().__init__()
         modules: Sequence[nn.Module] = gathered or [objective.networks[name] for name in phase.trains]
         self.networks = nn.ModuleList(modules)
-        self.name, self.loss = phase.name, phase.loss
+        self.parts: list[tuple[str, Loss]] = [(part.name, part.loss) for part in phase.parts]
         for network in gathered:  # their weights are whole while the loss is computed, and until its backward pass is done
-            self.loss = partial(network, self.loss)
+            self.parts = [(name, partial(network, loss)) for name, loss in self.parts]
 
-    def forward(self, batch: Batch, step: int) -> Tensor:
-        loss, samples = self.loss(batch, step), len(next(iter(batch.values())))
+    def forward(self, batch: Batch, step: int, part: int = 0) -> Tensor:
+        name, compute = self.parts[part]
+        loss, samples = compute(batch, step), len(next(iter(batch.values())))
         if loss.shape != (samples,):
-            raise PidistillError(f"the phase {self.name} must give the loss of each of {samples} samples, ({samples},), "
+            raise PidistillError(f"the phase {name} must give the loss of each of {samples} samples, ({samples},), "
                                  f"got {tuple(loss.shape)}: only the trainer averages")
         return loss
 
