@@ -82,12 +82,7 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     """
     if isinstance(preconditioning, dict):  # trajectories are smooth in t, and so is the student's clock
         preconditioning = {key: value for key, value in preconditioning.items() if key != "whole"}
-    for module in network.modules():
-        if isinstance(module, DROPOUTS):
-            module.p = 0.0
-        for name in ("dropout", "dropout_prob"):  # the latter: of labels, by diffusers' DiT
-            if isinstance(vars(module).get(name), float):
-                setattr(module, name, 0.0)
+    silence_dropout(network)
     named = dict(network.train().named_parameters())
     declared, untrained = getattr(network, "frozen", ()), [name for name, p in named.items() if not p.requires_grad]
     declared = declared if isinstance(declared, frozenset | set | tuple | list) else ()
@@ -105,6 +100,16 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     return student
 
 
+
+
+def silence_dropout(network: nn.Module) -> None:
+    """Switch dropout off, in training mode too (Table 6)."""
+    for module in network.modules():
+        if isinstance(module, DROPOUTS):
+            module.p = 0.0
+        for name in ("dropout", "dropout_prob"):  # the latter: of labels, by diffusers' DiT
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)
 
 
 def lend_net(teacher: Denoiser, spec: dict[str, Any]) -> nn.Module | None:

@@ -90,12 +90,20 @@ class PID(Objective):
             return self.calls["teacher"](x, t, labels)
 
     def loss(self, batch: Batch, step: int = 0) -> Tensor:
+        return self.compare(*self.compute_sides(batch))
+
+    def compute_sides(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Compute both sides of Eq. (11), each (B, C, H, W)."""
         student: Any = self.networks["student"]
         prediction, target = pid_residual(student, self.call_teacher, batch["z"], batch["i"], self.grid, self.scheme,
                                           batch.get("labels"), self.stop_gradient)
         if not self.stop_gradient and torch.is_grad_enabled() and not target.requires_grad:
             raise PidistillError("objective.stop_gradient=false needs a teacher that can be differentiated; this one gives "
                                  "no gradient")
+        return prediction, target
+
+    def compare(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Compute the loss of every sample, (B,), from both sides of Eq. (11)."""
         e = self.calls["distance"](prediction, target)
         return e / (e.detach() + self.floor) ** self.balance if self.balance else e
 
