@@ -23,7 +23,7 @@ from pidistill.models.grid import Grid, karras_times
 from pidistill.models.student import Student
 from pidistill.models.teachers.gaussian import Gaussian
 from pidistill.nets.base import build_net
-from pidistill.objectives.base import Objective, Setup
+from pidistill.objectives.base import Objective, Part, Phase, Setup
 from pidistill.objectives.pid import PID
 from pidistill.training.batches import draw_batch
 
@@ -79,9 +79,16 @@ def pid_of(student: Student, teacher, points: int, **options) -> PID:
     return PID(Setup(student, teacher, grid_of(teacher, points)), **options)
 
 
-def draw(objective: Objective, ks: range, seed: int = 0, step: int = 0, number: int = 0, device="cpu") -> dict[str, Tensor]:
-    """The samples of these numbers, of a step's phase `number`, as a run draws them."""
-    return draw_batch(objective.phases()[number], number, seed, step, ks, torch.device(device))
+def draw(objective: Objective, ks: range, seed: int = 0, step: int = 0, number: int = 0, device="cpu",
+         part: int = 0) -> dict[str, Tensor]:
+    """The samples of these numbers, of a part of a step's phase `number`, as a run draws them."""
+    return draw_batch(objective.phases()[number].parts[part], number, seed, step, ks, torch.device(device))
+
+
+def list_parts(objective: Objective) -> list[tuple[int, int, Phase, Part]]:
+    """The parts of all phases: number of the phase, number of the part in it, the phase, the part."""
+    return [(number, k, phase, part) for number, phase in enumerate(objective.phases())
+            for k, part in enumerate(phase.parts)]
 
 
 def start(shape: tuple[int, ...], batch: int = 3, t_max: float = 80.0, dtype=torch.float64, seed: int = 1) -> Tensor:

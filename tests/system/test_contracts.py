@@ -38,6 +38,7 @@ from tests.helpers import (
     gaussian64,
     grid_of,
     invert,
+    list_parts,
     network,
     shake,
     start,
@@ -328,7 +329,10 @@ def make_objective(name: str) -> Objective:
     if member.setup is TeacherSetup:
         return build("objectives", name, TeacherSetup(teacher.requires_grad_(True), data))
     student, needed = make_student(teacher, form=member.form), data if member.needs == "images" else None
-    return build("objectives", name, Setup(student, teacher, grid_of(teacher, 10), needed))
+    objective: Objective = build("objectives", name, Setup(student, teacher, grid_of(teacher, 10), needed))
+    for other in (net for key, net in objective.networks.items() if key != "student"):
+        shake(other)  # what starts as the teacher finds no fault with it
+    return objective
 
 
 @pytest.fixture(params=list_members("objectives"))
@@ -352,35 +356,35 @@ def test_objective_fits_together(objective):
 
 
 def test_objective_gives_one_finite_loss_a_sample(objective):
-    for number, phase in enumerate(objective.phases()):
-        batch = draw(objective, range(5), number=number)
-        loss = phase.loss(batch, 0)
-        assert loss.shape == (5,) and bool(loss.isfinite().all()) and loss.std() > 0, phase.name
-        alone = phase.loss({key: value[2:3] for key, value in batch.items()}, 0)
+    for number, k, _, part in list_parts(objective):
+        batch = draw(objective, range(5), number=number, part=k)
+        loss = part.loss(batch, 0)
+        assert loss.shape == (5,) and bool(loss.isfinite().all()) and loss.std() > 0, part.name
+        alone = part.loss({key: value[2:3] for key, value in batch.items()}, 0)
         torch.testing.assert_close(alone, loss[2:3], rtol=1e-4, atol=1e-5)
         times = objective.times(batch)
         assert times is None or (times.shape == (5,) and bool((times > 0).all()))
 
 
 def test_objective_gives_the_same_whatever_the_batch_is_split_into(objective):
-    for number, phase in enumerate(objective.phases()):
-        whole = draw(objective, range(8), 3, 5, number)
-        parts = [draw(objective, ks, 3, 5, number) for ks in (range(3), range(3, 4), range(4, 8))]
+    for number, k, _, part in list_parts(objective):
+        whole = draw(objective, range(8), 3, 5, number, part=k)
+        pieces = [draw(objective, ks, 3, 5, number, part=k) for ks in (range(3), range(3, 4), range(4, 8))]
         for key, value in whole.items():
-            assert torch.equal(torch.cat([part[key] for part in parts]), value), key
-        losses = torch.cat([phase.loss(part, 5) for part in parts])
-        torch.testing.assert_close(losses, phase.loss(whole, 5), rtol=1e-4, atol=1e-5)
+            assert torch.equal(torch.cat([piece[key] for piece in pieces]), value), key
+        losses = torch.cat([part.loss(piece, 5) for piece in pieces])
+        torch.testing.assert_close(losses, part.loss(whole, 5), rtol=1e-4, atol=1e-5)
 
 
 def test_objective_trains_the_networks_of_its_phase_and_nothing_else(objective):
     everything = {"networks": objective.networks, "copies": objective.copies, "calls": objective.calls}
-    for number, phase in enumerate(objective.phases()):
+    for number, k, phase, part in list_parts(objective):
         with hold_constant(objective, phase):
-            phase.loss(draw(objective, range(8), number=number), 0).mean().backward()
+            part.loss(draw(objective, range(8), number=number, part=k), 0).mean().backward()
         trained = parameters({name: objective.networks[name] for name in phase.trains})
         assert [name for name, p in trained.items() if p.grad is None or not p.grad.abs().sum() > 0] == []
         reached = {id(p) for modules in everything.values() for p in parameters(modules).values() if p.grad is not None}
-        assert reached == {id(p) for p in trained.values()}, phase.name
+        assert reached == {id(p) for p in trained.values()}, part.name
         for p in trained.values():
             p.grad = None
     assert all(p.requires_grad for p in parameters(objective.networks).values())  # as they were before the phases
@@ -391,15 +395,15 @@ def test_objective_trains_the_networks_of_its_phase_and_nothing_else(objective):
 
 def test_objective_asks_for_its_networks_when_it_needs_them(objective):
     """The trainer may have put another in the place: whole ones for shards, compiled ones for what is called."""
-    plain = [phase.loss(draw(objective, range(4), number=k), 0) for k, phase in enumerate(objective.phases())]
+    plain = [part.loss(draw(objective, range(4), number=number, part=k), 0) for number, k, _, part in list_parts(objective)]
     former, called = {**objective.networks}, []
     objective.networks |= copy.deepcopy(objective.networks)
     objective.copies |= copy.deepcopy(objective.copies)
     for name, call in objective.calls.items():
         objective.calls[name] = lambda *args, name=name, call=call: (called.append(name), call(*args))[1]
-    for number, phase in enumerate(objective.phases()):
-        loss = phase.loss(draw(objective, range(4), number=number), 0)
-        torch.testing.assert_close(loss, plain[number], rtol=1e-5, atol=1e-6)
+    for (number, k, phase, part), expected in zip(list_parts(objective), plain, strict=True):
+        loss = part.loss(draw(objective, range(4), number=number, part=k), 0)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
         loss.mean().backward()
         for name in phase.trains:
             assert any(p.grad is not None for p in objective.networks[name].parameters())
@@ -407,11 +411,11 @@ def test_objective_asks_for_its_networks_when_it_needs_them(objective):
 
 
 def test_objective_draws_depend_on_seed_step_number_and_phase_alone(objective):
-    for number, phase in enumerate(objective.phases()):
-        first = phase.draw(stream(3, 5, 7, phase=number), 5)
-        phase.draw(stream(3, 5, 8, phase=number), 5)
-        again = phase.draw(stream(3, 5, 7, phase=number), 5)
-        batch = draw(objective, range(7, 9), 3, 5, number)
+    for number, k, _, part in list_parts(objective):
+        first = part.draw(stream(3, 5, 7, phase=number), 5)
+        part.draw(stream(3, 5, 8, phase=number), 5)
+        again = part.draw(stream(3, 5, 7, phase=number), 5)
+        batch = draw(objective, range(7, 9), 3, 5, number, part=k)
         assert first.keys() == again.keys() == batch.keys()
         for key in first:
             np.testing.assert_array_equal(first[key], again[key])
@@ -420,7 +424,7 @@ def test_objective_draws_depend_on_seed_step_number_and_phase_alone(objective):
             assert batch[key].dtype == torch.from_numpy(np.asarray(first[key])).dtype
         for other in (stream(4, 5, 7, phase=number), stream(3, 6, 7, phase=number), stream(3, 5, 8, phase=number),
                       stream(3, 5, 7, phase=number + 1)):
-            drawn = phase.draw(other, 5)
+            drawn = part.draw(other, 5)
             assert any(not np.array_equal(first[key], drawn[key]) for key in first)
 
 

@@ -1,0 +1,345 @@
+"""The correction against plain transcriptions of its papers; what each option does; runs that are left and go on."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pidistill.core.errors import PidistillError
+from pidistill.jobs.distill import build_objective
+from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
+from pidistill.models.student_init import make_student
+from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives.base import Setup, check_contract
+from pidistill.objectives.pid import PID
+from pidistill.objectives.pid_corrected import BANDS, PIDCorrected
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
+from pidistill.training.trainer import take_steps, train
+from tests.helpers import MLP, SHAPE, draw, grid_of, shake, tiny_teacher
+from tests.models.test_preconditioning import SPECS
+from tests.runs import metrics
+
+POINTS = 12
+
+
+def corrected(teacher=None, shaken=True, **options) -> PIDCorrected:
+    """Over a student, and a fake, that are away from the teacher."""
+    teacher = teacher or tiny_teacher()
+    student = shake(make_student(teacher), seed=1, scale=0.03)
+    objective = PIDCorrected(Setup(student, teacher, grid_of(teacher, POINTS)), **options)
+    if shaken:
+        shake(objective.networks["fake"], seed=2, scale=0.03)
+    return objective
+
+
+def double(objective: PIDCorrected) -> PIDCorrected:
+    for module in (*objective.networks.values(), objective.calls["teacher"]):
+        module.double()
+    return objective
+
+
+def batch_of(objective: PIDCorrected, count: int = 5) -> dict[str, torch.Tensor]:
+    """Of the correction, in float64."""
+    batch = draw(objective, range(count), number=1, part=len(objective.phases()[1].parts) - 1)
+    return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+
+
+def gradient(objective: PIDCorrected, loss: torch.Tensor) -> torch.Tensor:
+    parameters = [*objective.networks["student"].parameters()]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+
+def close(ours: torch.Tensor, plain: torch.Tensor, rtol: float = 1e-5) -> None:
+    assert ((ours - plain).norm() / plain.norm()).item() < rtol and plain.norm() > 1e-6
+
+
+def student_image(objective, batch):
+    return objective.networks["student"](batch["z"], objective.t_min, batch["labels"])
+
+
+# The mathematics -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_is_that_of_diff_instruct():
+    """Luo et al. (2023), Eq. 3.2: E w(t) (s_fake(x_t) - s_teacher(x_t)) dx_t/dtheta, scores s = (D - x)/t^2, w = t^2."""
+    objective = double(corrected(weighting="none"))
+    batch = batch_of(objective)
+    ours = gradient(objective, objective.correct(batch).mean())
+    x_g, t, y = student_image(objective, batch), batch["t"][:, None, None, None], batch["labels"]
+    x_t = x_g + t * batch["n"]
+    with torch.no_grad():
+        score = lambda network: (network(x_t, batch["t"], y) - x_t) / t**2
+        difference = t**2 * (score(objective.networks["fake"]) - score(objective.calls["teacher"]))
+    close(ours, gradient(objective, (difference * x_t).flatten(1).mean(1).mean()))
+
+
+def test_the_gradient_is_that_of_dmd():
+    """Yin et al. (2024), Algorithm 2, without regression: 0.5 |x - sg(x - grad)|^2, grad = (fake - real)/mean|x - real|."""
+    objective = double(corrected())
+    batch = batch_of(objective)
+    ours = gradient(objective, objective.correct(batch).mean())
+    x, t, y = student_image(objective, batch), batch["t"], batch["labels"]
+    with torch.no_grad():
+        noisy = x + t[:, None, None, None] * batch["n"]
+        pred_fake, pred_real = objective.networks["fake"](noisy, t, y), objective.calls["teacher"](noisy, t, y)
+        weighting_factor = (x - pred_real).abs().mean(dim=[1, 2, 3], keepdim=True)
+        grad = (pred_fake - pred_real) / weighting_factor
+    close(ours, gradient(objective, 0.5 * torch.nn.functional.mse_loss(x, (x - grad).detach())))
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
+def test_the_gradient_is_that_of_sid(alpha):
+    """Zhou et al. (2024), Eq. 23: (1 - alpha) w |f - g|^2 + w (f - g)^T (g - x_g), f the teacher's, g the fake's, both
+    differentiated."""
+    objective = double(corrected(correction="score_identity", alpha=alpha))
+    batch = batch_of(objective)
+    ours = gradient(objective, objective.correct(batch).mean())
+    x_g, t, y = student_image(objective, batch), batch["t"], batch["labels"]
+    x_t = x_g + t[:, None, None, None] * batch["n"]
+    f, g = objective.calls["teacher"](x_t, t, y), objective.networks["fake"](x_t, t, y)
+    w = 1 / (x_g - f).abs().mean(dim=(1, 2, 3), keepdim=True).detach()
+    plain = ((1 - alpha) * w * (f - g) ** 2 + w * (f - g) * (g - x_g)).flatten(1).mean(1)
+    torch.testing.assert_close(objective.correct(batch), plain, rtol=1e-9, atol=1e-12)
+    close(ours, gradient(objective, plain.mean()))
+
+
+def test_the_fake_s_loss_is_edm_s_on_the_student_s_images():
+    objective = double(corrected())
+    batch = {key: value.double() if value.is_floating_point() else value
+             for key, value in draw(objective, range(5), number=0).items()}
+    t, s = batch["t"][:, None, None, None], objective.sigma_data
+    image = student_image(objective, batch).detach()
+    D = objective.networks["fake"](image + t * batch["n"], batch["t"], batch["labels"])
+    plain = ((t**2 + s**2) / (t * s) ** 2 * (D - image) ** 2).flatten(1).mean(1)
+    torch.testing.assert_close(objective.imitate(batch), plain, rtol=1e-12, atol=0)
+    grads = torch.autograd.grad(objective.imitate(batch).sum(), [*objective.networks["student"].parameters()],
+                                allow_unused=True)
+    assert all(g is None for g in grads)
+
+
+def test_a_fake_that_is_the_teacher_corrects_nothing():
+    objective = corrected(shaken=False)
+    batch = draw(objective, range(5), number=1, part=1)
+    assert gradient(objective, objective.correct(batch).sum()).abs().max() == 0
+
+
+# Options -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share, expected", [(0.25, [6, 2]), (0.5, [4, 4]), (1.0, [8]), (0.1, [7, 1])])
+def test_share_of_the_batch(share, expected):
+    objective = corrected(share=share)
+    fake, student = objective.phases()
+    assert [len(ks) for ks in student.split(8)] == expected and [len(ks) for ks in fake.split(8)] == [8]
+    assert [k for ks in student.split(8) for k in ks] == [*range(8)]
+    assert [part.name for part in student.parts] == ["pid", "correction"][-len(expected):]
+    check_contract(objective)
+
+
+@pytest.mark.parametrize("options", [{}, {"distance": "pseudo_huber", "scheme": "midpoint", "balance": 0.5, "floor": 0.1}])
+def test_the_rest_has_pid_s_loss(options):
+    objective = corrected(**options)
+    batch = draw(objective, range(4), number=1, part=0)
+    plain = PID(Setup(objective.networks["student"], objective.calls["teacher"], objective.grid), **options)
+    assert batch.keys() == {"z", "i", "labels"}
+    torch.testing.assert_close(objective.follow(batch), plain.loss(batch), rtol=0, atol=0)
+
+
+def test_weight_multiplies_the_correction_alone():
+    once, thrice = corrected(), corrected(weight=3)
+    batch = draw(once, range(4), number=1, part=1)
+    torch.testing.assert_close(thrice.correct(batch), 3 * once.correct(batch))
+    pid = draw(once, range(4), number=1, part=0)
+    assert torch.equal(thrice.follow(pid), once.follow(pid))
+
+
+@pytest.mark.parametrize("scale", [1.0, 512.0])
+@pytest.mark.parametrize("weight", [0.3, 2.0])
+def test_balanced_gradients_have_the_ratio_that_is_asked_for(weight, scale):
+    """At the prediction and at the image, whatever factor the trainer gives the losses."""
+    objective = corrected(balanced=True, weight=weight, share=0.5)
+    pulls, images = [], []
+    plain = objective.compute_sides
+
+    def keep(batch):
+        prediction, target = plain(batch)
+        prediction.retain_grad()
+        pulls.append(prediction)
+        return prediction, target
+
+    objective.compute_sides = keep
+    for ks in (range(4), range(4, 6)):
+        (objective.follow(draw(objective, ks, number=1, part=0), 7).sum() * scale).backward()
+    student = objective.networks["student"]
+    student.register_forward_hook(lambda module, args, output: (images.append(output), output.retain_grad())[0:0] or None)
+    (objective.correct(draw(objective, range(6, 12), number=1, part=1), 7).sum() * scale).backward()
+    pull = torch.cat([p.grad.abs().flatten(1).mean(1) for p in pulls]).mean()
+    assert (images[-1].grad.abs().mean() / pull).item() == pytest.approx(weight, rel=1e-4)
+
+
+def test_warmup_leaves_the_student_to_pid():
+    objective = corrected(warmup=3)
+    batch = draw(objective, range(4), number=1, part=1)
+    for step in range(3):
+        assert gradient(objective, objective.correct(batch, step).sum()).abs().max() == 0
+    assert gradient(objective, objective.correct(batch, 3).sum()).abs().max() > 0
+    assert objective.notes.keys() == {f"gap/{band}" for band in BANDS}
+
+
+def test_fake_steps_are_those_of_the_run():
+    fake, student = corrected(fake_steps=5).phases()
+    assert [step for step in range(11) if student.is_due(step)] == [0, 5, 10] and all(map(fake.is_due, range(11)))
+
+
+def test_fake_optimizer_is_the_fake_s_alone():
+    fake, student = corrected(fake_optimizer={"lr": 2e-3, "betas": (0.5, 0.9)}).phases()
+    assert fake.optimizer == {"name": "adam", "lr": 2e-3, "betas": (0.5, 0.9), "weight_decay": 0.0}
+    assert student.optimizer == {}
+
+
+def levels(objective, number: int, count: int = 400) -> np.ndarray:
+    part = len(objective.phases()[number].parts) - 1
+    return draw(objective, range(count), number=number, part=part)["t"].double().numpy()
+
+
+def test_levels_are_the_grid_s():
+    objective = corrected()
+    expected = objective.grid.t.float().double().numpy()
+    for number in (0, 1):
+        drawn, counts = np.unique(levels(objective, number), return_counts=True)
+        np.testing.assert_array_equal(drawn, np.sort(expected))
+        assert counts.min() > 400 / POINTS / 3
+    below = levels(corrected(level_max=2.0), 1)
+    assert below.max() <= 2 and below.min() == expected.min()
+
+
+def test_levels_are_lognormal():
+    objective = corrected(fake_levels="lognormal", p_mean=-0.5, p_std=0.7)
+    ln_t = np.log(levels(objective, 0))
+    assert abs(ln_t.mean() + 0.5) < 0.15 and abs(ln_t.std() - 0.7) < 0.1
+    assert len(np.unique(levels(objective, 1))) == POINTS
+    assert levels(corrected(levels="lognormal", p_mean=9.0, level_max=3.0), 1).max() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("kind", ["grid", "lognormal"])
+def test_levels_are_those_that_the_teacher_knows(kind):
+    teacher = Preconditioned(tiny_teacher().model, SHAPE, 3, preconditioning=SPECS["epsilon"], t_min=0.1, t_max=20)
+    drawn = levels(corrected(teacher, levels=kind), 1)
+    known = teacher.times.float().double().numpy()
+    assert np.isin(drawn, known).all() and len(np.unique(drawn)) > 5
+
+
+# The fake network ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_fake_is_the_teacher_without_guidance():
+    teacher = tiny_teacher(classes=4).set_guidance(3, null=1)
+    fake = corrected(teacher, shaken=False).networks["fake"]
+    x, t, y = torch.randn(4, *SHAPE), torch.tensor([0.1, 1.0, 5.0, 40.0]), torch.tensor([0, 1, 2, 0])
+    plain = tiny_teacher(classes=4).set_guidance(null=1)
+    torch.testing.assert_close(fake(x, t, y), plain(x, t, y), rtol=0, atol=0)
+    assert not torch.allclose(fake(x, t, y), teacher(x, t, y), atol=1e-3)
+    assert all(p.requires_grad for p in fake.parameters()) and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_black_box_s_fake_is_named(tmp_path):
+    teacher = FunctionDenoiser(lambda x, t, y: x / (1 + t[:, None, None, None] ** 2), SHAPE, 3)
+    student = make_student(teacher, "random", net=MLP)
+    setup = Setup(student, teacher, grid_of(teacher, POINTS))
+    with pytest.raises(PidistillError, match=r"set objective.fake"):
+        PIDCorrected(setup)
+    for named in (MLP, "mlp"):
+        objective = PIDCorrected(setup, fake=named)
+        batch = draw(objective, range(3), number=1, part=1)
+        assert gradient(objective, objective.correct(batch).mean()).abs().max() > 0
+    with pytest.raises(PidistillError, match="gives"):
+        PIDCorrected(setup, fake="bundled:digits")
+
+
+def test_a_fake_of_another_teacher():
+    teacher = load_teacher("bundled:digits")
+    box = FunctionDenoiser(lambda x, t, y: teacher(x, t, y), teacher.shape, 10)
+    student = make_student(box, "random", net={"name": "mlp", "width": 8})
+    fake = PIDCorrected(Setup(student, box, grid_of(box, POINTS)), fake="bundled:digits").networks["fake"]
+    x = torch.randn(2, *teacher.shape)
+    torch.testing.assert_close(fake(x, 1.0, torch.tensor([1, 2])), teacher(x, 1.0, torch.tensor([1, 2])), rtol=0, atol=0)
+
+
+def test_score_identity_needs_the_teacher_s_gradient():
+    def detached(x, t, y):
+        return (x / (1 + t[:, None, None, None] ** 2)).detach()
+
+    teacher = FunctionDenoiser(detached, SHAPE, 3)
+    setup = Setup(make_student(teacher, "random", net=MLP), teacher, grid_of(teacher, POINTS))
+    objective = PIDCorrected(setup, fake=MLP, correction="score_identity")
+    with pytest.raises(PidistillError, match="score_identity needs a teacher that can be differentiated"):
+        objective.correct(draw(objective, range(3), number=1, part=1))
+    with torch.no_grad():
+        assert objective.correct(draw(objective, range(3), number=1, part=1)).shape == (3,)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"share": 0}, "share must be above 0 and at most 1"), ({"share": 1.5}, "share"), ({"weight": -1}, "weight"),
+    ({"fake_steps": 0}, "fake_steps"), ({"level_max": 1e-9}, "below all times"), ({"p_std": 0}, "p_std"),
+    ({"share": 1, "balanced": True}, "needs both"), ({"correction": "score_identity", "balanced": True}, "needs both"),
+    ({"fake": "mlpp"}, "did you mean 'mlp'")])
+def test_what_means_nothing_is_one_line(options, words):
+    with pytest.raises(PidistillError, match=words):
+        corrected(**options)
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------------
+
+
+def configure(folder, **values) -> DistillConfig:
+    options = {"teacher": "gaussian:2,modes=4,std=0.1,classes", "student": {"init": "random", "net": MLP}, "grid.points": 10,
+               "objective": {"name": "pid_corrected", "fake": MLP, "share": 0.5, "fake_optimizer": {"lr": 1e-3}},
+               "train.steps": 6, "train.batch": 8, "log.every": 2, "checkpoint.every": 2, "checkpoint.keep": 9, "ema": 0.9,
+               "optimizer.lr": 1e-3, "evaluate.num": 8, "preview.every": 100, "out": str(folder)}
+    return load_config(DistillConfig, "default", options | values)
+
+
+def weights(objective) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for net in objective.networks.values() for p in net.parameters()])
+
+
+def run(folder, **values) -> torch.Tensor:
+    config = configure(folder, **values)
+    folder.mkdir(exist_ok=True)
+    objective = build_objective(config, load_teacher(config.teacher))
+    train(objective, config, folder)
+    return weights(objective)
+
+
+def test_a_run_that_was_left_goes_on_bit_for_bit(tmp_path):
+    """With the sums of losses, of parts and of notes between two lines of metrics."""
+    options = {"objective.balanced": True, "log.every": 3}
+    whole, config = run(tmp_path / "a", **options), configure(tmp_path / "b", **options)
+    (tmp_path / "b").mkdir()
+    for step in take_steps(build_objective(config, load_teacher(config.teacher)), config, tmp_path / "b"):
+        if step.number == 3:
+            break
+    assert torch.equal(run(tmp_path / "b", **options), whole)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    line = metrics(tmp_path / "a")[-1]
+    assert {"loss/fake", "loss/student", "loss/pid", "loss/correction", "gap/low", "gap/high"} <= line.keys()
+    assert line["loss/student"] == pytest.approx((line["loss/pid"] + line["loss/correction"]) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("microbatch", [1, 3])
+def test_microbatches_change_nothing(tmp_path, microbatch):
+    close(run(tmp_path / "a", **{"train.microbatch": microbatch}), run(tmp_path / "b"))
+
+
+def test_too_small_a_batch_is_one_line(tmp_path):
+    with pytest.raises(PidistillError, match=r"train\.batch=1 gives the part pid of the phase student 0 samples"):
+        run(tmp_path / "a", **{"train.batch": 1})
+
+
+def test_bands_cover_all_levels():
+    edges = [edge for band in BANDS.values() for edge in band]
+    assert edges[0] == 0 and edges[-1] == math.inf and edges[1:-1:2] == edges[2::2]
