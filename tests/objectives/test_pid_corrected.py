@@ -9,8 +9,15 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.distill import (
+    build_objective,
+    distil_in_steps,
+    list_stages,
+    resume_distillation,
+    run_distillation,
+)
 from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
+from pidistill.models.student import load_student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Setup, check_contract
@@ -338,6 +345,38 @@ def test_microbatches_change_nothing(tmp_path, microbatch):
 def test_too_small_a_batch_is_one_line(tmp_path):
     with pytest.raises(PidistillError, match=r"train\.batch=1 gives the part pid of the phase student 0 samples"):
         run(tmp_path / "a", **{"train.batch": 1})
+
+
+def test_pid_comes_first_as_a_stage(tmp_path):
+    """One folder, one command: PID with its own settings, then the correction from its student; also from its checkpoint."""
+    first = {"train": {"steps": 4}, "optimizer": {"lr": 1e-2}, "objective": {"balance": 0.5}}
+    options = {"objective.first": first, "objective.distance": "l1", "objective.share": 1.0}
+    config = configure(tmp_path / "whole", **options)
+    one, two = list_stages(config).values()
+    assert one.objective == {"name": "pid", "distance": "l1", "balance": 0.5}
+    assert (one.train.steps, one.train.batch, one.optimizer.lr) == (4, 8, 1e-2) and two.optimizer.lr == 1e-3
+    assert two.student.init == "previous" and "first" not in two.objective and two.objective["share"] == 1
+    run_distillation(config)
+    assert (tmp_path / "whole" / "1-pid" / "student" / "config.json").exists()
+    before, after = (load_student(tmp_path / "whole" / name) for name in ("1-pid", "2-pid_corrected"))
+    started = build_objective(two, load_teacher(config.teacher), previous=tmp_path / "whole" / "1-pid").networks["student"]
+    z = torch.randn(3, 2) * 80
+    assert torch.equal(started(z, 0.002, torch.tensor([0, 1, 2])), before(z, 0.002, torch.tensor([0, 1, 2])))
+    assert torch.equal(load_student(tmp_path / "whole").sample(range(5)), after.sample(range(5)))
+    for stage, step in ((1, 2), (2, 3)):  # left in either stage, and resumed
+        part = tmp_path / f"left-{stage}"
+        for taken in distil_in_steps(configure(part, **options)):
+            if taken.folder.name.startswith(str(stage)) and taken.number == step:
+                break
+        resume_distillation(part)
+        assert torch.equal(load_student(part).sample(range(5)), after.sample(range(5)))
+
+
+@pytest.mark.parametrize("first, words", [({"train": {"step": 4}}, r"train\.step"), ({"optimiser": {}}, "optimiser"),
+                                          ({"train": {"steps": 0}}, "greater than or equal to 1")])
+def test_a_first_run_that_cannot_be_is_one_line(tmp_path, first, words):
+    with pytest.raises(PidistillError, match=rf"objective\.first: .*{words}"):
+        list_stages(configure(tmp_path, **{"objective.first": first}))
 
 
 def test_bands_cover_all_levels():

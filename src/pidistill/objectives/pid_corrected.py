@@ -13,6 +13,7 @@ The first asks for no gradient of the teacher. FreeFlow (CVPR 2026) joins it wit
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, distributed, nn
 
 from pidistill.core.errors import PidistillError
@@ -56,8 +58,27 @@ class PIDCorrected(PID):
     fake: its network: None for the teacher's, or one by description, {"name": ..., options}, or by a teacher's spec.
     fake_optimizer: settings of the fake that differ from the student's, such as {"lr": 2e-3}.
 
+    first: a run of PID that comes before, in the same folder, from whose student this one starts: the settings that differ
+        from those of this run, as nested mappings, such as {"train": {"steps": 350}, "optimizer": {"lr": 1e-2}}. Without it
+        the student starts as `student.init` says.
+
     Other parameters: `PID`.
     """
+
+    @classmethod
+    def stages(cls, config: Any) -> list[Any]:
+        options = dict(config.objective)
+        first = options.pop("first", None)
+        if first is None:
+            return [config]
+        common = inspect.signature(PID).parameters
+        pid = {"name": "pid"} | {key: value for key, value in options.items() if key in common}
+        student = {"init": "previous", "net": None, "width": 1.0}
+        try:
+            return [change(config, {"objective": pid}, first), change(config, {"objective": options, "student": student})]
+        except ValidationError as error:
+            key, why = error.errors()[0]["loc"], error.errors()[0]["msg"].lower()
+            raise PidistillError(f"objective.first: {'.'.join(map(str, key))}: {why}") from None
 
     def __init__(self, setup: Setup, *, scheme: Any = "upwind", distance: Any = "l2", stop_gradient: bool = True,
                  balance: float = 0.0, floor: float = 1e-3, teacher_precision: Autocast | None = None, share: float = 0.5,
@@ -67,7 +88,9 @@ class PIDCorrected(PID):
                  levels: Literal["grid", "lognormal"] = "grid", fake_levels: Literal["grid", "lognormal"] | None = None,
                  p_mean: float = -1.2, p_std: float = 1.2, level_max: float | None = None, fake_steps: int = 1,
                  warmup: int = 0, fake: str | dict[str, Any] | None = None,
-                 fake_optimizer: dict[str, Any] | None = None):
+                 fake_optimizer: dict[str, Any] | None = None, first: dict[str, Any] | None = None):
+        if first is not None:
+            raise PidistillError("objective.first: a distillation makes two runs of it (`PIDCorrected.stages`)")
         super().__init__(setup, scheme=scheme, distance=distance, stop_gradient=stop_gradient, balance=balance, floor=floor,
                          teacher_precision=teacher_precision)
         check_ranges({"share": (share, 0, 1), "weight": (weight, 0, math.inf), "p_std": (p_std, 0, math.inf),
@@ -182,6 +205,23 @@ class PIDCorrected(PID):
 
     def times(self, batch: Batch) -> Tensor:
         return batch["t"] if "t" in batch else super().times(batch)
+
+
+def change(config: Any, *changes: Mapping[str, Any]) -> Any:
+    """Change settings: mappings are merged, but for the objective, whose options are all of them, at first."""
+    values = config.model_dump() | changes[0]
+    for later in changes[1:]:
+        values = merge(values, later)
+    return type(config).model_validate(values)
+
+
+def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested mappings: what `changes` says, and else what `values` says."""
+    merged = dict(values)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        merged[key] = merge(values[key], value) if both else value
+    return merged
 
 
 def check_ranges(options: Mapping[str, tuple[float, float, float]]) -> None:
