@@ -36,6 +36,7 @@ from pidistill.training.config import DistillConfig, StudentConfig
 from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
 from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
+from pidistill.training.sharding import is_fsdp_launch
 from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps, wait_for_all
 
 
@@ -238,6 +239,9 @@ class Distillation:
         config, watchers = self.config, []
         if drawable(self.teacher.image_shape):
             watchers.append(Watcher(config.preview.every, Preview(self.teacher, self.seeds)))
+        if type(self.objective).diagnose is not Objective.diagnose and not is_fsdp_launch():
+            watchers.append(Watcher(config.preview.every, lambda averages, *_: self.objective.diagnose(
+                next(iter(select_students(averages).values())))))
         if config.evaluate.every and not processes.is_main():
             watchers.append(Watcher(config.evaluate.every, lambda *_: None))
         elif config.evaluate.every:

@@ -173,6 +173,15 @@ class Objective(ABC):
         """Give the noise levels t of a batch's samples, (B,), which a message about a loss that is not finite names."""
         return None
 
+    def diagnose(self, student: nn.Module) -> dict[str, float]:
+        """Measure whether a run converges, for its metrics, with every preview. By default nothing is.
+
+        It is called on the main process, where each process has the whole networks.
+
+        student: averaged, at the first rate.
+        """
+        return {}
+
     @classmethod
     def stages(cls, config: Any) -> list[Any]:
         """Give the configurations (`DistillConfig`) of the runs, one after the other, that a distillation consists of.

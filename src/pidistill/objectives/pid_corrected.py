@@ -32,6 +32,7 @@ from pidistill.models.labels import count_labels
 from pidistill.models.student_init import silence_dropout
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.base import build_net, copy_own
+from pidistill.objectives._diagnosis import Diagnosis
 from pidistill.objectives.base import Batch, Part, Phase, Sample, Setup
 from pidistill.objectives.pid import PID
 
@@ -110,6 +111,7 @@ class PIDCorrected(PID):
         if not self.asked:
             raise PidistillError(f"objective.level_max={level_max} is below all times of the grid")
         self.networks["fake"] = make_fake(setup.teacher, fake)
+        self.teacher, self.diagnosis = setup.teacher, Diagnosis(self)
         self.pull: tuple[int, Tensor] | None = None  # a step, and (sum, count) of the sizes of PID's gradients in it
 
     def phases(self) -> list[Phase]:
@@ -144,12 +146,20 @@ class PIDCorrected(PID):
 
     def imitate(self, batch: Batch, step: int = 0) -> Tensor:
         """The fake's loss, EDM's on the student's images: lambda(t) |D_f(x_g + t n, t) - x_g|^2, (B,)."""
-        t, labels = batch["t"], batch.get("labels")
         with torch.no_grad():
-            x = self.networks["student"](batch["z"], self.t_min, labels)
-        D = self.networks["fake"](x + like(t, x) * batch["n"], t, labels)
+            x = self.networks["student"](batch["z"], self.t_min, batch.get("labels"))
+        return self.denoise(x, batch)
+
+    def denoise(self, x: Tensor, batch: Batch) -> Tensor:
+        """Compute the fake's denoising loss of images x (B, C, H, W), (B,), for the levels, noises and labels of a batch."""
+        t = batch["t"]
+        D = self.networks["fake"](x + like(t, x) * batch["n"], t, batch.get("labels"))
         weight = (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
         return weight * (D - x).square().flatten(1).mean(dim=1)
+
+    def diagnose(self, student: nn.Module) -> dict[str, float]:
+        """Measure whether the student converges, see `Diagnosis`."""
+        return self.diagnosis(student)
 
     def follow(self, batch: Batch, step: int = 0) -> Tensor:
         """PID's loss, (B,), whose gradient is measured where the correction is to be as large."""
