@@ -60,16 +60,16 @@ def evaluate_repeats(repeats: int, num: int, first_seed: int = 0, **options: Any
 class Evaluator:
     """An evaluator measures many students of one teacher; the teacher's images and their FD are computed once.
 
-    num: images, of the seeds 0 to num - 1, as in `evaluate`. batch: images at a time.
+    num, first_seed: images, as in `evaluate`. batch: images at a time.
     features, reference: as in `Measure`.
     cache: a file that keeps the teacher's images between programs.
     """
 
     def __init__(self, teacher: Denoiser, *, num: int = 5000, batch: int = 250, features: str | None = None,
-                 reference: str | None = None, cache: Path | None = None):
+                 reference: str | None = None, cache: Path | None = None, first_seed: int = 0):
         self.measure = Measure(features, reference, teacher.image_shape, find_device(teacher),
                                ("frechet", "trajectory_rmse"))
-        self.batch, self.seeds = batch, range(num)
+        self.batch, self.seeds = batch, range(first_seed, first_seed + num)
         self.labels = labels_of(self.seeds, teacher.num_classes)
         if cache and cache.exists():
             self.solutions = read_tensors(cache)["images"]

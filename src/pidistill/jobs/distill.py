@@ -15,7 +15,7 @@ from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
-from pidistill.core.registry import build
+from pidistill.core.registry import build, suggest_choices
 from pidistill.core.seeds import labels_of, parse_integers
 from pidistill.evaluation.evaluate import Evaluator, evaluate
 from pidistill.evaluation.measure import Measure
@@ -23,6 +23,8 @@ from pidistill.evaluation.pictures import drawable, write_comparison
 from pidistill.evaluation.results import Evaluation
 from pidistill.files.datasets import ImageSet, open_images
 from pidistill.files.folders import write_json
+from pidistill.files.reading import read_json
+from pidistill.jobs.best import FIRST_SEED, BestStudent
 from pidistill.models.denoiser import Denoiser, as_denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.load import read_own_net
@@ -206,7 +208,10 @@ class Distillation:
         self.config, self.teacher = config, teacher
         self.objective = build_objective(config, teacher, previous=previous, net=net)
         self.steps = config.train.steps
-        Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape)  # missing files are found now
+        measure = Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape,  # finds missing files
+                          metrics=("frechet", "trajectory_rmse"))
+        self.check_best(measure)
+        self.best, self.chosen = config.evaluate.keep_best, dict[str, Any]()
         self.seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
 
     def train(self, folder: Path, evaluator: Evaluator | None = None) -> dict[float, Student] | None:
@@ -222,6 +227,11 @@ class Distillation:
         trained = yield from take_steps(self.objective, self.config, folder, self.make_watchers(evaluator))
         self.steps = trained.steps
         students = select_students(trained.averages) if trained.main else None
+        if students is not None and self.best and (folder / "best").is_dir():
+            own = read_own_net(folder / "best")
+            students = BestStudent.load(folder, own and (name_own_net([self.config]) or lend_net(self.teacher, own)))
+            best = read_json(folder / "best" / "provenance.json")
+            self.chosen = {key: best[key] for key in ("steps", "metric", "value")}
         if students is not None:
             self.save(folder, students)
         wait_for_all()  # the others go on to read the student
@@ -229,10 +239,23 @@ class Distillation:
 
     def save(self, folder: Path, students: dict[float, Student]) -> None:
         """Save the students, by EMA rate, as FOLDER/student."""
+        provenance = self.describe() | {"steps": self.steps} | self.chosen
+        next(iter(students.values())).save(folder / "student", provenance, students)
+
+    def describe(self) -> dict[str, Any]:
+        """Describe where a student is from, for its provenance.json."""
         source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
-        provenance = {"teacher": self.config.teacher, **source, "seed": self.config.train.seed, "steps": self.steps,
-                      "commit": find_commit(), "versions": list_versions()}
-        students[self.config.ema[0]].save(folder / "student", provenance, students)
+        return {"teacher": self.config.teacher, **source, "seed": self.config.train.seed, "commit": find_commit(),
+                "versions": list_versions()}
+
+    def check_best(self, measure: Measure) -> None:
+        """Refuse to keep the best student by a metric that is not measured. measure: what is."""
+        plan, known = self.config.evaluate, [*([measure.key] if measure.net else []), "trajectory_rmse"]
+        if plan.keep_best and not plan.every:
+            raise PidistillError(f"evaluate.keep_best={plan.keep_best} chooses among the measurements of evaluate.every, "
+                                 "which is not set")
+        if plan.keep_best and plan.keep_best not in known:
+            raise suggest_choices("metric of evaluate.keep_best", plan.keep_best, known)
 
     def make_watchers(self, evaluator: Evaluator | None) -> list[Watcher]:
         """Make what looks at the student while it is trained: previews, and with `evaluate.every` measurements."""
@@ -245,10 +268,12 @@ class Distillation:
         if config.evaluate.every and not processes.is_main():
             watchers.append(Watcher(config.evaluate.every, lambda *_: None))
         elif config.evaluate.every:
-            measure = evaluator or Evaluator(self.teacher, num=config.evaluate.num, batch=config.evaluate.batch,
-                                             features=config.evaluate.features, reference=config.evaluate.reference)
-            watchers.append(Watcher(config.evaluate.every,
-                                    lambda averages, *_: measure.compare(select_students(averages))))
+            plan = config.evaluate
+            measure = evaluator or Evaluator(self.teacher, num=plan.num, batch=plan.batch, features=plan.features,
+                                             reference=plan.reference, first_seed=FIRST_SEED if plan.keep_best else 0)
+            best = BestStudent(measure, plan.keep_best, self.describe()) if plan.keep_best else None
+            watchers.append(Watcher(config.evaluate.every, lambda averages, step, folder: best(
+                select_students(averages), step, folder) if best else measure.compare(select_students(averages))))
         return watchers
 
     def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> DistillationResult:

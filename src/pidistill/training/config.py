@@ -109,6 +109,7 @@ class EvaluateConfig(StrictModel):
     batch: int = Field(default=250, ge=1)
     features: str | None = None
     reference: str | None = None
+    keep_best: str | None = None  # a metric, such as fd: the student is the best of all that `every` has measured
 
 
 class RunConfig(StrictModel):
