@@ -28,8 +28,8 @@ AVERAGE, WEIGHTS, OTHER = 0, 1, 2  # ranks, the best first
 AVERAGES = {"ema", "emas", "ewa", "swa", "avg", "average", "averages", "averaged", "averaging", "shadow", "polyak"}
 RAW = {"online", "raw", "current", "non", "no", "not", "without", "before", "unaveraged"}  # such as non_ema
 PLAIN = {"model", "models", "net", "nets", "network", "networks", "state", "dict", "sd", "weights", "weight", "params",
-         "param", "parameters", "unet", "denoiser", "diffusion", "generator", "g", "module", "modules", "orig", "mod", "fsdp", "fpw",
-         "wrapped", "forward", "checkpoint", "ckpt", "backbone", "features",
+         "param", "parameters", "unet", "denoiser", "diffusion", "generator", "g", "module", "modules", "orig", "mod",
+         "fsdp", "fpw", "wrapped", "forward", "checkpoint", "ckpt", "backbone", "features",
          "target", "teacher", "momentum"}  # of these three nobody knows: {"model", "target"} is a choice for the user
 # Of the shapes of weights, and none: an optimiser's moments, gradients, and copies put aside while an average is in use.
 FORBIDDEN = {"opt", "optim", "optims", "optimizer", "optimizers", "optimiser", "optimisers", "adam", "adamw", "sgd", "sched",
@@ -191,6 +191,8 @@ def find_entries(leaves: Mapping[str, Leaf], expected: Collection[str], where: P
                 strangers.setdefault(label or leaf.container, []).append(full)
     for label, fulls in strangers.items():
         start = len(label) + 1 if label else 0
+        if any(entry.label.startswith(f"{label}."[:start]) for entry in entries):
+            continue  # what stands around an entry, such as a diffusion's betas
         entries += make_entry(leaves, label, {full[start:]: read_value(leaves[full]) for full in fulls}, fulls)
     return sorted(entries, key=lambda entry: (entry.label, len(entry.items)))
 

@@ -89,6 +89,7 @@ def choose_weights(module: nn.Module, contents: Any, path: Path, net: str, *, en
     looked = restrict(entries, entry, path)
     fits, misfits = fit_entries(module, entries, tuple(unused), constants)
     fits = [fit for fit in fits if fit.entry in looked]
+    fits = [fit for fit in fits if fit.entry.label == entry] or fits
     if not fits:
         names = module.state_dict().keys()
         looked.sort(key=lambda e: (-len(names & e.values.keys()), e.rank))
@@ -110,10 +111,9 @@ def choose_weights(module: nn.Module, contents: Any, path: Path, net: str, *, en
 
 
 def restrict(entries: list[Entry], name: str | None, path: Path) -> list[Entry]:
-    """Restrict entries to the one that the user names, or to those whose label begins with the name."""
-    label = "" if name == "." else name
-    named = [entry for entry in entries if name is None or entry.label == label] or [
-        entry for entry in entries if label and entry.label.startswith(f"{label}.")]
+    """Restrict entries to those whose label is what the user names, or begins with it."""
+    named = entries if name is None else [entry for entry in entries if (entry.label or ".") == name
+                                          or entry.label.startswith(f"{name}.")]
     if not named:
         raise PidistillError(f"{path} has no entry {str(name)[:60]!r} that may be weights; it has {list_labels(entries)}")
     return named
@@ -174,10 +174,10 @@ def fit_entries(module: nn.Module, entries: list[Entry], unused: tuple[str, ...]
 
 
 def explain_no_weight(expected: Mapping[str, Tensor], values: Mapping[str, Any]) -> str:
-    """Say which value of an entry is no weight; empty if all are."""
+    """Say which value of an entry is no weight, of those with the network's names, or with unusual ones; empty if all are."""
     return next((describe_no_weight(name, value.value if isinstance(value, Leaf) else value)
-                 for name, value in values.items()
-                 if not is_weight(value, name in expected and not expected[name].is_floating_point())), "")
+                 for name, value in values.items() if isinstance(value, Leaf) or (
+                     name in expected and not is_weight(value, not expected[name].is_floating_point()))), "")
 
 
 def fill(module: nn.Module, missing: Collection[str], donors: list[Entry], constants: Collection[str],
@@ -189,13 +189,15 @@ def fill(module: nn.Module, missing: Collection[str], donors: list[Entry], const
     trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     if not missing or trained & {*missing}:
         return {}, ""
-    same = [donor.values for donor in donors if donor.rank == donors[0].rank]
+    counters = {name for name in missing if name.endswith(".num_batches_tracked")}  # which matter in training alone
     if donors:
-        if any(not torch.equal(same[0][name], other[name]) for other in same for name in missing):
-            raise Misfit(f"it lacks {sorted(missing)[0][:60]}, which {list_labels(donors)} have differently")
-        return {name: donors[0].values[name] for name in missing}, f" with the buffers of {donors[0].label or '.'}"
-    state = module.state_dict()  # a counter of batch normalisation matters in training alone
-    return {name: state[name] for name in missing if name.rpartition(".")[2] in {*constants, "num_batches_tracked"}}, ""
+        same = [donor for donor in donors if donor.rank == donors[0].rank]
+        for name in sorted({*missing} - counters):
+            if any(not torch.equal(donor.values[name], same[0].values[name]) for donor in same):
+                raise Misfit(f"it lacks {name[:60]}, which {list_labels(same)} have differently")
+        return {name: same[0].values[name] for name in missing}, f" with the buffers of {same[0].label or '.'}"
+    state = module.state_dict()
+    return {name: state[name] for name in missing if name in counters or name.rpartition(".")[2] in constants}, ""
 
 
 def name_list(module: nn.Module, entry: Entry, donors: list[Entry], unused: tuple[str, ...],

@@ -65,7 +65,7 @@ def read_contents(path: Path) -> Any:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can end in almost any of them
-        stranger = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        stranger = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"a {stranger[1][:80]}, whose code is not run" if stranger else type(error).__name__
         raise PidistillError(f"cannot read {path}: damaged, or more than a state dictionary of tensors ({what}); save "
                              "state_dict() alone, where you trust the file") from None
