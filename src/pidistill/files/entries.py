@@ -150,14 +150,14 @@ def find_prefixes(leaves: Mapping[str, Leaf], expected: Collection[str]) -> dict
                     clashes.add(prefix)
         last = segments[-1]
         for length in lengths if last not in parts else ():
-            if len(last) >= length and (name := undotted.get(last[-length:])):
-                found.setdefault(full[:-length], {}).setdefault(name, full)
+            if len(last) >= length and (known := undotted.get(last[-length:])):
+                found.setdefault(full[:-length], {}).setdefault(known, full)
     return {prefix: names for prefix, names in found.items() if prefix not in clashes}
 
 
 def find_entries(leaves: Mapping[str, Leaf], expected: Collection[str], where: Path) -> list[Entry]:
-    """Find the entries of a file, by label: those with half of a network's names or more (without one, that with most of
-    them), dictionaries and averages with other names, and lists.
+    """Find the entries of a file, by label: those with half of a network's names or more (without one, that with most,
+    if a tenth), dictionaries and averages with other names, and lists.
 
     expected: the network's names. where: the file, for errors.
     """
@@ -168,7 +168,7 @@ def find_entries(leaves: Mapping[str, Leaf], expected: Collection[str], where: P
     best = min(found, key=lambda prefix: (-len(found[prefix]), prefix), default="")
     ordered, position = sorted(leaves), {full: k for k, full in enumerate(leaves)}
     entries: list[Entry] = []
-    for prefix in chief or ([best] if found else []):
+    for prefix in chief or [best] * (10 * len(found.get(best, ())) >= len(expected) > 0):
         own, inside = {full: name for name, full in found[prefix].items()}, select_range(ordered, prefix)
         homes = {leaves[full].container for full in own}
         others = tuple(other for other in chief if other != prefix and other.startswith(prefix))

@@ -61,10 +61,13 @@ def split_entry(text: str) -> tuple[Path, str | None]:
     return Path(file).expanduser(), entry
 
 
-def load_chosen(module: nn.Module, path: Path, net: str, **options: Any) -> Choice:
-    """Load the weights of a file that fit a network into it, and print which they are. Parameters as in `choose_weights`."""
-    choice = choose_weights(module, read_contents(path), path, net, **options)
-    load_weights(module, choice.tensors, path, net)
+def load_chosen(module: nn.Module, path: Path, net: str, *, contents: Any = None, **options: Any) -> Choice:
+    """Load the weights of a file that fit a network into it, and print which they are. Parameters as in `choose_weights`.
+
+    contents: of the file, where it was read before.
+    """
+    choice = choose_weights(module, read_contents(path) if contents is None else contents, path, net, **options)
+    load_weights(module, choice.tensors, path, net.removeprefix("the network of "))
     for sentence in choice.sentences:
         console.print(f"{path.name}: {sentence}", soft_wrap=True)
     return choice
@@ -76,10 +79,10 @@ def choose_weights(module: nn.Module, contents: Any, path: Path, net: str, *, en
     """Choose the weights that fit a network. Raises PidistillError, in one line, where none do, or several as well.
 
     module: the network.
-    contents: of the file. path: its name, for messages. net: whose network it is, for errors.
+    contents: of the file. path: its name, for messages. net: what it is, for errors.
     entry: the label that the user names, or the beginning of one; `.` is that without a label.
     own: labels that need no word, where a file has nothing else.
-    unused: beginnings of names that the network has not and needs not, with a sentence for each.
+    unused: beginnings of names that the network has not and needs not, with a sentence for each, or none.
     constants: last names of buffers that are the same in every such network.
     """
     leaves, unused = name_values(contents, path), unused or {}
@@ -93,14 +96,15 @@ def choose_weights(module: nn.Module, contents: Any, path: Path, net: str, *, en
     if not fits:
         names = module.state_dict().keys()
         looked.sort(key=lambda e: (-len(names & e.values.keys()), e.rank))
-        raise PidistillError(f"{path} does not fit the network of {net}: {misfits[looked[0]]}" + (
+        raise PidistillError(f"{path} does not fit {net}: {misfits[looked[0]]}" + (
             f"; looked at {list_labels(looked)}" if looked[0].label or len(looked) > 1 else ""))
     best = [fit for fit in fits if fit.entry.rank == min(fit.entry.rank for fit in fits)]
     chosen = best[0]
     if any(not torch.equal(value, fit.tensors[name]) for fit in best[1:] for name, value in chosen.tensors.items()):
-        raise PidistillError(f"{path} holds {len(best)} different entries that fit the network of {net} equally: "
+        raise PidistillError(f"{path} holds {len(best)} different entries that fit {net} equally: "
                              f"{list_labels([fit.entry for fit in best])}; name one with ,entry=NAME")
-    sentences = [sentence for key, sentence in unused.items() if any(f".{key}" in f".{full}" for full in leaves)]
+    sentences = [sentence for key, sentence in unused.items()
+                 if sentence and any(f".{key}" in f".{full}" for full in leaves)]
     others = [fit.entry for fit in fits if fit is not chosen]
     if others or chosen.how or chosen.entry.label not in own or not is_whole(leaves, chosen.entry, tuple(unused)):
         sentences = [describe_choice(chosen, others, leaves), *sentences]
@@ -174,7 +178,7 @@ def fit_entries(module: nn.Module, entries: list[Entry], unused: tuple[str, ...]
 
 
 def explain_no_weight(expected: Mapping[str, Tensor], values: Mapping[str, Any]) -> str:
-    """Say which value of an entry is no weight, of those with the network's names, or with unusual ones; empty if all are."""
+    """Say which value with one of the network's names, or with an unusual one, is no weight; empty if all are."""
     return next((describe_no_weight(name, value.value if isinstance(value, Leaf) else value)
                  for name, value in values.items() if isinstance(value, Leaf) or (
                      name in expected and not is_weight(value, not expected[name].is_floating_point()))), "")
@@ -186,7 +190,8 @@ def fill(module: nn.Module, missing: Collection[str], donors: list[Entry], const
 
     Gives nothing where trained parameters are missing too. Raises Misfit where it might be of two that differ.
     """
-    trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad} or parameters.keys()
     if not missing or trained & {*missing}:
         return {}, ""
     counters = {name for name in missing if name.endswith(".num_batches_tracked")}  # which matter in training alone

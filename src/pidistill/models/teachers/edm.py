@@ -119,8 +119,8 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
             raise PidistillError(f"{path}: of a pickle the network under `ema` is read; leave entry={entry} out")
         return load_pickle(path, licence=LICENCES["edm"])
     teacher = build_network_teacher(**CHECKPOINTS[name])
-    choice = load_chosen(teacher.model, path, f"edm:{name}", entry=entry, own=("", "model", "unet"), unused=UNUSED,
-                         constants=("resample_filter",))
+    choice = load_chosen(teacher.model, path, f"the network of edm:{name}", entry=entry, own=("", "model", "unet"),
+                         unused=UNUSED, constants=("resample_filter",))
     return _record_origin(teacher, path, choice.sentences, LICENCES["edm" if key != "weights" else "file"],
                           entry=choice.entry)
 
