@@ -271,7 +271,7 @@ EQUAL = {
 @pytest.mark.parametrize("form", EQUAL)
 def test_entries_as_good_as_each_other_are_refused_and_named(tmp_path, form):
     contents, labels = EQUAL[form]
-    refuse(f"2 different entries that fit the network of it equally: {re.escape(', '.join(labels))}; name one with "
+    refuse(f"2 different entries that fit it equally: {re.escape(', '.join(labels))}; name one with "
            ",entry=NAME", contents, tmp_path)
     for label in labels:
         state, choice = load(contents, tmp_path, entry=label)

@@ -197,6 +197,19 @@ def find_entries(leaves: Mapping[str, Leaf], expected: Collection[str], where: P
     return sorted(entries, key=lambda entry: (entry.label, len(entry.items)))
 
 
+def list_states(leaves: Mapping[str, Leaf]) -> dict[str, dict[str, Tensor]]:
+    """List the tensors of a file, by the dictionary or the list that they lie in, without a network that they are to fit."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for full, leaf in leaves.items():
+        if is_forbidden(full.rpartition(".")[2]) or is_counter(full, leaf):
+            continue
+        if is_list(leaf.value):
+            states[full] = {str(k): value for k, value in enumerate(leaf.value)}
+        elif isinstance(leaf.value, Tensor):
+            states.setdefault(leaf.container, {})[full[len(leaf.container) + bool(leaf.container):]] = leaf.value
+    return states
+
+
 def find_average(full: str) -> str:
     """Find the shortest label of an average in front of a name; empty if there is none."""
     segments = full.split(".")[:-1]

@@ -150,6 +150,9 @@ def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
         return teacher
     tensors, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"})
     load_weights(teacher.model, {k: v.float() for k, v in tensors.items()}, path, file.class_name)
+    if file.entries and (len(file.entries) > 1 or file.entries[0] != "ema"):
+        others = f"; {', '.join(file.entries[1:4])} are left out" if len(file.entries) > 1 else ", which may be no average"
+        left_out.insert(0, f"weights are taken from {file.entries[0][:60]}{others}")
     for sentence in left_out:
         console.print(f"{path.name}: {sentence}", soft_wrap=True)
     return _record_origin(teacher, path, left_out, licence)
