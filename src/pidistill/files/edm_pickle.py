@@ -62,7 +62,7 @@ class EDMPickle:
 
 
 def read_edm_pickle(path: Path) -> EDMPickle:
-    """Read the network under `ema` of a pickle, or its only one, or a pickle that is one. Raises PidistillError, one line."""
+    """Read the network under `ema` of a pickle, or its only one, or one that is the pickle. Raises PidistillError."""
     try:
         with open_file(path) as file:
             if file.read(2) not in (b"\x80\x04", b"\x80\x03", b"\x80\x05", b"\x80\x02"):
@@ -72,7 +72,7 @@ def read_edm_pickle(path: Path) -> EDMPickle:
         keys = tuple(map(str, root)) if isinstance(root, dict) else ()
         entries = find_networks(root) if isinstance(root, dict) else []
         if len(entries) > 1 and entries[0] != "ema":
-            raise MalformedPickle(f"it holds several networks, {shorten(entries)}, and none of them under `ema`")
+            raise MalformedPickle(f"it holds several networks, {shorten(tuple(entries))}, and none of them under `ema`")
         net = root.get(entries[0] if entries else "ema") if isinstance(root, dict) else root
         if not isinstance(net, Record) or "_modules" not in net.state:
             raise MalformedPickle(f"there is no network under `ema`{f'; it holds {shorten(keys)}' if keys else ''}")

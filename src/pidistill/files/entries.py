@@ -69,7 +69,7 @@ class Entry:
 def name_values(contents: Any, where: Path) -> dict[str, Leaf]:
     """Name all values in dictionaries and lists, optimisers' left out. Raises PidistillError where there are too many."""
     leaves: dict[str, Leaf] = {}
-    stack, remaining = [("", contents, 0)], MOST_VALUES
+    stack, remaining = [("", contents, 0)] if isinstance(contents, Mapping | list | tuple) else [], MOST_VALUES
     while stack:
         path, container, depth = stack.pop()
         mapping = isinstance(container, Mapping)
@@ -77,7 +77,7 @@ def name_values(contents: Any, where: Path) -> dict[str, Leaf]:
         if remaining < 0 or depth > NESTING or len(path) > LENGTH:
             raise PidistillError(f"{where} holds more than {MOST_VALUES:,} values, or dictionaries deeper in each other "
                                  f"than {NESTING}, or longer names than networks: save state_dict() alone")
-        for key, value in container.items() if mapping else enumerate(container):
+        for key, value in container.items() if isinstance(container, Mapping) else enumerate(container):
             text = str(key) if isinstance(key, str | int) and not isinstance(key, bool) else type(key).__name__
             name = f"{path}.{text[:LENGTH]}" if path else text[:LENGTH]
             if isinstance(value, Mapping | list | tuple):
@@ -214,6 +214,11 @@ def find_average(full: str) -> str:
     """Find the shortest label of an average in front of a name; empty if there is none."""
     segments = full.split(".")[:-1]
     return next((".".join(segments[:k + 1]) for k, segment in enumerate(segments) if rank_label(segment) == AVERAGE), "")
+
+
+def is_named(label: str, name: str | None) -> bool:
+    """Say whether a label is what a user names, or begins with it; `.` is the empty one, None any."""
+    return name is None or (label or ".") == name or label.startswith(f"{name}.")
 
 
 def make_entry(leaves: Mapping[str, Leaf], label: str, values: dict[str, Any], names: list[str],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import locate
-from pidistill.files.entries import AVERAGE, Entry, Leaf, find_entries, name_values
+from pidistill.files.entries import AVERAGE, Entry, Leaf, find_entries, is_named, name_values
 from pidistill.files.weights import (
     describe_no_weight,
     describe_nothing,
@@ -100,7 +100,7 @@ def choose_weights(module: nn.Module, contents: Any, path: Path, net: str, *, en
             f"; looked at {list_labels(looked)}" if looked[0].label or len(looked) > 1 else ""))
     best = [fit for fit in fits if fit.entry.rank == min(fit.entry.rank for fit in fits)]
     chosen = best[0]
-    if any(not torch.equal(value, fit.tensors[name]) for fit in best[1:] for name, value in chosen.tensors.items()):
+    if any(not are_equal(value, fit.tensors[name]) for fit in best[1:] for name, value in chosen.tensors.items()):
         raise PidistillError(f"{path} holds {len(best)} different entries that fit {net} equally: "
                              f"{list_labels([fit.entry for fit in best])}; name one with ,entry=NAME")
     sentences = [sentence for key, sentence in unused.items()
@@ -109,15 +109,20 @@ def choose_weights(module: nn.Module, contents: Any, path: Path, net: str, *, en
     if others or chosen.how or chosen.entry.label not in own or not is_whole(leaves, chosen.entry, tuple(unused)):
         sentences = [describe_choice(chosen, others, leaves), *sentences]
     if chosen.entry.rank != AVERAGE and entry is None:
-        sentences += [f"the average {e.label} does not fit, so that these weights are no average: {words}" for e, words
-                      in misfits.items() if e.rank == AVERAGE and 2 * len(e.items or e.values) >= len(chosen.tensors)]
+        unfit = [e for e in misfits if e.rank == AVERAGE and 2 * len(e.items or e.values) >= len(chosen.tensors)]
+        sentences += [f"the average {e.label[:80]} does not fit, so that these weights are no average: {misfits[e]}"
+                      for e in unfit[:SHOWN]]
     return Choice(chosen.tensors, chosen.entry.label, list(dict.fromkeys(sentences)))
+
+
+def are_equal(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors of one shape hold the same numbers, of whatever type."""
+    return torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double())
 
 
 def restrict(entries: list[Entry], name: str | None, path: Path) -> list[Entry]:
     """Restrict entries to those whose label is what the user names, or begins with it."""
-    named = entries if name is None else [entry for entry in entries if (entry.label or ".") == name
-                                          or entry.label.startswith(f"{name}.")]
+    named = [entry for entry in entries if is_named(entry.label, name)]
     if not named:
         raise PidistillError(f"{path} has no entry {str(name)[:60]!r} that may be weights; it has {list_labels(entries)}")
     return named
@@ -198,7 +203,7 @@ def fill(module: nn.Module, missing: Collection[str], donors: list[Entry], const
     if donors:
         same = [donor for donor in donors if donor.rank == donors[0].rank]
         for name in sorted({*missing} - counters):
-            if any(not torch.equal(donor.values[name], same[0].values[name]) for donor in same):
+            if any(not are_equal(donor.values[name], same[0].values[name]) for donor in same):
                 raise Misfit(f"it lacks {name[:60]}, which {list_labels(same)} have differently")
         return {name: same[0].values[name] for name in missing}, f" with the buffers of {same[0].label or '.'}"
     state = module.state_dict()

@@ -102,8 +102,8 @@ def describe_no_weight(name: Any, value: Any) -> str:
 
 def describe_nothing(contents: Any) -> str:
     """Say that a file holds no weights."""
-    return ("holds no state dictionary of weights, but "
-            f"{'nothing' if isinstance(contents, dict) else f'a {type(contents).__name__}'}")
+    held = ", ".join(str(key)[:40] for key in list(contents)[:3]) or "nothing" if isinstance(contents, dict) else ""
+    return f"holds no state dictionary of weights, but {held or f'a {type(contents).__name__}'}"
 
 
 def check_packing(path: Path) -> None:

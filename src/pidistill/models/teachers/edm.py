@@ -15,6 +15,7 @@ from pidistill.core.registry import suggest_choices
 from pidistill.files.downloads import fetch_published
 from pidistill.files.edm_pickle import EDMPickle, read_edm_pickle
 from pidistill.files.folders import find_cache_folder
+from pidistill.files.pickle_machine import shorten
 from pidistill.files.reading import sha256
 from pidistill.files.selection import load_chosen, split_entry
 from pidistill.files.weights import load_weights
@@ -151,8 +152,8 @@ def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
     tensors, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"})
     load_weights(teacher.model, {k: v.float() for k, v in tensors.items()}, path, file.class_name)
     if file.entries and (len(file.entries) > 1 or file.entries[0] != "ema"):
-        others = f"; {', '.join(file.entries[1:4])} are left out" if len(file.entries) > 1 else ", which may be no average"
-        left_out.insert(0, f"weights are taken from {file.entries[0][:60]}{others}")
+        others = f"not from {shorten(file.entries[1:])}" if len(file.entries) > 1 else "which may be no average"
+        left_out.insert(0, f"weights are taken from {shorten(file.entries[0])}, {others}")
     for sentence in left_out:
         console.print(f"{path.name}: {sentence}", soft_wrap=True)
     return _record_origin(teacher, path, left_out, licence)

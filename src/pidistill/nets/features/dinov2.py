@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
 from pidistill.files.downloads import fetch_published
-from pidistill.files.entries import Leaf, name_values, rank_label
+from pidistill.files.entries import Leaf, is_named, name_values, rank_label
 from pidistill.files.selection import load_chosen, split_entry
 from pidistill.files.weights import Allowance, count_allowed_elements, read_contents
 from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
@@ -135,7 +135,7 @@ def load_dinov2(path: Path, entry: str | None = None) -> Dinov2:
     contents = read_contents(path)
     leaves = name_values(contents, path)
     sizes = {measure_vit(leaves, full[:-len("cls_token")], path) for full in leaves
-             if full.endswith("cls_token") and full.startswith(entry or "") and rank_label(full) is not None}
+             if full.endswith("cls_token") and is_named(full[:-len(".cls_token")], entry) and rank_label(full) is not None}
     if len(sizes) != 1:
         raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it" if not sizes else
                              f"{path} holds networks of several sizes; name one with ,entry=NAME")
