@@ -116,9 +116,12 @@ AVERAGED = {  # form of the file -> its contents, the label that is chosen, and 
     "average of parameters": ({"model": RAW, "ema": {name: AVERAGE[name] for name in NAMES}}, "ema", MIXED),
     "swa": ({"model": RAW, "swa_model": {"n_averaged": torch.tensor(3), **prefix(AVERAGE, "module.")}}, "swa_model.module",
             AVERAGE),
+    "swa, counted outside": ({"n_averaged": 3, "model": RAW, "swa_state_dict": prefix(AVERAGE, "module.")},
+                             "swa_state_dict.module", AVERAGE),
     "an AveragedModel under no name": ({"a": RAW, "b": {"n_averaged": torch.tensor(3), **prefix(AVERAGE, "module.")}},
                                        "b.module", AVERAGE),
     "one flat dictionary": ({**prefix(RAW, "model."), **prefix(AVERAGE, "ema.")}, "ema", AVERAGE),
+    "flat, other marks than dots": ({**prefix(RAW, "model/"), **prefix(AVERAGE, "model_ema_")}, "model_ema", AVERAGE),
     "flat, raw without a prefix": ({**RAW, **prefix(AVERAGE, "ema.")}, "ema", AVERAGE),
     "shadow and backup": ({"model": RAW, "shadow": AVERAGE, "backup": OTHER}, "shadow", AVERAGE),
     "StyleGAN": ({"g": RAW, "d": {"x": torch.ones(3)}, "g_ema": AVERAGE}, "g_ema", AVERAGE),
@@ -335,6 +338,12 @@ def test_three_names_of_the_file_stand_beside_three_that_are_missing(tmp_path):
     close = {name.replace("last", "out"): value for name, value in RAW.items()}
     refuse("weights 2 missing, first last.bias, last.weight; 2 unknown, first out.bias, out.weight; looked at b, a",
            {"a": theirs, "b": close}, tmp_path)
+
+
+def test_labels_are_printable(tmp_path, capsys):
+    _, choice = load({"a\x1b[2J\nb": RAW}, tmp_path)
+    assert choice.entry == "a?[2J?b" and capsys.readouterr().err == "w.pt: weights are taken from a?[2J?b\n"
+    refuse("looked at a.*2J.b", {"a\x1b[2J\nb": {"x": RAW["first.bias"]}}, tmp_path)
 
 
 def test_optimisers_alone_are_no_weights(tmp_path):

@@ -126,32 +126,30 @@ def rank_label(label: str) -> int | None:
 def find_prefixes(leaves: Mapping[str, Leaf], expected: Collection[str]) -> dict[str, dict[str, str]]:
     """Find what stands before a network's names in a file: {prefix: {the network's name: the file's}}.
 
-    Wrappers' names are left out wherever they stand, and the dots, which LitEma of latent diffusion leaves out.
+    Wrappers' names are left out wherever they stand. So are the dots, as by LitEma of latent diffusion.
     expected: the network's names.
     """
-    parts = {part for name in expected for part in name.split(".")}
+    wrappers = WRAPPERS - {segment for name in expected for segment in name.split(".")}
     depth = max((name.count(".") + 1 for name in expected), default=0)
-    wrappers = WRAPPERS - parts
-    undotted: dict[str, str] = {}
+    tails: dict[str, str] = {}  # ends of names -> the network's name; "" where dots are out and it might be either of two
     for name in expected:
-        undotted[name.replace(".", "")] = name if name.replace(".", "") not in undotted else ""  # "": of two names
-    lengths = {len(name) for name in undotted}
+        tails[name.replace(".", "")] = name if name.replace(".", "") not in tails else ""
+    tails |= {name: name for name in expected}
+    lengths = {len(tail) for tail in tails}
     found: dict[str, dict[str, str]] = {}
     clashes = set()
     for full in leaves:
-        segments, rest = full.split("."), ""
+        segments, rest, matches = full.split("."), "", {}
         for k in range(len(segments) - 1, max(-1, len(segments) - 1 - 2 * depth - len(wrappers)), -1):
-            if segments[k] in wrappers:
-                continue
-            rest = f"{segments[k]}.{rest}" if rest else segments[k]
-            if rest in expected:
-                prefix = "".join(f"{segment}." for segment in segments[:k])
-                if found.setdefault(prefix, {}).setdefault(rest, full) != full:
-                    clashes.add(prefix)
-        last = segments[-1]
-        for length in lengths if last not in parts else ():
-            if len(last) >= length and (known := undotted.get(last[-length:])):
-                found.setdefault(full[:-length], {}).setdefault(known, full)
+            if segments[k] not in wrappers:
+                rest = f"{segments[k]}.{rest}" if rest else segments[k]
+                if rest in expected:
+                    matches["".join(f"{segment}." for segment in segments[:k])] = rest
+        if not matches:  # the prefix ends in no dot: of `model_ema.netfirstweight`, `ema/first.weight`
+            matches = {full[:-length]: tails[full[-length:]] for length in lengths if tails.get(full[-length:])}
+        for prefix, name in matches.items():
+            if found.setdefault(prefix, {}).setdefault(name, full) != full:
+                clashes.add(prefix)
     return {prefix: names for prefix, names in found.items() if prefix not in clashes}
 
 
@@ -177,8 +175,9 @@ def find_entries(leaves: Mapping[str, Leaf], expected: Collection[str], where: P
             if leaf.container in homes and full not in own and not full.startswith(others) and (
                     not leaf.sound or isinstance(leaf.value, Tensor)) and not is_counter(full, leaf):
                 own[full] = full[len(prefix):]
-        in_order = sorted(own, key=position.__getitem__)  # of the file: that of the parameters of whoever wrote it
-        entries += make_entry(leaves, prefix.rstrip("."), {own[full]: read_value(leaves[full]) for full in in_order}, inside)
+        # In the file's order, which is that of the parameters of whoever wrote it.
+        values = {own[full]: read_value(leaves[full]) for full in sorted(own, key=position.__getitem__)}
+        entries += make_entry(leaves, prefix.rstrip("._/:"), values, inside)
     used = {full for entry in entries for full in entry.names}
     homes = {leaves[full].container for full in used}
     strangers: dict[str, list[str]] = {}
@@ -224,11 +223,11 @@ def is_named(label: str, name: str | None) -> bool:
 def make_entry(leaves: Mapping[str, Leaf], label: str, values: dict[str, Any], names: list[str],
                items: Sequence[Tensor] = ()) -> Iterator[Entry]:
     """Yield the entry, unless it is never to be read. What `torch.optim.swa_utils` averaged is known by its counter."""
-    rank = rank_label(label)
-    segments = label.split(".")
-    above = ["", *("".join(f"{segment}." for segment in segments[:k + 1]) for k in range(len(segments)))]
+    rank, segments = rank_label(label), label.split(".")
+    averaged = any(segment == "module" and ".".join([*segments[:k], "n_averaged"]) in leaves
+                   for k, segment in enumerate(segments))
     if rank is not None:
-        yield Entry(label, AVERAGE if any(f"{path}n_averaged" in leaves for path in above) else rank, values, names, items)
+        yield Entry(label, AVERAGE if averaged else rank, values, names, items)
 
 
 def select_range(ordered: list[str], prefix: str) -> list[str]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.console import console
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, to_line
 from pidistill.core.tensors import locate
-from pidistill.files.entries import AVERAGE, Entry, Leaf, find_entries, is_named, name_values
+from pidistill.files.entries import AVERAGE, Entry, Leaf, find_entries, is_counter, is_named, name_values
 from pidistill.files.weights import (
     describe_no_weight,
     describe_nothing,
@@ -112,7 +112,7 @@ def choose_weights(module: nn.Module, contents: Any, path: Path, net: str, *, en
         unfit = [e for e in misfits if e.rank == AVERAGE and 2 * len(e.items or e.values) >= len(chosen.tensors)]
         sentences += [f"the average {e.label[:80]} does not fit, so that these weights are no average: {misfits[e]}"
                       for e in unfit[:SHOWN]]
-    return Choice(chosen.tensors, chosen.entry.label, list(dict.fromkeys(sentences)))
+    return Choice(chosen.tensors, to_line(chosen.entry.label), list(dict.fromkeys(map(to_line, sentences))))
 
 
 def are_equal(a: Tensor, b: Tensor) -> bool:
@@ -149,7 +149,7 @@ def describe_choice(chosen: Fit, others: list[Entry], leaves: Mapping[str, Leaf]
     for key in ("n_averaged", "num_updates", "initted") if entry.rank == AVERAGE else ():
         for k in range(len(segments) + 1):
             leaf = leaves.get(".".join([*segments[:k], key]))
-            if leaf and (value := leaf.value) is not None and not isinstance(value, str) and value == 0:
+            if leaf and is_counter(key, leaf) and not isinstance(leaf.value, str) and leaf.value == 0:
                 words += f", which was never updated ({key} is 0)"
     return words + (f"; {list_labels(others)} would fit too (,entry=NAME)" if others else "")
 

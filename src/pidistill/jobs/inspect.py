@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, to_line
 from pidistill.core.processes import choose_device
 from pidistill.core.seeds import noise
 from pidistill.files.entries import list_states, name_values
@@ -101,7 +101,8 @@ def describe_state(path: Path) -> dict[str, Any]:
         raise PidistillError(f"{path} {describe_nothing(contents)}")
     sizes = {label: sum(value.numel() for value in state.values()) for label, state in states.items()}
     if len(states) > 1:
-        entries = {label or ".": f"{len(states[label])} tensors, {sizes[label]:,} numbers" for label in sorted(states)}
+        entries = {to_line(label) or ".": f"{len(states[label])} tensors, {sizes[label]:,} numbers"
+                   for label in sorted(states)}
         return {"model": str(path), "kind": "weights in several entries; a network is given those that fit, an average "
                 "first", "entries": entries, "sha256": sha256(path)}
     ((label, state),) = states.items()
