@@ -194,6 +194,17 @@ def test_safetensors_and_bare_names_are_read_too(make, state, tmp_path):
     torch.testing.assert_close(LPIPS(weights=str(tmp_path / "vgg.safetensors"), size=32)(a, b), make()(a, b), rtol=0, atol=0)
 
 
+def test_weights_in_a_checkpoint(make, state, tmp_path, capsys):
+    a, b = pair()
+    zeros = {name: 0 * value for name, value in state.items()}
+    torch.save({"model": zeros, "ema": state}, tmp_path / "vgg.pth")
+    torch.testing.assert_close(LPIPS(weights=str(tmp_path / "vgg.pth"), size=32)(a, b), make()(a, b), rtol=0, atol=0)
+    said = capsys.readouterr().err
+    assert "vgg.pth: weights are taken from ema.features, an average; model.features would fit too" in said
+    other = LPIPS(weights=f"{tmp_path / 'vgg.pth'},entry=model", size=32)
+    assert not any(value.any() for value in other.convs.state_dict().values())
+
+
 class Bomb:
     def __reduce__(self):
         import os
