@@ -134,3 +134,14 @@ def test_what_is_said_once_is_said_once(capsys):
         teacher.say_once("a message")
     teacher.say_once("another")
     assert capsys.readouterr().err == "a message\nanother\n"
+
+
+def test_a_function_that_changes_its_input_changes_a_copy():
+    """In place, as `x *= c_in` does: samplers and schemes go on to use x."""
+    def halve(x, t, labels=None):
+        return x.mul_(0.5)
+
+    x = torch.rand(2, 1, 4, 4)
+    before = x.clone()
+    D = FunctionDenoiser(halve, (1, 4, 4))(x, 1.0)
+    assert torch.equal(x, before) and torch.equal(D, before / 2)
