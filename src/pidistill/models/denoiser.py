@@ -22,7 +22,7 @@ from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
 from pidistill.models.labels import Guide, Null, count_classes, count_labels, make_guide, number_labels, repeat_null
 from pidistill.models.preconditioning import Preconditioning, call_preconditioned, cut_variance
-from pidistill.nets.base import unwrap
+from pidistill.nets.base import check_initialised, unwrap
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -171,6 +171,7 @@ class Preconditioned(Denoiser):
         super().__init__(shape, num_classes, **facts)
         self.model = net  # EDM's name for it, so that its state dictionaries load as they are
         self.net_spec = {"name": net_spec} if isinstance(net_spec, str) else net_spec
+        check_initialised(unwrap(net), "a teacher")
         weights = dict(unwrap(net).named_parameters())
         fixed = frozenset(name for name, p in weights.items() if not p.requires_grad)
         self.fixed = fixed if len(fixed) < len(weights) else frozenset()  # all are, where it is only to be called
