@@ -55,6 +55,13 @@ def test_impossible_noise_ranges_are_refused(t_min, t_max):
         FunctionDenoiser(lambda x, t, y: x, (1,), t_min=t_min, t_max=t_max)
 
 
+@pytest.mark.parametrize("facts", [{"rho": 0}, {"rho": -7}, {"sigma_data": 0}, {"sigma_data": float("nan")},
+                                   {"t_max": float("inf")}], ids=str)
+def test_facts_that_no_grid_has_are_refused(facts):
+    with pytest.raises(PidistillError, match=f"a denoiser's {next(iter(facts))} must be a positive number"):
+        FunctionDenoiser(lambda x, t, y: x, (1,), **facts)
+
+
 class Own:
     """A black box that keeps the protocol without the base class."""
 

@@ -153,6 +153,8 @@ def read_pickle(path: Path, features: str) -> Reference:
         if not isinstance(statistics, dict):
             raise MalformedPickle(f"it holds no statistics under `{keys[0]}`")
         mean, covariance = (rebuild_array(statistics.get(key)) for key in ("mu", "sigma"))
+    except PidistillError:
+        raise
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except MalformedPickle as error:

@@ -25,7 +25,7 @@ from pidistill.core.tensors import dequantise, quantise
 from pidistill.files.archives import blame, catch_damage, open_archive, open_member
 from pidistill.files.image_arrays import read_images
 from pidistill.files.image_names import ENDINGS, RECORD, describe_left_out, find_root, is_hidden, is_image, name_classes
-from pidistill.files.reading import parse_json
+from pidistill.files.reading import POINTER, parse_json, refuse_pointer
 
 PIL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the names that end in `ENDINGS`
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's, and what they become
@@ -278,6 +278,7 @@ def _match_labels(table: dict[str, int], names: list[str], where: str) -> Tensor
 def _decode_image(data: bytes, where: str) -> np.ndarray:
     """Decode an image file into (H, W, C) uint8, C = 1 or 3."""
     with catch_damage(where), warnings.catch_warnings(action="ignore"):
+        refuse_pointer(data[:len(POINTER)], where)
         try:
             image = Image.open(io.BytesIO(data), formats=PIL_FORMATS)
         except Image.DecompressionBombError:

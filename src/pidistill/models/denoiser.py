@@ -68,6 +68,9 @@ class Denoiser(nn.Module):
                                  f"number, t_min, t_max, sigma_data and rho numbers: {words_of(error)}") from error
         if not 0 < t_min < t_max:
             raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
+        for name in ("t_max", "sigma_data", "rho"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise PidistillError(f"a denoiser's {name} must be a positive number, got {getattr(self, name):g}")
         guide = make_guide(null_label, guidance)
         self.num_classes = count_classes(self.num_classes, guide.null)
         self.guide = self._check_guide(guide)
