@@ -273,6 +273,13 @@ def test_stages_start_from_the_own_network_of_the_stage_before(tmp_path, monkeyp
     config = {"objective": {"name": "python:tests.adversary:Staged"}, "data": str(images_of_the_size), "student": student}
     done = distill("gaussian:1x4x4,std=0.3", tmp_path / "run", **config)
     assert done.net.second.in_features == 24
+    stage = tmp_path / "run" / "2-Staged"
+    settings = load_config(DistillConfig, stage / "config.yaml")
+    students = [student for _, _, student in load_checkpoints(stage, settings, load_teacher("gaussian:1x4x4,std=0.3"))]
+    assert settings.student.init == "previous" and torch.equal(students[-2].sample(SEEDS), done.sample(SEEDS))
+    shutil.copytree(stage, tmp_path / "alone")
+    with pytest.raises(PidistillError, match=r"alone is a stage .* the stage before, which is not beside it"):
+        next(load_checkpoints(tmp_path / "alone", settings, make_teacher()))
     shutil.rmtree(tmp_path / "run" / "2-Staged" / "student")
     assert resume_distillation(tmp_path / "run") is not None
 
