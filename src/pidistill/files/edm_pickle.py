@@ -83,6 +83,8 @@ def read_edm_pickle(path: Path) -> EDMPickle:
         encoder = root.get("encoder") if isinstance(root, dict) else None
         return EDMPickle(net.name, attributes, network, dict(walk_tensors(net)), keys,
                          encoder.name if isinstance(encoder, Record) else None, tuple(entries))
+    except PidistillError:
+        raise
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.tensors import find_device, find_overlaps, locate
 from pidistill.files.archives import catch_damage
+from pidistill.files.reading import open_file
 from pidistill.files.safetensors_header import read_header
 
 TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
@@ -59,6 +60,7 @@ def read_contents(path: Path) -> Any:
         raise PidistillError(f"{path} does not exist, or is no file")
     if path.suffix == ".safetensors":
         return read_tensors(path)
+    open_file(path).close()  # or say what it is
     check_packing(path)
     try:
         # Warnings are those of odd files, which end in an error anyway.

@@ -12,6 +12,7 @@ from pidistill.core.errors import PidistillError, to_line
 from pidistill.core.processes import choose_device
 from pidistill.core.seeds import noise
 from pidistill.files.entries import list_states, name_values
+from pidistill.files.folders import quote_path
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.weights import describe_nothing, read_contents
 from pidistill.jobs.distill import is_stage
@@ -47,7 +48,7 @@ def describe(spec: str) -> dict[str, Any]:
             results = read_json(path / "results.json")
             facts["results"] = {key: results[key] for key in ("teacher", "student", "seconds") if key in results}
         if find_student_folder(path) is None and not (path / "teacher").is_dir():
-            return facts | {"state": f"unfinished; continue with `pidistill resume {spec}`"}
+            return facts | {"state": f"unfinished; continue with `pidistill resume {quote_path(spec)}`"}
     folder = find_student_folder(path)
     if folder and read_own_net(folder):  # which is not made to be looked at
         return facts | {key: value for key, value in (describe_stored(str(folder)) or {}).items() if key != "model"}

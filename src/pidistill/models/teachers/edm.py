@@ -21,7 +21,7 @@ from pidistill.files.selection import load_chosen, split_entry
 from pidistill.files.weights import load_weights
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import SIGMA_DATA, T_MAX, T_MIN
-from pidistill.models.teachers.base import build_network_teacher
+from pidistill.models.teachers.base import build_network_teacher, split_path
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
 
 
@@ -102,7 +102,8 @@ def edm(rest: str, *, weights: bool = True) -> Denoiser:
         around it, of which `choose_weights` chooses.
     weights: as in `load_teacher`.
     """
-    name, _, option = rest.partition(",")
+    name, pairs = split_path(rest)
+    option = ",".join(pairs)
     path = Path(os.path.expanduser(name))
     if path.suffix == ".pkl" and not option:
         return load_pickle(path, weights)
