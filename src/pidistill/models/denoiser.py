@@ -103,7 +103,7 @@ class Denoiser(nn.Module):
         guide, name = make_guide(null, guidance), name_teacher(self)
         old, known = self.guide.null, count_labels(self.num_classes, self.guide.null)
         if guide.null in (None, old):
-            self.guide = self._check_guide(guide._replace(null=old))
+            self.guide = self._check_guide(Guide(old, guide.guidance))
             return self
         if not known or (isinstance(guide.null, int) and guide.null >= known):
             raise PidistillError(f"null={null}: {name} knows " + (
