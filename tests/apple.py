@@ -73,7 +73,8 @@ class AppleGPU:
         """Tensor.to: one step changes the device or, on the CPU, the type from or to float64, not both."""
         if args and isinstance(args[0], Tensor):
             args, kwargs = (args[0].device, args[0].dtype), kwargs
-        device, dtype, _, memory = torch._C._nn._parse_to(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # or `Factories` would put the CPU in place of a device that is named
+            device, dtype, _, memory = torch._C._nn._parse_to(*args, **kwargs)
         source, dtype = x.device, dtype or x.dtype
         target = source if device is None else DEVICE if device.type == "mps" else device
         layout = {} if memory is None else {"memory_format": memory}

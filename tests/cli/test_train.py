@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 
 import numpy as np
@@ -253,6 +254,9 @@ def test_another_run_is_not_overwritten_without_force(cli, tmp_path):
     message = cli("distill", *QUICK, "--set", "train.seed=1", "--out", run).error()
     assert "holds another run" in message and "--force" in message and "resume" in message
     assert "holds another run" in cli("train-teacher", "--out", run).error()
+    odd = run.rename(tmp_path / "it's a #run")
+    assert f"`pidistill resume {shlex.quote(str(odd))}`" in cli("distill", *QUICK, "--out", odd).error()
+    odd.rename(run)
     assert read_files(run) == before
     assert cli("distill", *QUICK, "--set", "train.seed=1", "--out", run, "--force").code == 0
     after = read_files(run)

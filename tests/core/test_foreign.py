@@ -37,6 +37,9 @@ def with_note() -> Exception:
     (KeyError("mid_block"), "KeyError: 'mid_block'"), (AssertionError(), "AssertionError"), (Mute(), "Mute"),
     (with_note(), "ValueError: first second third"), (RuntimeError("x" * 5000 + "\nend"), f"RuntimeError: {'x' * 5000} end"),
     (StopIteration("s"), "StopIteration: s"), (OSError(2, "No such file", "a"), "[Errno 2] No such file: 'a'"),
+    (SystemExit("no GPU"), "SystemExit: no GPU"), (SystemExit(0), "SystemExit: 0"),
+    (ExceptionGroup("two", [ValueError("a\nb"), ExceptionGroup("b", [KeyError(3)])]),
+     "ExceptionGroup: two (2 sub-exceptions) ValueError: a b; ExceptionGroup: b (1 sub-exception) KeyError: 3"),
     (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "CUDA out of memory. Tried to allocate 2 GiB"),
     (RuntimeError("\x1b[31mred"), "?[31mred")])
 def test_an_exception_is_one_line_with_all_its_words(error, words):
@@ -49,7 +52,7 @@ def test_an_exception_is_one_line_with_all_its_words(error, words):
 
 
 @pytest.mark.parametrize("error", [
-    KeyboardInterrupt(), SystemExit(3), GeneratorExit(), PidistillError("ours"), TorchRuntimeError("the compiler's"),
+    KeyboardInterrupt(), GeneratorExit(), PidistillError("ours"), TorchRuntimeError("the compiler's"),
     DataDependentOutputException("no values")], ids=lambda error: type(error).__name__)
 def test_what_is_no_error_of_theirs_passes_as_it_is(error):
     with pytest.raises(type(error)) as caught:
@@ -78,7 +81,8 @@ def test_inputs_are_described():
     ((X, 1), "a tuple of 2: return D alone"), ([X], "a list of 1"), (None, "None"), (X.numpy(), "numpy.ndarray"),
     ({"sample": X}, "builtins.dict"), (np.float32(1), "numpy.float32"), (X[:, :1], "(2, 1, 4, 4) float32"),
     (X[:1], "(1, 3, 4, 4)"), (X.mean(), "() float32"), (X[..., None], "(2, 3, 4, 4, 1)"), (X.long(), "int64"),
-    (X.to(torch.uint8), "uint8"), (X > 0, "bool"), (X.to(torch.complex64), "complex64"), (X.to("meta"), "on meta")])
+    (X.to(torch.uint8), "uint8"), (X > 0, "bool"), (X.to(torch.complex64), "complex64"), (X.to("meta"), "on meta"),
+    (X.to_sparse(), "float32 sparse_coo")])
 def test_what_is_no_answer_is_refused(D, words):
     with pytest.raises(ForeignError, match=r"of the shape of x, \(2, 3, 4, 4\) float32; it gives ") as caught:
         check_answer(D, X, "the teacher T")

@@ -83,6 +83,8 @@ def test_families_that_files_name_run_no_code_of_theirs(mine):
     ("python:a b:Far", "python:MODULE:NAME"), ("python:pidistill_mine:Far:x", "python:MODULE:NAME"),
     ("python:pidistill_mien:Far", "No module named 'pidistill_mien'"),
     ("python:pidistill_mine:Fra", "the module pidistill_mine has no Fra"),
+    ("python:pidistill_mine:Far.Near", "the module pidistill_mine has no Far.Near"),
+    ("python:pidistill_mine.py:Far", "a module is named without .py: python:pidistill_mine:Far"),
     ("python:pidistill_mine:NUMBER", "no class and no function")])
 def test_what_a_module_does_not_have_is_one_line(mine, name, words):
     with pytest.raises(PidistillError, match=words) as caught:
@@ -94,6 +96,16 @@ def test_what_a_module_does_not_have_is_one_line(mine, name, words):
 
 MODULES = {
     "raises while it is imported": ("1 / 0", "python:mine:Make cannot be imported: ZeroDivisionError: division by zero"),
+    "ends the program while it is imported": ("import sys\nsys.exit(0)",
+                                              "python:mine:Make cannot be imported: SystemExit: 0"),
+    "has a factory that ends the program": ("def Make():\n    raise SystemExit",
+                                            "the teacher python:mine:Make cannot be made: SystemExit"),
+    "has an attribute that raises": (
+        "class Make:\n    @property\n    def shape(self):\n        raise OSError('no header\\nyet')",
+        "Make cannot be asked for a teacher's attributes: OSError: no header yet"),
+    "states half a class": (
+        "class Make:\n    shape, num_classes, t_min, t_max, sigma_data = (1, 4, 4), 2.5, 0.1, 2, 1\n"
+        "    def __call__(self, *_):\n        return _[0]", "2.5 is no whole number"),
     "is no Python": ("def Make(:", "python:mine:Make cannot be imported: SyntaxError"),
     "imports what is not there": ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
     "imports a name that is not there": ("from math import tau2", "ImportError: cannot import name 'tau2'"),
@@ -133,6 +145,13 @@ def test_members_of_the_user_s_own_that_cannot_be_made_are_one_line(module):
     module("class Make:\n    def __init__(self, *, c: float = 1.0):\n        raise ValueError(f'{c} is too\\nlarge')")
     with pytest.raises(PidistillError, match=r"the distance python:mine:Make cannot be made: ValueError: 3\.0 is too large"):
         build("distances", "python:mine:Make", c=3)
+    sys.modules.pop("mine", None)
+
+
+def test_a_factory_may_lie_in_a_class(module):
+    module("class Holder:\n    class Make:\n        shape, num_classes, t_min, t_max, sigma_data = (1, 4, 4), 0, 0.1, 2, 1\n"
+           "        def __call__(self, *_):\n            return _[0]")
+    assert load_teacher("python:mine:Holder.Make").shape == (1, 4, 4)
     sys.modules.pop("mine", None)
 
 

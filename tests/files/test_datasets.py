@@ -454,3 +454,53 @@ def test_digits_are_a_name_and_no_path(tmp_path, monkeypatch):
     assert len(open_images("digits")) == len(load_digits()) == 5000 and len(open_images("./digits")) == 1
     with pytest.raises(PidistillError, match=r"mnist: does not exist; images come as `digits`, a folder, a .zip or an .npz"):
         open_images("mnist")
+
+
+# What others pack, and how they number it ----------------------------------------------------------------------------------
+
+
+def test_numbered_folders_are_classes_in_the_order_of_the_numbers(tmp_path, capsys):
+    """0, 1, 10, 11, 2 is the order of words: folder 2 would be class 4."""
+    files = {f"{k}/a.png": encode(GREY[k % 5]) for k in range(12)}
+    data = open_images(make_folder(tmp_path / "a", files))
+    assert data.labels.tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9] and data.read(2).max() == GREY[0].max()
+    assert "its folders: 0, 1, 2, 3" in capsys.readouterr().err
+    padded = open_images(make_zip(tmp_path / "a.zip", {f"{k}/{k:02d}.png": encode(GREY[k]) for k in (1, 2, 3)}))
+    assert padded.labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("labels, said", [
+    ([1, 2, 3, 4, 5], "1 of the labels 0 to 5 have no image, first 0"),
+    ([0, 1, 2, 2, 9], "6 of the labels 0 to 9 have no image, first 3"),
+    ([0, 0, 0, 0, 10**12], "have no image, first 1"), ([4, 3, 2, 1, 0], None), ([0] * 5, None)])
+def test_labels_without_images_are_said(tmp_path, capsys, labels, said):
+    record = {"labels": [[name, label] for name, label in zip(NAMES, labels)]}
+    for path in (make_folder(tmp_path / "a", {name: encode(image) for name, image in zip(NAMES, GREY)}, record),
+                 make_npz(tmp_path / "a.npz", images=GREY, labels=np.array(labels))):
+        assert open_images(path).labels.tolist() == labels
+        err = " ".join(capsys.readouterr().err.split())
+        assert said in err if said else "have no image" not in err
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda name: name.replace("/", "\\"),
+     r"miss the file 00000/img00000000\.png and 4 more and name a missing file 00000\\img"),
+    (lambda name: f"./{name}", r"miss the file .* and name a missing file \./00000"),
+    (lambda name: name.replace("img", "\xe9"), "the same letters in another form of Unicode: NFC, NFD")])
+def test_names_that_nearly_fit_are_shown_side_by_side(tmp_path, change, words):
+    stored = [name.replace("img", "e\u0301") for name in NAMES] if "Unicode" in words else NAMES
+    files = {name: encode(image) for name, image in zip(stored, GREY)}
+    record = {"labels": [[change(name), 0] for name in NAMES]}
+    expect_refusal(make_folder(tmp_path / "a", files, record), words, "dataset.json")
+
+
+def test_a_backslash_that_parts_no_folders_is_said(tmp_path, capsys):
+    files = {f"{folder}\\{k}.png": encode(GREY[k]) for k, folder in enumerate(("cat", "cat", "dog"))}
+    for path in (make_folder(tmp_path / "a", files), make_zip(tmp_path / "a.zip", files)):
+        assert open_images(path).labels is None
+        assert "is a letter here, and parts no folders: cat\\0.png" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_an_npz_holds_instead_is_named(tmp_path):
+    expect_refusal(make_npz(tmp_path / "a.npz", x_train=GREY, y_train=np.arange(5)), "it holds x_train, y_train")
+    expect_refusal(make_npz(tmp_path / "b.npz", images=GREY / 255), r"got float64 .*; convert them, from 0 to 255")

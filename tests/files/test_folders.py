@@ -16,6 +16,7 @@ from pidistill.files import folders
 from pidistill.files.folders import (
     check_free,
     find_cache_folder,
+    quote_path,
     save_tensors,
     write_bytes,
     write_folder,
@@ -203,3 +204,10 @@ def test_the_library_s_errors_of_the_disk_are_told_from_others(tmp_path, monkeyp
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(kind, match=words.split(":")[0]):
         save_tensors(tmp_path / "a", {"a": torch.ones(2)})
+
+
+@pytest.mark.parametrize("name, quoted", [
+    ("runs/a", "runs/a"), ("my run", "'my run'"), ("it's", "'it'\"'\"'s'"), ("-a", "./-a"),
+    ("-a b", "'./-a b'"), ("$HOME", "'$HOME'")])
+def test_a_path_is_quoted_as_a_command_takes_it(name, quoted):
+    assert quote_path(name) == quote_path(Path(name)) == quoted

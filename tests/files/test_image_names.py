@@ -36,7 +36,7 @@ def test_a_folder_around_everything_is_looked_into(names, root):
 
 @pytest.mark.parametrize("names, classes", [
     (["cat/1.png", "dog/1.png"], ["cat", "dog"]), (["b/1.png", "a/x/2.png", "C/3.png"], ["C", "a", "b"]),
-    (["0/1.png", "10/2.png", "9/3.png"], ["0", "10", "9"]), (["n0144/n0144_18.png", "n1/x.png"], ["n0144", "n1"]),
+    (["0/1.png", "10/2.png", "9/3.png"], ["0", "9", "10"]), (["n0144/n0144_18.png", "n1/x.png"], ["n0144", "n1"]),
     (["00000/00000_00000.png", "00001/00000_00000.png"], ["00000", "00001"]),  # GTSRB's: each class from 0
     (["é \xa0/1.png", "日本/2.png"], ["é \xa0", "日本"]), (["train/1.png", "cat/2.png"], ["cat", "train"]),
     (["a.png", "b.png"], []), (["cat/1.png", "cat/2.png"], []), (["cat/1.png"], []), ([], [])])

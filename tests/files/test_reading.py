@@ -112,3 +112,25 @@ def test_no_module_parses_json_by_itself():
 def test_sha256_is_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(bytes(100_000))
     assert sha256(tmp_path / "a") == hashlib.sha256(bytes(100_000)).hexdigest()
+
+
+def test_what_git_has_not_fetched_is_said(tmp_path):
+    """A clone without Git LFS has a text in the place of every large file."""
+    from pidistill.evaluation.references import load_reference
+    from pidistill.files.datasets import open_images
+    from pidistill.files.onnx_file import check_onnx
+    from pidistill.files.safetensors_header import read_header
+    from pidistill.files.weights import read_contents
+    from pidistill.models.teachers.base import load_teacher
+
+    text = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, read in {"a.safetensors": read_header, "a.onnx": check_onnx, "a.json": read_json, "a.zip": open_images,
+                       "a.npz": lambda path: load_reference(str(path), "inception", None),
+                       "b.pkl": lambda path: load_reference(str(path), "inception", None),
+                       "a.pkl": lambda path: load_teacher(f"edm:{path}"), "a.pt": read_contents, "a.ckpt": read_contents,
+                       "pictures/a.png": lambda path: open_images(path.parent)}.items():
+        (tmp_path / name).write_bytes(text)
+        with pytest.raises(PidistillError, match=f"{re.escape(name)} is a Git LFS pointer.*`git lfs pull`"):
+            read(tmp_path / name)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
+from pidistill.core.errors import PidistillError
 from pidistill.files.reading import sha256
 from pidistill.jobs.inspect import describe
 from pidistill.models.student_init import make_student
@@ -59,6 +61,19 @@ def test_a_run_of_several_phases_has_a_loss_of_each(tmp_path):
     assert describe(str(tmp_path))["stages"] == {
         "1-first": {"steps done": 2, "last loss/critic": 0.25, "last loss/student": 0.75, "newest checkpoint": None},
         "2-second": {"steps done": 0, "last loss": None, "newest checkpoint": None}}
+
+
+def test_a_file_of_several_weights(tmp_path):
+    path, state = tmp_path / "w.pt", {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+    torch.save({"model": state, "ema": {"decay": torch.tensor(0.9), "shadow_params": [*state.values()], "collected_params": [
+        torch.ones(1)]}, "step": 3, "opt": {"state": {0: {"exp_avg": state["a"]}}}}, path)
+    facts = describe(str(path))
+    assert facts["entries"] == {"ema.shadow_params": "2 tensors, 10 numbers", "model": "2 tensors, 10 numbers"}
+    torch.save({"model": state, "step": 3}, path)
+    assert (describe(str(path))["parameters"], describe(str(path))["first"]) == (10, "a")
+    torch.save({"opt": {"state": {0: {"exp_avg": state["a"]}}}}, path)
+    with pytest.raises(PidistillError, match="no state dictionary of weights"):
+        describe(str(path))
 
 
 def test_a_file_of_weights(tmp_path):

@@ -17,6 +17,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import labels_of
 from pidistill.core.tensors import quantise
 from pidistill.jobs import sample as verb
+from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.samplers.base import Sampler, sample_teacher
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
@@ -195,3 +196,20 @@ def test_a_gpu_writes_the_cpus_images(coloured, tmp_path, precision, most):
 
 def test_cores_are_those_of_this_process():
     assert 1 <= pipeline.count_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize("out", ["a.npz", "a.png", "folder"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_no_success(tmp_path, out, bad):
+    """One image among others, in a batch before the last; its pixels would be some grey or white."""
+    def fail_for_one(x, t, labels=None):
+        return torch.cat([x[:1] * factor, x[1:]])
+
+    for factor in (1.0, bad):
+        draw = lambda: verb.sample(tmp_path / out, FunctionDenoiser(fail_for_one, (1, 4, 4)), range(5), batch_size=3,
+                                   sampler=Sampler("euler", 2))
+        if factor == 1:
+            assert "5 images" in draw()
+        else:
+            with pytest.raises(PidistillError, match="some of its images are not finite"):
+                draw()

@@ -55,6 +55,13 @@ def test_impossible_noise_ranges_are_refused(t_min, t_max):
         FunctionDenoiser(lambda x, t, y: x, (1,), t_min=t_min, t_max=t_max)
 
 
+@pytest.mark.parametrize("facts", [{"rho": 0}, {"rho": -7}, {"sigma_data": 0}, {"sigma_data": float("nan")},
+                                   {"t_max": float("inf")}], ids=str)
+def test_facts_that_no_grid_has_are_refused(facts):
+    with pytest.raises(PidistillError, match=f"a denoiser's {next(iter(facts))} must be a positive number"):
+        FunctionDenoiser(lambda x, t, y: x, (1,), **facts)
+
+
 class Own:
     """A black box that keeps the protocol without the base class."""
 
@@ -134,3 +141,14 @@ def test_what_is_said_once_is_said_once(capsys):
         teacher.say_once("a message")
     teacher.say_once("another")
     assert capsys.readouterr().err == "a message\nanother\n"
+
+
+def test_a_function_that_changes_its_input_changes_a_copy():
+    """In place, as `x *= c_in` does: samplers and schemes go on to use x."""
+    def halve(x, t, labels=None):
+        return x.mul_(0.5)
+
+    x = torch.rand(2, 1, 4, 4)
+    before = x.clone()
+    D = FunctionDenoiser(halve, (1, 4, 4))(x, 1.0)
+    assert torch.equal(x, before) and torch.equal(D, before / 2)

@@ -124,6 +124,7 @@ def test_runs_and_verbs(cli, tmp_path, monkeypatch, plain_kernels):
     teacher = tiny_teacher(MLP, shape=(1, 16, 16))
     write_folder(tmp_path / "teacher", collect_tensors(teacher), {"config": describe_teacher(teacher)})
     monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", images=np.random.default_rng(0).integers(0, 256, (5, 16, 16), dtype=np.uint8))
     flags = ["--set", "train={steps: 3, batch: 4, microbatch: 2}", "--set", "log.every=1", "--set", "grid.points=10",
              "--set", "evaluate={num: 4, batch: 4, features: digits}", "--set", "preview={every: 2, seeds: 0-1}",
              "--set", "checkpoint.every=2", "--set", "optimizer.clip=1.0"]
@@ -131,6 +132,11 @@ def test_runs_and_verbs(cli, tmp_path, monkeypatch, plain_kernels):
     def go(folder: str, device: str) -> None:
         where = ["--device", device, "--force"]
         for args in (["distill", "--teacher", "teacher", *flags, "--out", folder],
+                     ["resume", folder, "--set", "train.steps=4"],
+                     ["evaluate", folder, "--checkpoints", "--num", "4", "--out", f"{folder}/curve.json", *where],
+                     ["reference", "data.npz", "--features", "digits", "--out", f"{folder}/ref.npz", "--device", device],
+                     ["compare", "--teacher", "teacher", "--students", folder, "--samplers", "unipc:2", "dpm_solver:2",
+                      "deis3:2", "--num", "4", "--out", f"{folder}/table", "--device", device],
                      ["sample", folder, "--seeds", "0-3", "--out", f"{folder}/a.npz", *where],
                      ["sample", "teacher", "--sampler", "ddim,eta=1:2", "--seeds", "0", "--out", f"{folder}/b.npz", *where],
                      ["trajectory", folder, "--seeds", "0", "--columns", "3", "--out", f"{folder}/c.png", *where],
@@ -143,13 +149,17 @@ def test_runs_and_verbs(cli, tmp_path, monkeypatch, plain_kernels):
     with AppleGPU().enter(monkeypatch) as gpu:
         go("mps", "mps")
     assert gpu.counted > 2000
-    assert metrics(tmp_path / "cpu") == metrics(tmp_path / "mps") and len(metrics(tmp_path / "cpu")) == 3
+    assert metrics(tmp_path / "cpu") == metrics(tmp_path / "mps") and len(metrics(tmp_path / "cpu")) == 4
     weights = [load_file(f"{name}/student/model.safetensors") for name in ("cpu", "mps")]
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
     for file in ("a.npz", "b.npz", "c.png"):
         assert (tmp_path / "cpu" / file).read_bytes() == (tmp_path / "mps" / file).read_bytes(), file
     numbers = [json.loads((tmp_path / name / "d.json").read_text())["student"] for name in ("cpu", "mps")]
     assert all(numbers[0][key] == pytest.approx(numbers[1][key], rel=1e-9) for key in ("fd", "is", "trajectory_rmse"))
+    curves = [json.loads((tmp_path / name / "curve.json").read_text())["curves"] for name in ("cpu", "mps")]
+    assert curves[0] == curves[1] and len(next(iter(curves[0].values()))["runs"][0]["fd"]) == 2
+    means = [np.load(f"{name}/ref.npz")["mu"] for name in ("cpu", "mps")]
+    assert np.allclose(*means, rtol=1e-6) and means[0].std() > 0
 
 
 def test_a_teacher_is_trained_there(cli, apple, tmp_path, images_npz):

@@ -99,10 +99,12 @@ def test_preconditioning_is_the_originals(recorded, original, case):
     spec = PRECOND_NET | ({"out_channels": 2} if original == "iDDPMPrecond" else {})
     denoiser = Preconditioned(fill(build_net(spec, PRECOND_SHAPE, classes)), PRECOND_SHAPE, classes,
                               preconditioning=NAMES[original])
+    formula, clock = denoiser.preconditioning, recorded[f"preconds/{original}/c_noise"]
+    torch.testing.assert_close(formula(sigma.double()).c_noise.float(), clock, rtol=1e-6, atol=1e-6)
+    # The originals' clock, since networks with VP's, which goes to 999, make 20 of a rounding of it.
+    denoiser.preconditioning = lambda t: formula(t)._replace(c_noise=clock.double())
     check(lambda dtype: denoiser.to(dtype)(x.to(dtype), sigma.to(dtype), labels_for(case, len(x))),
           recorded[f"preconds/{original}/{case}"])
-    ours = denoiser.preconditioning(sigma.double()).c_noise.float()
-    torch.testing.assert_close(ours, recorded[f"preconds/{original}/c_noise"], rtol=1e-6, atol=1e-6)
 
 
 def test_iddpm_s_table_is_the_originals(recorded):

@@ -24,7 +24,20 @@ from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from tests.own_nets import KINDS, Counted, Dropped, Frozen, Normed, Plain, Sparse, Tied, TiedTwice, make_teacher, teacher_of
+from tests.own_nets import (
+    KINDS,
+    SIDE,
+    Counted,
+    Dropped,
+    Frozen,
+    Normed,
+    Plain,
+    Sparse,
+    Tied,
+    TiedTwice,
+    make_teacher,
+    teacher_of,
+)
 
 HERE = "python:tests.own_nets:"
 RUN = {"train.steps": 6, "train.batch": 8, "log.every": 2, "checkpoint.every": 3, "checkpoint.keep": 9, "optimizer.lr": 1e-2,
@@ -260,6 +273,13 @@ def test_stages_start_from_the_own_network_of_the_stage_before(tmp_path, monkeyp
     config = {"objective": {"name": "python:tests.adversary:Staged"}, "data": str(images_of_the_size), "student": student}
     done = distill("gaussian:1x4x4,std=0.3", tmp_path / "run", **config)
     assert done.net.second.in_features == 24
+    stage = tmp_path / "run" / "2-Staged"
+    settings = load_config(DistillConfig, stage / "config.yaml")
+    students = [student for _, _, student in load_checkpoints(stage, settings, load_teacher("gaussian:1x4x4,std=0.3"))]
+    assert settings.student.init == "previous" and torch.equal(students[-2].sample(SEEDS), done.sample(SEEDS))
+    shutil.copytree(stage, tmp_path / "alone")
+    with pytest.raises(PidistillError, match=r"alone is a stage .* the stage before, which is not beside it"):
+        next(load_checkpoints(tmp_path / "alone", settings, make_teacher()))
     shutil.rmtree(tmp_path / "run" / "2-Staged" / "student")
     assert resume_distillation(tmp_path / "run") is not None
 
@@ -331,3 +351,112 @@ def test_inspect_does_not_make_what_it_describes(runs, monkeypatch):
     for kind in ("Normed", "Tied"):
         facts = describe(str(runs / kind))
         assert facts["shape"] == "1x4x4" and facts["steps done"] == 6
+
+
+# What is not what it looks like --------------------------------------------------------------------------------------------
+
+
+class Listed(Plain):
+    """Layers in a list, a dictionary and a tuple of lists: not one of them is a part of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = [self.first]
+        self.layers, self.more = [torch.nn.Linear(2, 2)], {"a": torch.nn.Parameter(torch.ones(2))}
+        self.deep = ([torch.nn.Linear(2, 2)], 3)
+
+
+class Cached(Plain):
+    """A buffer that is made when the network is called."""
+
+    def forward(self, x, c_noise, labels=None):
+        if "cache" not in self._buffers:
+            self.register_buffer("cache", torch.ones(3))
+        return super().forward(x, c_noise, labels)
+
+
+class Growing(Plain):
+    """A buffer that grows with every call in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x, c_noise, labels=None):
+        self.seen = torch.cat([self.seen, torch.ones(1)]) if self.training else self.seen
+        return super().forward(x, c_noise, labels)
+
+
+class Constant(Plain):
+    """The authors' code of sampling, without gradients."""
+
+    @torch.no_grad()
+    def forward(self, x, c_noise, labels=None):
+        return super().forward(x, c_noise, labels)
+
+
+class Borrowing(Plain):
+    """A function that keeps the first layer of the network that it was made for, of which a copy is no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        first = self.first
+        self.call_first = lambda x: first(x)
+
+    def forward(self, x, c_noise, labels=None):
+        kept, self._modules["first"] = self.first, Call(self.call_first)
+        try:
+            return super().forward(x, c_noise, labels)
+        finally:
+            self._modules["first"] = kept
+
+
+class Call(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Lazy(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.LazyLinear(SIDE)
+
+    def forward(self, x, c_noise, labels=None):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("make, words", [
+    (Cached, "other values to save once it is called .net.cache is made"),
+    (Growing, "net.seen is made, or changes its shape"),
+    (Constant, "the loss of pid does not depend on what it trains, student"),
+    (lambda: torch.jit.script(torch.nn.Sequential(torch.nn.Linear(2, 2))), "Sequential is TorchScript's, which may teach"),
+    (Lazy, "lazy layers without weights as yet .layer.weight.; call it once")])
+def test_networks_that_could_not_be_loaded_again_are_refused_at_the_first_step(tmp_path, make, words):
+    with pytest.raises(PidistillError, match=words):
+        distill(teacher_of(make()), tmp_path / "run", **{"train.steps": 1})
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_weights_that_are_no_part_of_the_network_are_said(capsys):
+    make_student(teacher_of(Listed()))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Listed has weights in plain lists or dictionaries (deep, layers, more): they are neither trained nor" in said
+    make_student(teacher_of(Plain()))
+    assert "plain lists" not in capsys.readouterr().err
+
+
+def test_weights_without_gradients_are_said(tmp_path, capsys):
+    distill(teacher_of(Borrowing()), tmp_path / "run", **{"train.steps": 1})
+    assert "2 of 6 weights get no gradient from pid, and stay as they are: net.first.weight, net.first.bias" in \
+        " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+def test_a_factory_may_wrap_the_network(runs, wrap):
+    """What is saved has the network's own names."""
+    student = load_student(runs / "Plain", net=lambda: wrap(Plain()))
+    assert torch.equal(student.sample(SEEDS), load_student(runs / "Plain", net=Plain).sample(SEEDS))

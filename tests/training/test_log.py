@@ -97,3 +97,14 @@ def test_values_are_named_by_phase_where_there_are_several():
     others = {"step": 3, "lr": 1e-3, "lr/critic": 1e-4, "losses": 9.0, "seconds": 1.5}
     assert read_losses(names | others) == names and read_losses({"loss": 0.5} | others) == {"loss": 0.5}
     assert read_losses(others) == {}
+
+
+@pytest.mark.parametrize("bad", [
+    "{step: 2}", '{"step": 2, "loss": 0.1, }', "[2]", '{"loss": 3}', '{"step": "2"}', "\0\0\0", "\xff"])
+def test_a_damaged_line_in_the_middle_is_said_and_those_after_it_are_read(tmp_path, capsys, bad):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + bad + '\n\n{"step": 3}\n{"step": 4}\n', encoding="latin-1")
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 3, 4]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "metrics.jsonl: 1 of 5 lines are no records, and left out, first line 2" in said
+    Log(tmp_path, 3)  # a run that goes on drops it
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 3]

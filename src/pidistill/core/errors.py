@@ -32,9 +32,11 @@ class ForeignError(PidistillError):
 
 
 def words_of(error: BaseException) -> str:
-    """Give an error's message and notes in one line, whole; the error's type where it has no words."""
+    """Give an error's message and notes in one line, whole, and of a group its members; its type where it has no words."""
     try:
         words = [str(error), *map(str, getattr(error, "__notes__", ()))]
+        if isinstance(error, BaseExceptionGroup):
+            words += ["; ".join(map(name_error, error.exceptions))]
     except Exception:  # of a stranger's class, whose message cannot be made
         words = []
     return " ".join(" ".join(words).split()) or type(error).__name__
@@ -42,5 +44,10 @@ def words_of(error: BaseException) -> str:
 
 def explain(who: str, error: BaseException) -> str:
     """Say in one line what somebody's code has raised: `who: TYPE: words`."""
+    return f"{who}: {name_error(error)}"
+
+
+def name_error(error: BaseException) -> str:
+    """Give an error's type and words in one line, `TYPE: words`; of one without words its type alone."""
     name, words = type(error).__name__, words_of(error)
-    return f"{who}: {words if words == name else f'{name}: {words}'}"
+    return words if words == name else f"{name}: {words}"

@@ -23,14 +23,14 @@ def call_foreign(function: Callable[..., Answer], who: str, x: Tensor, *more: An
     """Call function(x, *more). Raises ForeignError in place of what it raises, but for what is no error (Ctrl-C).
 
     The exception itself is the cause of the ForeignError. PidistillError, and what PyTorch raises to tell itself something,
-    pass as they are.
+    pass as they are. SystemExit does not: sys.exit(0) would end a run without a result, and call that a success.
 
     who: the name of what is called, for the line.
     more: noise levels, labels.
     """
     try:
         return function(x, *more)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, PidistillError) or type(error).__module__.startswith(SIGNALS):
             raise
         kind = ForeignOutOfMemory if isinstance(error, torch.OutOfMemoryError) else ForeignError
@@ -65,5 +65,6 @@ def check_answer(D: Any, x: Tensor, who: str, times: int = 1) -> None:
     if not isinstance(D, Tensor):
         kind = "None" if D is None else f"{type(D).__module__}.{type(D).__qualname__}"
         raise ForeignError(f"{where}; it gives {kind}")
-    if D.shape != x.shape or D.device != x.device or not D.is_floating_point():
-        raise ForeignError(f"{where}; it gives {describe_tensor(D)}")
+    layout = "" if D.layout == torch.strided else f" {str(D.layout).removeprefix('torch.')}"
+    if D.shape != x.shape or D.device != x.device or not D.is_floating_point() or layout:
+        raise ForeignError(f"{where}; it gives {describe_tensor(D)}{layout}")

@@ -8,6 +8,7 @@ import os
 import pkgutil
 import sys
 from difflib import get_close_matches
+from operator import attrgetter
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -88,7 +89,7 @@ def build(family: str, name: str, *args: Any, **options: Any) -> Any:
     values = {key: _validate(f"{family}/{name}", key, value, parameters[key].annotation) for key, value in options.items()}
     try:
         return make(*args, **values)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, PidistillError) or not name.startswith("python:"):
             raise
         raise ForeignError(explain(f"the {family.removesuffix('s')} {name} cannot be made", error)) from error
@@ -115,21 +116,24 @@ def build_from_python(spec: str, what: str) -> Any:
         return factory()
     except PidistillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ForeignError(explain(f"the {what} python:{spec} cannot be made", error)) from error
 
 
 def import_from_python(spec: str, what: str, role: str = "NAME") -> Any:
     """Import a name of a module, from the current folder too: this runs the user's code.
 
-    spec: `MODULE:NAME`.
+    spec: `MODULE:NAME`, or `MODULE:CLASS.NAME`.
     what, role: what the name stands for, and what it is called, for errors.
 
     Raises PidistillError, with the exception's words, for whatever the module raises.
     """
     module_name, _, name = spec.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+    if not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
         raise PidistillError(f"a python {what} is python:MODULE:{role}, got python:{spec}")
+    if module_name.endswith(".py"):
+        raise PidistillError(f"python:{spec}: a module is named without .py: "
+                             f"python:{module_name.removesuffix('.py')}:{name}")
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
@@ -137,13 +141,14 @@ def import_from_python(spec: str, what: str, role: str = "NAME") -> Any:
         raise PidistillError(f"python:{spec}: {error}") from error
     except PidistillError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard for __main__ may end itself
         raise ForeignError(explain(f"python:{spec} cannot be imported", error)) from error
     finally:
         sys.path.pop(0)
-    if not hasattr(module, name):
-        raise PidistillError(f"python:{spec}: the module {module_name} has no {name}")
-    return getattr(module, name)
+    try:
+        return attrgetter(name)(module)
+    except AttributeError:
+        raise PidistillError(f"python:{spec}: the module {module_name} has no {name}") from None
 
 
 def build_from_config(family: str, config: str | dict[str, Any]) -> Any:

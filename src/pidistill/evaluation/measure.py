@@ -63,7 +63,12 @@ class Measure:
             if not hasattr(self.net, "classify"):
                 raise PidistillError(f"the Inception Score needs a network with classes; {features!r} gives features alone")
             with torch.inference_mode():
-                self.widths["logits"] = self.net.classify(torch.zeros(2, width, device=device)).shape[1]
+                logits = call_foreign(self.net.classify, f"the feature network {features}, asked for classes,",
+                                      torch.zeros(2, width, device=device))
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+                raise PidistillError(f"the feature network {features}: classify must give logits (B, K) of two images, got "
+                                     f"{tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}")
+            self.widths["logits"] = logits.shape[1]
         if needs.keys() & {"frechet", "kid", "precision_recall"}:
             data = load_reference(reference, features, self.net, self.hash)
             if len(data.mean) != width:

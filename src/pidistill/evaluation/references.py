@@ -18,6 +18,7 @@ from torch import Tensor
 from pidistill.core import processes
 from pidistill.core.console import track
 from pidistill.core.errors import PidistillError, words_of
+from pidistill.core.foreign import call_foreign
 from pidistill.core.seeds import stream
 from pidistill.core.tensors import dequantise, find_device
 from pidistill.evaluation.metrics.base import ImageBatch, Reference
@@ -103,6 +104,8 @@ def read_npz(path: Path) -> Reference:
         raise PidistillError(f"{path} does not exist")
     try:
         arrays = read_arrays(path, ("mu", "sigma", "features", "network", "num"))
+        if strange := [key for key in ("mu", "sigma") if arrays[key].dtype.kind not in "fiu"]:  # a root's complex numbers
+            raise PidistillError(f"{path}: {strange[0]} must be real numbers, not {arrays[strange[0]].dtype}")
         mean, covariance = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
         features = torch.from_numpy(np.asarray(arrays["features"], dtype=np.float32)) if "features" in arrays else None
         network = str(arrays["network"])[:64] if "network" in arrays else None
@@ -119,10 +122,11 @@ def read_npz(path: Path) -> Reference:
 
 def check_statistics(path: Path, mean: Tensor, covariance: Tensor) -> None:
     """Refuse, with the path's name, all but the finite mean (d,) and covariance (d, d) of features that vary."""
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or not (mean.isfinite().all()
-                                                                             and covariance.isfinite().all()):
-        raise PidistillError(f"{path}: mu and sigma must be finite, (d,) and (d, d), got {tuple(mean.shape)} and "
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise PidistillError(f"{path}: mu and sigma must be (d,) and (d, d), got {tuple(mean.shape)} and "
                              f"{tuple(covariance.shape)}")
+    if bad := int((~mean.isfinite() | ~covariance.isfinite().all(dim=1)).sum()):
+        raise PidistillError(f"{path}: mu and sigma must be finite, and are not for {bad} of {len(mean)} features")
     if not has_variance(mean, covariance):
         raise PidistillError(f"{path}: its images all look the same to the feature network (no variance): distances to them "
                              "mean nothing")
@@ -149,6 +153,8 @@ def read_pickle(path: Path, features: str) -> Reference:
         if not isinstance(statistics, dict):
             raise MalformedPickle(f"it holds no statistics under `{keys[0]}`")
         mean, covariance = (rebuild_array(statistics.get(key)) for key in ("mu", "sigma"))
+    except PidistillError:
+        raise
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except MalformedPickle as error:
@@ -195,12 +201,15 @@ def make_reference(data: ImageSet, name: str, net: Any, features: str, fingerpri
     with torch.inference_mode():
         for _ in track(range(-(-num // batch)), f"features of {name}"):
             images = dequantise(next(batches).to(device))
-            f = net.features(images)
+            f = call_foreign(net.features, f"the feature network {features}", images)
             sums.add(ImageBatch(images, range(start, start + len(f)), f))
             inside = rows[(rows >= start) & (rows < start + len(f))] - start
             pieces.append(f[torch.from_numpy(inside).to(device)].float().cpu())
             start += len(f)
     mean, covariance = sums.fit_gaussian()
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise PidistillError(f"{name}: no statistics: what the feature network {features} gives for some images is not "
+                             "finite")
     check_statistics(Path(name), mean, covariance)
     return Reference(mean, covariance, torch.cat(pieces) if keep else None, fingerprint, num, name)
 

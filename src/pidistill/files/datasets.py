@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import unicodedata
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -23,9 +24,9 @@ from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import dequantise, quantise
 from pidistill.files.archives import blame, catch_damage, open_archive, open_member
-from pidistill.files.image_arrays import read_images
+from pidistill.files.image_arrays import read_images, say_gaps
 from pidistill.files.image_names import ENDINGS, RECORD, describe_left_out, find_root, is_hidden, is_image, name_classes
-from pidistill.files.reading import parse_json
+from pidistill.files.reading import POINTER, parse_json, refuse_pointer
 
 PIL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the names that end in `ENDINGS`
 MODES = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB"}  # PIL's, and what they become
@@ -203,6 +204,9 @@ def _open_files(path: Path, names: Collection[str], read: Callable[[str, int], b
         labels = _match_labels(table, inside, where(record))
     elif record not in everything:  # one that says {"labels": null} means it
         labels = _take_classes(path, inside, everything)
+        if odd := next((name for name in inside if "\\" in name), None):
+            processes.say(f"{path}: a \\ in the names of images is a letter here, and parts no folders: {odd[:60]}")
+    say_gaps(path, labels)
     if left_out:
         processes.say(f"{path}: {left_out}")
     first = _decode_image(read(images[0], FILE_LIMIT), where(images[0])).shape
@@ -270,14 +274,19 @@ def _parse_labels(text: bytes, where: str) -> dict[str, int] | None:
 
 def _match_labels(table: dict[str, int], names: list[str], where: str) -> Tensor:
     """Give the labels (N,) int64 in the order of the names, which must be those of the table."""
-    if strays := sorted(table.keys() ^ set(names)):
-        raise blame(where, f"labels {'name a missing file' if strays[0] in table else 'miss the file'} {strays[0][:200]}")
+    lacking, strays = sorted(set(names) - table.keys()), sorted(table.keys() - set(names))
+    if lacking or strays:
+        words = " and ".join(f"{what} {some[0][:200]}{f' and {len(some) - 1} more' * (len(some) > 1)}" for what, some in
+                             (("miss the file", lacking), ("name a missing file", strays)) if some)
+        same = {unicodedata.normalize("NFC", name) for name in lacking} & {unicodedata.normalize("NFC", n) for n in strays}
+        raise blame(where, f"labels {words}{' (the same letters in another form of Unicode: NFC, NFD)' if same else ''}")
     return torch.tensor([table[name] for name in names], dtype=torch.int64)
 
 
 def _decode_image(data: bytes, where: str) -> np.ndarray:
     """Decode an image file into (H, W, C) uint8, C = 1 or 3."""
     with catch_damage(where), warnings.catch_warnings(action="ignore"):
+        refuse_pointer(data[:len(POINTER)], where)
         try:
             image = Image.open(io.BytesIO(data), formats=PIL_FORMATS)
         except Image.DecompressionBombError:

@@ -44,6 +44,7 @@ class EDMPickle:
     stored: weights and buffers, by PyTorch's names for them.
     keys: the names of all that the file holds.
     encoder: the class that made the network's data of images, in EDM2's files.
+    entries: the names of all networks in the file, that of this one first.
     """
 
     class_name: str
@@ -52,6 +53,7 @@ class EDMPickle:
     stored: dict[str, StoredTensor]
     keys: tuple[str, ...]
     encoder: str | None = None
+    entries: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -60,7 +62,7 @@ class EDMPickle:
 
 
 def read_edm_pickle(path: Path) -> EDMPickle:
-    """Read the network under `ema` of a pickle, or a pickle that is a network itself. Raises PidistillError in one line."""
+    """Read the network under `ema` of a pickle, or its only one, or one that is the pickle. Raises PidistillError."""
     try:
         with open_file(path) as file:
             if file.read(2) not in (b"\x80\x04", b"\x80\x03", b"\x80\x05", b"\x80\x02"):
@@ -68,7 +70,10 @@ def read_edm_pickle(path: Path) -> EDMPickle:
             file.seek(0)
             root = Machine(BoundedReader(file, path.stat().st_size)).run()
         keys = tuple(map(str, root)) if isinstance(root, dict) else ()
-        net = root.get("ema") if isinstance(root, dict) else root
+        entries = find_networks(root) if isinstance(root, dict) else []
+        if len(entries) > 1 and entries[0] != "ema":
+            raise MalformedPickle(f"it holds several networks, {shorten(tuple(entries))}, and none of them under `ema`")
+        net = root.get(entries[0] if entries else "ema") if isinstance(root, dict) else root
         if not isinstance(net, Record) or "_modules" not in net.state:
             raise MalformedPickle(f"there is no network under `ema`{f'; it holds {shorten(keys)}' if keys else ''}")
         network = describe_network(net)
@@ -77,7 +82,9 @@ def read_edm_pickle(path: Path) -> EDMPickle:
                       if not key.startswith("_") and key != "training" and is_plain(value, budget)}
         encoder = root.get("encoder") if isinstance(root, dict) else None
         return EDMPickle(net.name, attributes, network, dict(walk_tensors(net)), keys,
-                         encoder.name if isinstance(encoder, Record) else None)
+                         encoder.name if isinstance(encoder, Record) else None, tuple(entries))
+    except PidistillError:
+        raise
     except FileNotFoundError:
         raise PidistillError(f"{path} does not exist") from None
     except OSError as error:
@@ -87,6 +94,13 @@ def read_edm_pickle(path: Path) -> EDMPickle:
     except Exception as error:  # damaged bytes can end in almost any of them, here or in pickletools
         raise PidistillError(f"cannot read {path}: damaged, or no pickle of an EDM network ({type(error).__name__})") \
             from None
+
+
+def find_networks(root: dict[Any, Any]) -> list[str]:
+    """Find the names under which a pickle has preconditionings around networks, `ema` first."""
+    found = [key for key, value in root.items() if isinstance(key, str) and isinstance(value, Record)
+             and isinstance(modules := value.state.get("_modules"), dict) and ("model" in modules or "unet" in modules)]
+    return sorted(found, key=lambda key: (key != "ema", key))
 
 
 def describe_network(preconditioning: Record) -> dict[str, Any]:

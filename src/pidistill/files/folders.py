@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,12 @@ if TYPE_CHECKING:  # torch is imported only where weights are written
 
 PACKAGE = Path(__file__).parents[1]
 ASSETS, PRESETS = PACKAGE / "assets", PACKAGE / "presets"  # files that come with it
+
+
+def quote_path(path: str | Path) -> str:
+    """Write a path as a shell and this program's command line read it: quoted, and no option where it begins with -."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def mark_stage(name: str) -> None:

@@ -23,11 +23,13 @@ def read_images(path: Path) -> tuple[np.ndarray, Tensor | None]:
     archive, members = open_archive(path)
     key = next((key for key in ("images", "arr_0", "x", "data") if f"{key}.npy" in members), None)
     if key is None:
-        raise blame(str(path), "holds no array `images`, `arr_0`, `x` or `data`")
+        names = ", ".join(sorted(name.removesuffix(".npy")[:40] for name in members)[:5])
+        raise blame(str(path), f"holds no array `images`, `arr_0`, `x` or `data`; it holds {names or 'none'}")
     shape, dtype = read_array_header(archive, members[f"{key}.npy"], f"{path}: {key}")
     if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 1:
+        hint = "; convert them, from 0 to 255: np.uint8(255 * x + 0.5) of x in [0, 1]" if dtype.kind == "f" else ""
         raise blame(f"{path}: {key}", "images must be uint8 of shape (N, H, W), (N, H, W, C) or (N, C, H, W), got "
-                                       f"{dtype} {shape}")
+                                       f"{dtype} {shape}{hint}")
     images = read_array(archive, members[f"{key}.npy"], f"{path}: {key}")
     images = images[..., None] if len(shape) == 3 else np.moveaxis(images, find_channels(shape), -1)
     length, height, width, channels = images.shape
@@ -35,11 +37,23 @@ def read_images(path: Path) -> tuple[np.ndarray, Tensor | None]:
         processes.say(f"{path}: {key} of shape {shape} is read as {length} images of {width}x{height} in {channels} "
                       f"channel{'s' * (channels > 1)}")
     label_key, labels = _read_labels(path, archive, members, length)
+    say_gaps(path, labels)
     if rest := sorted({name.removesuffix(".npy") for name in members} - {key, label_key, *NO_LABELS}):
         names = ", ".join(name[:40] for name in rest[:5]) + (", ..." if len(rest) > 5 else "")
         processes.say(f"{path}: {len(rest)} of its arrays are not read ({names}); labels are {length} integers called "
                       "`labels`, `arr_1` or `y`")
     return images, labels
+
+
+def say_gaps(path: Path, labels: Tensor | None) -> None:
+    """Say which of the classes, 0 to the largest label, have no image: a model would draw them, and has never seen one."""
+    if labels is None:
+        return
+    seen, largest = labels.unique(), int(labels.max())
+    if len(seen) <= largest:
+        first = next(k for k in range(largest) if k >= len(seen) or seen[k] != k)
+        processes.say(f"{path}: {largest + 1 - len(seen)} of the labels 0 to {largest} have no image, first {first}; labels "
+                      "are numbered from 0")
 
 
 def find_channels(shape: tuple[int, ...]) -> int:

@@ -50,13 +50,15 @@ def find_root(images: Sequence[str], names: Collection[str]) -> str:
 def name_classes(images: Sequence[str]) -> tuple[list[str], str]:
     """Name the classes that folders stand for, sorted; gives no classes where they stand for none, and a sentence why.
 
-    Every image must lie in a folder, at any depth below it, and the folders must be two or more. Not classes are parts of a
-    data set (`train`, `test`), and numbered folders through which the images are numbered on, such as EDM's
-    00000/img00000000.png and 00001/img00001000.png.
+    Numbers are sorted by their size. Every image must lie in a folder, at any depth below it, and the folders must be two or
+    more. Not classes are parts of a data set (`train`, `test`), and numbered folders through which the images are numbered
+    on, such as EDM's 00000/img00000000.png and 00001/img00001000.png.
 
     images: names below the root.
     """
     folders = sorted({name.partition("/")[0] for name in images if "/" in name})
+    if all(re.fullmatch("[0-9]{1,40}", folder) for folder in folders):  # 10 comes after 9, as a number
+        folders.sort(key=lambda folder: (int(folder), folder))
     beside = sum("/" not in name for name in images)
     if len(folders) + (beside > 0) < 2:
         return [], ""

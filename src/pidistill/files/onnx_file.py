@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.reading import open_file
 
 # Message -> its fields that are messages (onnx.proto3), where weights or graphs may lie.
 MESSAGES: dict[str, dict[int, str]] = {
@@ -38,7 +39,7 @@ def check_onnx(path: Path) -> None:
             raise Malformed("no regular file")
         if not 0 < path.stat().st_size < SIZE:
             raise Malformed(f"{path.stat().st_size} bytes, where 1 to {SIZE} can be")
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[4:8] == b"ORTM":
                 raise Malformed("it is in onnxruntime's own format")
             with memoryview(data) as view:

@@ -22,10 +22,29 @@ def sha256(path: Path) -> str:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError for any other: a pipe would block, a device never end."""
+    """Open a regular file for reading. Raises OSError for any other: a pipe would block, a device never end.
+
+    Raises PidistillError for what git leaves in the place of a file that it has not fetched.
+    """
     if path.exists() and not path.is_file():
         raise OSError("no regular file")
-    return path.open("rb")
+    file = path.open("rb")
+    refuse_pointer(file.read(len(POINTER)), path)
+    file.seek(0)
+    return file
+
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(head: bytes, where: Any) -> None:
+    """Refuse the pointer that stands in a file's place where a repository was cloned without Git LFS. Raises PidistillError.
+
+    head: the file's first bytes. where: its name.
+    """
+    if head.startswith(POINTER):
+        raise PidistillError(f"{where} is a Git LFS pointer, in the place of the file itself; fetch that with `git lfs "
+                             "pull` in its repository, or download it")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

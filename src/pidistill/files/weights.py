@@ -6,6 +6,7 @@ import math
 import re
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.tensors import find_device, find_overlaps, locate
 from pidistill.files.archives import catch_damage
+from pidistill.files.reading import open_file
 from pidistill.files.safetensors_header import read_header
 
 TENSORS, ANY = 10_000, 10**12  # of a network; elements where no weights are read
@@ -45,11 +47,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors | {name: tensors[first] for name, first in names.items() if first in tensors and name not in tensors}
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read weights by name from .safetensors, or from what torch.save wrote (.pt, .pth, .ckpt).
+def read_contents(path: Path) -> Any:
+    """Read all that a file of weights holds: .safetensors, or what torch.save wrote (.pt, .pth, .ckpt).
 
-    The latter may hold them under the key `ema`, `state_dict` or `model`. Only tensors and plain containers are read.
-    Raises PidistillError in one line.
+    Only tensors, plain containers and argparse's Namespace (of DiT and others, a dictionary by another name) are read; no
+    code of a file is run. Raises PidistillError in one line.
     """
     if path.suffix not in (".safetensors", ".pt", ".pth", ".ckpt"):
         raise PidistillError(f"{path}: weights are read from .safetensors, .pt, .pth or .ckpt, got "
@@ -57,30 +59,53 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise PidistillError(f"{path} does not exist, or is no file")
     if path.suffix == ".safetensors":
-        state: Any = read_tensors(path)
-    else:
-        check_packing(path)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of odd files, which end in an error anyway
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged or hostile file can end in almost any of them
-            raise PidistillError(f"cannot read {path}: damaged, or more than a state dictionary of tensors "
-                                 f"({type(error).__name__}); save state_dict() alone") from None
-        for key in ("ema", "state_dict", "model"):
-            if isinstance(state, dict) and isinstance(state.get(key), dict):
-                state = state[key]
-                break
+        return read_tensors(path)
+    open_file(path).close()  # or say what it is
+    check_packing(path)
+    try:
+        # Warnings are those of odd files, which end in an error anyway.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file can end in almost any of them
+        stranger = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a {stranger[1][:80]}, whose code is not run" if stranger else type(error).__name__
+        raise PidistillError(f"cannot read {path}: damaged, or more than a state dictionary of tensors ({what}); save "
+                             "state_dict() alone, where you trust the file") from None
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dictionary alone, or under the key `ema`, `state_dict` or `model`, where no network is known that it is
+    to fit; else see `find_weights`. Raises PidistillError in one line.
+    """
+    state = read_contents(path)
+    if isinstance(state, dict):
+        state = next((state[key] for key in ("ema", "state_dict", "model") if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state:
-        raise PidistillError(f"{path} holds no state dictionary of weights, but "
-                             f"{'nothing' if isinstance(state, dict) else f'a {type(state).__name__}'}")
+        raise PidistillError(f"{path} {describe_nothing(state)}")
     for name, value in state.items():
-        plain = isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu" \
-            and value.numel() * value.element_size() <= value.untyped_storage().nbytes()  # no element stands for many
         counter = str(name).endswith(".num_batches_tracked")  # of batch normalisation
-        if not isinstance(name, str) or not name.isprintable() or not plain or not (value.is_floating_point() or counter):
-            raise PidistillError(f"{path}: the entry {str(name)[:60]!r} is no weight "
-                                 f"({getattr(value, 'dtype', type(value).__name__)}); save state_dict() alone")
+        if not isinstance(name, str) or not name.isprintable() or not is_weight(value, counter):
+            raise PidistillError(f"{path}: {describe_no_weight(name, value)}")
     return state
+
+
+def is_weight(value: Any, integer: bool = False) -> bool:
+    """Say whether a value is a tensor in memory, no element of which stands for many. integer: any numbers will do."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu" \
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes() \
+        and (integer or value.is_floating_point())
+
+
+def describe_no_weight(name: Any, value: Any) -> str:
+    """Say that a value of a file is no weight."""
+    return (f"the entry {str(name)[:60]!r} is no weight ({getattr(value, 'dtype', type(value).__name__)}); save "
+            "state_dict() alone")
+
+
+def describe_nothing(contents: Any) -> str:
+    """Say that a file holds no weights."""
+    held = ", ".join(str(key)[:40] for key in list(contents)[:3]) or "nothing" if isinstance(contents, dict) else ""
+    return f"holds no state dictionary of weights, but {held or f'a {type(contents).__name__}'}"
 
 
 def check_packing(path: Path) -> None:
@@ -139,11 +164,8 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
     make_room(module, tensors)
     expected = module.state_dict()
     values = tensors | find_tied(expected, tensors)
-    if expected.keys() != values.keys():
-        raise PidistillError(f"{where} does not fit the network of {net}: weights {compare_names(expected, values)}")
-    for name, value in expected.items():
-        if value.shape != values[name].shape:
-            raise PidistillError(f"{where}: {name} has shape {tuple(values[name].shape)}, the network {tuple(value.shape)}")
+    if words := explain_misfit(expected, values):
+        raise PidistillError(f"{where} does not fit the network of {net}: {words}")
     try:
         module.load_state_dict(values)
     except (RuntimeError, TypeError, ValueError) as error:  # what a network of one's own has to say
@@ -153,6 +175,17 @@ def load_weights(module: nn.Module, tensors: dict[str, Tensor], where: Path, net
         if any(not torch.equal(expected[key], values[key].to(expected[key])) for key in (first, name)):
             raise PidistillError(f"{where} does not fit the network of {net}: {first} and {name} share their memory "
                                  "there, and do not agree in the file")
+
+
+def explain_misfit(expected: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> str:
+    """Say why weights do not fit a network by names and shapes; empty if they do.
+
+    expected: the network's weights, by name. values: the file's.
+    """
+    if expected.keys() != values.keys():
+        return f"weights {compare_names(expected, values)}"
+    return next((f"{name} has shape {tuple(values[name].shape)}, the network {tuple(value.shape)}"
+                 for name, value in expected.items() if value.shape != values[name].shape), "")
 
 
 def make_room(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from pidistill.evaluation.subject import Subject
 from pidistill.evaluation.tables import UNITS, format_metric, order_metrics, tabulate, tabulate_repeats
 from pidistill.files.folders import check_free, write_json
 from pidistill.files.weights import load_weights, read_tensors
+from pidistill.jobs.distill import is_stage, name_own_net
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.load import find_student_folder, load_model, load_pair, read_teacher_spec
 from pidistill.models.samplers.base import parse_single_sampler
@@ -206,12 +207,29 @@ def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Ite
     if not checkpoints:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
     form = find_objective(config.objective["name"]).form  # as `distill` made it
+    settings = find_student_settings(run, config)
     for folder in checkpoints:
         for rate in config.ema:
             path = folder / f"student-ema-{rate}.safetensors"
-            student = make_student(teacher, config.student.init, config.student.net, config.student.width, form)
+            student = make_student(teacher, *settings, form)
             load_weights(student, read_tensors(path), path)
             yield int(folder.name), rate, student.eval().requires_grad_(False)
+
+
+def find_student_settings(run: Path, config: DistillConfig) -> tuple[str, dict[str, Any] | None, float]:
+    """Find init, net and width, as `make_student` takes them, of a run's student: of a stage also that of the one before it.
+
+    run, config: the folder and the settings of a distillation, or of a stage. Raises PidistillError for a stage alone.
+    """
+    if config.student.init != "previous":
+        return config.student.init, config.student.net, config.student.width
+    number = int(run.name.partition("-")[0]) if is_stage(run) else 0
+    stages = {int(place.name.partition("-")[0]): place for place in run.parent.glob("[0-9]*-*") if is_stage(place)}
+    before = stages.get(number - 1)
+    if before is None or find_student_folder(before) is None:
+        raise PidistillError(f"{run} is a stage whose student begins as that of the stage before, which is not beside it")
+    earlier = [load_config(DistillConfig, stages[k] / "config.yaml") for k in sorted(stages) if k < number]
+    return str(before), name_own_net(earlier), 1.0
 
 
 def pick_features(name: str, *specs: str | None) -> str | None:

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, to_line
 from pidistill.core.processes import choose_device
 from pidistill.core.seeds import noise
+from pidistill.files.entries import list_states, name_values
+from pidistill.files.folders import quote_path
 from pidistill.files.reading import read_json, sha256
-from pidistill.files.weights import read_state_dict
+from pidistill.files.weights import describe_nothing, read_contents
 from pidistill.jobs.distill import is_stage
 from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.denoiser import Denoiser, Preconditioned
@@ -46,7 +48,7 @@ def describe(spec: str) -> dict[str, Any]:
             results = read_json(path / "results.json")
             facts["results"] = {key: results[key] for key in ("teacher", "student", "seconds") if key in results}
         if find_student_folder(path) is None and not (path / "teacher").is_dir():
-            return facts | {"state": f"unfinished; continue with `pidistill resume {spec}`"}
+            return facts | {"state": f"unfinished; continue with `pidistill resume {quote_path(spec)}`"}
     folder = find_student_folder(path)
     if folder and read_own_net(folder):  # which is not made to be looked at
         return facts | {key: value for key, value in (describe_stored(str(folder)) or {}).items() if key != "model"}
@@ -101,9 +103,19 @@ def describe_progress(run: Path) -> dict[str, Any]:
 
 
 def describe_state(path: Path) -> dict[str, Any]:
-    """Describe a file with a state dictionary."""
-    state = read_state_dict(path)
+    """Describe a file with a state dictionary; of one with several, or with lists, what each of them holds."""
+    contents = read_contents(path)
+    states = list_states(name_values(contents, path))
+    if not states:
+        raise PidistillError(f"{path} {describe_nothing(contents)}")
+    sizes = {label: sum(value.numel() for value in state.values()) for label, state in states.items()}
+    if len(states) > 1:
+        entries = {to_line(label) or ".": f"{len(states[label])} tensors, {sizes[label]:,} numbers"
+                   for label in sorted(states)}
+        return {"model": str(path), "kind": "weights in several entries; a network is given those that fit, an average "
+                "first", "entries": entries, "sha256": sha256(path)}
+    ((label, state),) = states.items()
     types = Counter(str(value.dtype).removeprefix("torch.") for value in state.values())
-    return {"model": str(path), "kind": "weights", "parameters": sum(value.numel() for value in state.values()),
-            "tensors": len(state), "types": ", ".join(f"{count} {name}" for name, count in types.items()),
-            "first": next(iter(state)), "sha256": sha256(path)}
+    return {"model": str(path), "kind": "weights", "parameters": sizes[label], "tensors": len(state),
+            "types": ", ".join(f"{count} {name}" for name, count in types.items()), "first": next(iter(state)),
+            "sha256": sha256(path)}

@@ -83,11 +83,16 @@ def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: S
     """
     check_target(out, model.image_shape)
     y = choose_labels(labels, model.num_classes, seeds)
-    began = time.perf_counter()
+    began, finite = time.perf_counter(), []
+
+    def finish(x: Tensor) -> Tensor:
+        finite.append(x.isfinite().all())  # on the device: nothing waits for it
+        return to_pixels(x)
+
     if isinstance(model, Student):
-        batches = model.draw(seeds, y, batch_size=batch_size, finish=to_pixels, call=call)
+        batches = model.draw(seeds, y, batch_size=batch_size, finish=finish, call=call)
     else:
-        batches = draw_teacher(model, seeds, y, sampler=sampler or Sampler(), batch_size=batch_size, finish=to_pixels,
+        batches = draw_teacher(model, seeds, y, sampler=sampler or Sampler(), batch_size=batch_size, finish=finish,
                                call=call)
     try:
         with closing(batches):  # an error or Ctrl-C ends its threads
@@ -104,6 +109,9 @@ def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: S
     except torch.OutOfMemoryError as error:
         raise ForeignError(f"the memory does not hold {batch_size} images at a time; set --batch to fewer "
                            f"({words_of(error)})") from error
+    if not torch.stack(finite).all():  # a pixel has no such number, and would be some grey
+        raise PidistillError(f"{out} is written, but some of its images are not finite: the model gives NaN or infinity; "
+                             "`pidistill inspect MODEL --check` asks a teacher at which noise levels")
     kind = {".npz": "", ".png": "the grid "}.get(out.suffix, "the folder ")
     return f"{len(seeds)} images in {kind}{out}, {len(seeds) / (time.perf_counter() - began):.4g} images/s"
 

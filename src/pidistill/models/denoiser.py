@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pidistill.core.errors import PidistillError, words_of
+from pidistill.core.errors import ForeignError, PidistillError, explain, words_of
 from pidistill.core.foreign import call_foreign, check_answer
 from pidistill.core.processes import is_main
 from pidistill.core.tensors import expand_time
@@ -22,7 +22,7 @@ from pidistill.models.decoder import Decoder
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN, karras_times
 from pidistill.models.labels import Guide, Null, count_classes, count_labels, make_guide, number_labels, repeat_null
 from pidistill.models.preconditioning import Preconditioning, call_preconditioned, cut_variance
-from pidistill.nets.base import unwrap
+from pidistill.nets.base import check_initialised, unwrap
 
 CLASSES, ELEMENTS = 10**6, 2**26  # classes, and numbers in an image, that a config.json may speak of
 FACTS = ("shape", "num_classes", "t_min", "t_max", "sigma_data", "rho")
@@ -61,13 +61,16 @@ class Denoiser(nn.Module):
         self.decoder: Decoder | None = None
         self._said: set[str] = set()
         try:
-            self.shape, self.num_classes = tuple(int(n) for n in shape), int(num_classes)
+            self.shape, self.num_classes = tuple(map(to_whole, shape)), to_whole(num_classes)
             self.t_min, self.t_max, self.sigma_data, self.rho = float(t_min), float(t_max), float(sigma_data), float(rho)
         except (TypeError, ValueError) as error:  # as a user's own class states them
             raise PidistillError(f"{type(self).__name__}: shape must be whole numbers (C, H, W), num_classes a whole "
                                  f"number, t_min, t_max, sigma_data and rho numbers: {words_of(error)}") from error
         if not 0 < t_min < t_max:
             raise PidistillError(f"a denoiser needs 0 < t_min < t_max, got t_min={t_min}, t_max={t_max}")
+        for name in ("t_max", "sigma_data", "rho"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise PidistillError(f"a denoiser's {name} must be a positive number, got {getattr(self, name):g}")
         guide = make_guide(null_label, guidance)
         self.num_classes = count_classes(self.num_classes, guide.null)
         self.guide = self._check_guide(guide)
@@ -100,7 +103,7 @@ class Denoiser(nn.Module):
         guide, name = make_guide(null, guidance), name_teacher(self)
         old, known = self.guide.null, count_labels(self.num_classes, self.guide.null)
         if guide.null in (None, old):
-            self.guide = self._check_guide(guide._replace(null=old))
+            self.guide = self._check_guide(Guide(old, guide.guidance))
             return self
         if not known or (isinstance(guide.null, int) and guide.null >= known):
             raise PidistillError(f"null={null}: {name} knows " + (
@@ -137,7 +140,8 @@ class Denoiser(nn.Module):
 
     def __call__(self, x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
         name = name_teacher(self)
-        D = call_foreign(super().__call__, name, x, t, labels)
+        given = x if isinstance(self, Preconditioned) else x.clone()  # a user's code may change it in place
+        D = call_foreign(super().__call__, name, given, t, labels)
         check_answer(D, x, name)
         return D.to(x.dtype)  # half and double numbers are as good
 
@@ -170,6 +174,7 @@ class Preconditioned(Denoiser):
         super().__init__(shape, num_classes, **facts)
         self.model = net  # EDM's name for it, so that its state dictionaries load as they are
         self.net_spec = {"name": net_spec} if isinstance(net_spec, str) else net_spec
+        check_initialised(unwrap(net), "a teacher")
         weights = dict(unwrap(net).named_parameters())
         fixed = frozenset(name for name, p in weights.items() if not p.requires_grad)
         self.fixed = fixed if len(fixed) < len(weights) else frozenset()  # all are, where it is only to be called
@@ -234,10 +239,19 @@ def name_teacher(teacher: Denoiser) -> str:
 def as_denoiser(teacher: Any) -> Denoiser:
     """Give the teacher itself if it is a denoiser, or wrap a callable that states its facts as attributes.
 
-    Raises PidistillError, which names the attributes that are missing.
+    Raises PidistillError, which names the attributes that are missing, and for whatever an attribute raises.
     """
     if isinstance(teacher, Denoiser):
         return teacher
+    try:
+        return _wrap_callable(teacher)
+    except PidistillError:
+        raise
+    except Exception as error:  # of a property of theirs
+        raise ForeignError(explain(f"{type(teacher).__name__} cannot be asked for a teacher's attributes", error)) from error
+
+
+def _wrap_callable(teacher: Any) -> Denoiser:
     missing = [name for name in ("shape", "num_classes", "t_min", "t_max", "sigma_data") if not hasattr(teacher, name)]
     if missing or not callable(teacher):
         raise PidistillError(f"{type(teacher).__name__} is no teacher: it needs denoise(x, t, labels) and the attributes "
@@ -245,6 +259,14 @@ def as_denoiser(teacher: Any) -> Denoiser:
     facts = {name: getattr(teacher, name) for name in ("t_min", "t_max", "sigma_data")}
     return FunctionDenoiser(getattr(teacher, "denoise", teacher), teacher.shape, teacher.num_classes,
                             rho=getattr(teacher, "rho", RHO), **facts)
+
+
+def to_whole(value: Any) -> int:
+    """Give a whole number as an int. Raises ValueError for 3.5, which int() would round."""
+    number = int(value)
+    if number != value:
+        raise ValueError(f"{value!r:.40} is no whole number")
+    return number
 
 
 def parse_facts(config: dict[str, Any]) -> dict[str, Any]:

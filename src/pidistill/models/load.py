@@ -7,6 +7,7 @@ from typing import Any
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import list_members
+from pidistill.files.folders import quote_path
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.labels import split_spec
@@ -46,7 +47,8 @@ def load_model(spec: str, ema: float | None = None, net: Own | None = None) -> S
     if path.is_file():
         raise PidistillError(f"{spec} is a file; a model is a folder with config.json and model.safetensors, or KIND:REST")
     if (path / "config.yaml").exists() and not (path / "teacher").is_dir():
-        raise PidistillError(f"{spec} is a run without a finished student; continue it with `pidistill resume {spec}`")
+        raise PidistillError(f"{spec} is a run without a finished student; continue it with `pidistill resume "
+                             f"{quote_path(spec)}`")
     bare = split_spec(spec)[0]
     if not Path(bare.rpartition(",net=")[0] or bare).is_dir() and bare.partition(":")[0] not in list_members("teachers"):
         raise PidistillError(f"{spec} does not exist, and is no teacher such as bundled:digits "

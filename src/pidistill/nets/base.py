@@ -8,11 +8,14 @@ made only where the user names it (`build_net(..., own=True)`), or hands it over
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
+from pidistill.core import processes
 from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.registry import build, import_from_python
 from pidistill.core.tensors import copy_module
@@ -94,7 +97,8 @@ def call_factory(make: Callable[..., Any], name: str, shape: Sequence[int], num_
         raise PidistillError(f"{name} makes no network: {type(error).__name__}: {words_of(error)}") from error
     if not isinstance(network, nn.Module):
         raise PidistillError(f"{name} must make a torch.nn.Module, it made a {type(network).__name__}")
-    return network
+    check_own(unwrap(network), name)
+    return unwrap(network)  # as `copy_own` does: weights are saved by their names in the network itself
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -107,11 +111,46 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 def copy_own(network: nn.Module, where: Any) -> nn.Module:
     """Copy a user's network. Raises PidistillError for one that cannot be copied."""
+    check_own(unwrap(network), where)
     try:
         return copy_module(unwrap(network))
     except Exception as error:  # weights that are computed, such as weight_norm's, and what else has no copy
         raise PidistillError(f"{where}: the network {type(network).__name__} cannot be copied ({type(error).__name__}: "
                              f"{words_of(error)})") from None
+
+
+def check_own(network: nn.Module, where: Any) -> None:
+    """Refuse a user's network that cannot be trained as it is, and say which of its weights nobody knows of.
+
+    Raises PidistillError for TorchScript's, whose dropout stays as it was, and for layers without weights as yet.
+    """
+    name = type(network).__name__
+    if isinstance(network, torch.jit.ScriptModule):
+        raise PidistillError(f"{where}: {getattr(network, 'original_name', name)} is TorchScript's, which may teach, but is "
+                             "not trained; give the torch.nn.Module that it was made of")
+    check_initialised(network, where)
+    known = {id(part) for part in (*network.parameters(), *network.buffers(), *network.modules())}
+    lists = {f"{owner}.{key}".strip(".") for owner, module in network.named_modules() for key, value in vars(module).items()
+             if not key.startswith("_") and isinstance(value, list | tuple | dict) and _hides(value, known)}
+    if lists:
+        processes.say(f"warning: {where}: the network {name} has weights in plain lists or dictionaries "
+                      f"({', '.join(sorted(lists)[:3])}): they are neither trained nor saved; nn.ModuleList, ModuleDict or "
+                      "ParameterList makes them the network's")
+
+
+def _hides(value: Any, known: Collection[int], depth: int = 3) -> bool:
+    if isinstance(value, dict | list | tuple):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and any(_hides(item, known, depth - 1) for item in inner)
+    return id(value) not in known and (isinstance(value, nn.Parameter) or (
+        isinstance(value, nn.Module) and any(id(p) not in known for p in value.parameters())))
+
+
+def check_initialised(network: nn.Module, where: Any) -> None:
+    """Refuse a network whose lazy layers have no weights as yet. Raises PidistillError."""
+    if lazy := [name for name, p in network.named_parameters() if isinstance(p, UninitializedParameter)]:
+        raise PidistillError(f"{where}: the network {type(network).__name__} has lazy layers without weights as yet "
+                             f"({lazy[0]}); call it once, before it is handed over")
 
 
 def describe_net(spec: str | dict[str, Any] | None, network: nn.Module | None = None) -> dict[str, Any]:

@@ -107,14 +107,24 @@ METRICS_LIMIT = 256 * 10**6  # bytes; a million records
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the records of a run's metrics.jsonl; a half-written last line is left out."""
+    """Read the records of a run's metrics.jsonl: the lines with a step. A half-written last line is left out.
+
+    Others that are no record are left out too, which is said: a disk that was full, or an editor, has damaged them.
+    """
     path = folder / "metrics.jsonl"
     records: list[dict[str, Any]] = []
-    for line in read_bytes(path, METRICS_LIMIT).splitlines() if path.exists() else []:
+    bad: list[int] = []
+    lines = read_bytes(path, METRICS_LIMIT).splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             record = parse_json(line)
         except ValueError:
-            break
-        if isinstance(record, dict):
+            record = None
+        if isinstance(record, dict) and type(record.get("step")) is int:
             records.append(record)
+        elif number < len(lines) and line.strip():
+            bad.append(number)
+    if bad:
+        console.print(f"{path}: {len(bad)} of {len(lines)} lines are no records, and left out, first line {bad[0]}",
+                      soft_wrap=True)
     return records

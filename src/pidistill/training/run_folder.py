@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
-from pidistill.files.folders import write_json, write_text
+from pidistill.files.folders import quote_path, write_json, write_text
 from pidistill.files.reading import read_json
 from pidistill.training.checkpoint import clean, list_checkpoints, read_trained_config, set_aside
 from pidistill.training.config import RunConfig
@@ -56,7 +56,7 @@ def claim(config: RunConfig, force: bool = False, resume: bool = False, given: C
             begun = (folder / "config.yaml").exists()
             if begun and not force and not resume:
                 raise PidistillError(f"{folder} holds another run; choose another folder with --out, continue it with "
-                                     f"`pidistill resume {folder}` or --resume, or replace it with --force")
+                                     f"`pidistill resume {quote_path(folder)}` or --resume, or replace it with --force")
             if begun and force:
                 for path in list_entries(folder):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -6,7 +6,7 @@ Nothing comes to the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pidistill.core import processes
+from pidistill.core.errors import PidistillError
 from pidistill.core.precision import autocast
 from pidistill.objectives.base import Batch, Objective, Phase
 from pidistill.training.buffers import TrainedBuffers
@@ -51,8 +53,10 @@ class PhaseStep:
         self.objective, self.phase, self.unit, self.no_sync = objective, phase, unit, no_sync
         self.settings: OptimizerConfig = for_phase(config.optimizer, phase)
         self.precision, self.steps, self.device = config.precision, config.train.steps, device
-        self.parameters = [p for name, network in objective.networks.items() if name in phase.trains
-                           for p in network.parameters()]
+        named = [pair for name, network in objective.networks.items() if name in phase.trains
+                 for pair in network.named_parameters()]
+        self.names, self.parameters = [name for name, _ in named], [p for _, p in named]
+        self.looked = False  # whether gradients arrive
         self.optimizer = make_optimizer(self.settings, iter(self.parameters))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.skipped = SkippedSteps(device)
@@ -87,10 +91,16 @@ class PhaseStep:
                 with self.no_sync() if microbatch else nullcontext():
                     with autocast(self.precision, self.device):
                         loss = self.unit(batch, step, part).sum() / share
+                    if not loss.requires_grad:
+                        raise PidistillError(f"the loss of {self.phase.parts[part].name} does not depend on what it trains, "
+                                             f"{', '.join(self.phase.trains)}: the network's code cuts gradients off "
+                                             "(no_grad, inference_mode, detach), or calls the weights of another network")
                     # Or an infinite loss with finite gradients would be known here alone.
                     loss = loss * (1 + 0 * loss.detach())
                     self.scaler.scale(loss).backward()
                 total[part] += loss.detach()
+        if not self.looked:
+            self.say_what_is_idle()
         self.scaler.unscale_(self.optimizer)  # fp16 only
         foreach = True if self.device.type in ("cpu", "cuda") else None  # PyTorch has no such kernels on Apple's GPUs
         norm = gather_whole(nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf, foreach=foreach))
@@ -103,6 +113,13 @@ class PhaseStep:
         self.skipped.add(bad)
         total = total.where(bad == 0, 0)
         return Taken(total.sum(), norm, total)
+
+    def say_what_is_idle(self) -> None:
+        """Say which weights get no gradient, once: nothing uses them, or the network calls another's in their place."""
+        self.looked = True
+        if idle := [name for name, p in zip(self.names, self.parameters) if p.requires_grad and p.grad is None]:
+            processes.say(f"{len(idle)} of {len(self.names)} weights get no gradient from {self.phase.name}, and stay as "
+                          f"they are: {', '.join(idle[:3])}{', ...' * (len(idle) > 3)}")
 
 
 class Step:
@@ -128,6 +145,8 @@ class Step:
                           if value.is_floating_point() and not value.isfinite().all()}
         self.ema = EMA({name: networks[name] for name in objective.averaged}, config.ema, skeletons)
         self.followers = Followers(objective, skeletons)
+        # Of shards not: they are made of the networks' parameters as these are now, and would fail at others.
+        self.layout = {} if shards else list_layout(networks)
         self.buffers: TrainedBuffers | None = None  # from the first step on: a checkpoint may be loaded before it
         self.phases: dict[str, PhaseStep] = {}
         for phase in objective.phases():
@@ -150,10 +169,40 @@ class Step:
             if phase.phase.is_due(step):
                 taken[name] = phase(step, take(), share)
                 self.buffers.settle(~taken[name].norm.isfinite())
+        if self.layout:
+            check_layout(self.layout, list_layout(self.objective.networks))
+            self.layout = {}
         self.buffers.agree()
         self.ema.update(step)
         self.followers.update(step)
         return taken
+
+
+Layout = dict[str, dict[str, tuple[int, ...] | None]]
+
+
+def list_layout(networks: Mapping[str, nn.Module]) -> Layout:
+    """List the shapes of all that networks save, by the network's name and the value's; None of buffers to come."""
+    layout: Layout = {}
+    for network, net in networks.items():
+        layout[network] = {f"{place}.{name}".lstrip("."): None for place, module in net.named_modules()
+                           for name, value in module._buffers.items() if value is None}
+        layout[network] |= {name: tuple(value.shape) for name, value in net.state_dict().items()
+                            if isinstance(value, Tensor)}
+    return layout
+
+
+def check_layout(before: Layout, now: Layout) -> None:
+    """Refuse networks whose state has other names or shapes after a step: what is saved would fit no network as it is made.
+
+    Raises PidistillError. before, now: as `list_layout` gives them.
+    """
+    for network, state in before.items():
+        to_come = {name for name, shape in state.items() if shape is None}  # of which `load_weights` makes room
+        if changed := sorted({name for name, _ in state.items() ^ now[network].items()} - to_come):
+            raise PidistillError(f"the network {network!r} has other values to save once it is called ({changed[0]} is "
+                                 "made, or changes its shape): what is saved would not fit it; register_buffer makes it at "
+                                 "the start, or with persistent=False if they need no saving")
 
 
 def place(module: nn.Module, device: torch.device, shards: bool = False) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from pidistill.core.console import console
 from pidistill.core.errors import CannotWrite, PidistillError
 from pidistill.core.precision import autocast
+from pidistill.files.folders import quote_path
 from pidistill.objectives.base import Objective, Part
 from pidistill.training.batches import Batches, draw_batch
 from pidistill.training.checkpoint import PHASE, collect
@@ -177,7 +178,7 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
                 if checkpoints:
                     checkpoints.close(tries=1)  # what sent the signal may not wait for long
                 end_for_signal(stop, f"stopped by {signal.Signals(stop).name} after step {done} of {plan.steps}; continue "
-                                     f"with: pidistill resume {folder}\n" if main else "")
+                                     f"with: pidistill resume {quote_path(folder)}\n" if main else "")
             if last:
                 break
     run.accelerator.wait_for_everyone()

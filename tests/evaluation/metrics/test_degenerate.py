@@ -6,6 +6,7 @@ Through `Measure`, which every verb uses, for all metrics over all degenerate se
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -209,3 +210,77 @@ def test_rows_of_a_batch_count_once():
     metric = find_member("metrics", "frechet")(4, 3, Reference(torch.zeros(3).double(), torch.eye(3).double()), "fd")
     metric.add(ImageBatch(torch.zeros(4, 1), range(4), torch.zeros(4, 3)))
     assert metric.result()["fd"] == pytest.approx(100)  # of a point in the middle: tr(Sigma) / tr(Sigma)
+
+
+ODD = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self, change=lambda f: f, classify=lambda f: f):
+        super().__init__()
+        self.change, self.classify = change, classify
+
+    def features(self, x):
+        return self.change(x.flatten(1)[:, :4])
+
+
+def late(f):
+    if len(f) > 2:
+        raise ValueError("no more than two")
+    return f
+
+
+Fine, Maps, Empty = Net, lambda: Net(lambda f: f[:, :, None, None]), lambda: Net(lambda f: f[:, :0])
+Late, Hot = lambda: Net(late), lambda: Net(lambda f: f.where(f < 0.5, float("inf")))
+One, Flat, Pair = lambda: Net(classify=lambda f: f[:, :1]), lambda: Net(classify=lambda f: f[:, 0]), \
+    lambda: Net(classify=lambda f: (f, f))
+"""
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    """A module of feature networks, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_networks", raising=False)
+    (tmp_path / "odd_networks.py").write_text(ODD)
+    return "python:odd_networks:"
+
+
+@pytest.mark.parametrize("name, words", [
+    ("Maps", r"must give features \(B, d\) of an image, got \(2, 4, 1, 1\) of two; flatten"),
+    ("Empty", r"got \(2, 0\) of two"),
+    ("Late", "Late failed on x .30, 1, 16, 16. float32: ValueError: no more than two"),
+    ("Hot", "data: no statistics: .*Hot gives"),
+    ("Flat", r"classify must give logits \(B, K\) of two images, got \(2,\)"), ("Pair", "of two images, got tuple")])
+def test_feature_networks_that_give_something_else_are_one_line(odd, name, words):
+    with pytest.raises(PidistillError, match=words):
+        net = load_features(odd + name)
+        make_reference(ImageSet.of(draw(30)), "data", net, odd + name)
+        Measure(odd + name, save("data.npz", draw(30)), SHAPE, metrics=["inception_score"])
+
+
+def test_a_score_of_one_class_is_said_to_mean_nothing(odd, capsys):
+    for name, said in (("One", True), ("Fine", False)):
+        measure = Measure(odd + name, None, SHAPE, metrics=["inception_score"])
+        assert (measure(draw(80))["is"] == 1) == ("has one class" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize("data, said", [
+    (SETS["two, repeated"], True), (draw(4).repeat(3, 1, 1, 1), False), (draw(30), False)])
+def test_data_of_copies_have_no_precision(tmp_path, capsys, data, said):
+    """All radii are 0, and so is the precision of whatever is no copy."""
+    numbers = Measure("digits", save(tmp_path / "data.npz", data), SHAPE, metrics=["precision_recall"])(draw(30, 5))
+    assert ("equal their third neighbour" in " ".join(capsys.readouterr().err.split())) == said
+    assert not said or numbers["precision"] == 0
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"mu": np.ones(6) * 1j}, "mu must be real numbers, not complex128"),
+    ({"sigma": SPREAD > 0}, "sigma must be real numbers, not bool"),
+    ({"mu": np.full(6, np.nan)}, "must be finite, and are not for 6 of 6 features"),
+    ({"mu": np.ones(5)}, r"must be \(d,\) and \(d, d\)")])
+def test_statistics_of_other_numbers_are_refused(tmp_path, changes, words):
+    np.savez(tmp_path / "ref.npz", **{"mu": np.ones(6), "sigma": SPREAD} | changes)
+    with pytest.raises(PidistillError, match=words):
+        read_npz(tmp_path / "ref.npz")

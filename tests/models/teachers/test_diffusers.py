@@ -477,6 +477,10 @@ def test_what_cannot_teach_is_one_line(tmp_path, monkeypatch):
 
     refused("no folder, and no repository", "diffusers:nowhere")
     refused("holds no pipeline", f"diffusers:{folder / 'unet'}")
+    refused(f"is a file; a pipeline is the folder with model_index.json, diffusers:{folder}$", f"{spec}/model_index.json")
+    refused("got no name", "diffusers:")
+    refused("sigma_data stands twice", spec + ",sigma_data=1,sigma_data=2")
+    refused(f"holds no teacher: .*; it holds a pipeline of diffusers: diffusers:{folder}$", str(folder))
     refused("guidance must be a positive number", spec + ",guidance=much")
     refused("diffusers:PATH_OR_REPO", spec + ",guide=3")
     refused("guidance=2", spec + ",guidance=2")
@@ -513,3 +517,9 @@ def test_repositories_are_downloaded_only_when_said(monkeypatch, capsys):
     with pytest.raises(PidistillError, match=words):
         load_teacher("diffusers:google/ddpm")
     assert calls == [True, False] and "downloading google/ddpm" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_has_commas_is_itself(tmp_path):
+    for name in ("a,b", "a,sigma_data=3"):
+        spec = save(tmp_path / name, ddim())
+        assert load_teacher(spec).sigma_data == 0.5 and load_teacher(spec + ",sigma_data=0.4").sigma_data == 0.4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.models.teachers.edm import ADDRESS, CHECKPOINTS, EDM2, interpret
 from pidistill.nets.base import build_net
-from tests.edm_pickles import write
+from tests.edm_pickles import Persistent, dumps, network, write
 from tests.helpers import CLASSES, NET, SHAPE, tiny_teacher
 
 SIZES = {  # parameters without map_augment; with it CIFAR-10's have 55,733,891 and 56,397,827
@@ -98,6 +100,58 @@ def test_weights_are_read_from_plain_state_dictionaries(tiny, tmp_path, ending, 
 def test_weights_may_lie_under_a_key_beside_others(tiny, tmp_path, key):
     torch.save({key: tiny.state_dict(), "step": 3, "args": {"lr": 0.1}}, tmp_path / "w.pt")
     assert same(load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}"), tiny)
+
+
+def drawn(state, seed):
+    """Other weights of the same names; constants stay."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: value if "filter" in name else torch.rand(value.shape, generator=generator)
+            for name, value in state.items()}
+
+
+def ddp(state):
+    return {f"module.{name}": value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("form, label", [
+    ("model_ema", "model_ema"), ("ema of DiT", "ema"), ("shadow_params", "ema.shadow_params"), ("LitEma", "model_ema"),
+    ("shadow_params alone", "shadow_params"), ("augmented", "ema.shadow_params"), ("lucidrains", "ema.ema_model.model"),
+    ("rates", "ema_0.9999")])
+def test_the_average_is_taken_said_and_recorded(tiny, tmp_path, capsys, form, label):
+    state = dict(tiny.model.state_dict())
+    raw, average = drawn(state, 1), drawn(state, 2)
+    parameters = [average[name] for name, _ in tiny.model.named_parameters()]
+    contents = {
+        "model_ema": {"model": raw, "model_ema": average},
+        "ema of DiT": {"model": raw, "ema": average, "opt": {"state": {0: raw}}, "args": argparse.Namespace(lr=0.1, n=[1])},
+        "shadow_params": {"model": ddp(raw), "ema": {"shadow_params": parameters, "num_updates": 3}, "step": 3},
+        "shadow_params alone": {"shadow_params": parameters},
+        "LitEma": {**{f"model.{name}": value for name, value in raw.items()},
+                   **{f"model_ema.{name.replace('.', '')}": average[name] for name, _ in tiny.model.named_parameters()}},
+        "augmented": {"model": {"map_augment.weight": torch.ones(8, 9), **raw},
+                      "ema": {"shadow_params": [torch.ones(8, 9), *parameters]}},
+        "lucidrains": {"model": {f"model.{name}": value for name, value in raw.items()}, "ema": {
+            "initted": torch.tensor(True), **{f"online_model.model.{name}": value for name, value in raw.items()},
+            **{f"ema_model.model.{name}": value for name, value in average.items()}}},
+        "rates": {"ema_0.999": raw, "ema_0.9999": average}}[form]
+    torch.save(contents, tmp_path / "w.pt")
+    teacher = load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}{',entry=ema_0.9999' if form == 'rates' else ''}")
+    assert all(torch.equal(value, average[name]) for name, value in teacher.model.state_dict().items())
+    said = capsys.readouterr().err
+    assert said.startswith(f"w.pt: weights are taken from {label}, an average")
+    assert teacher.origin["entry"] == label and said == "".join(f"w.pt: {s}\n" for s in teacher.origin["left_out"])
+
+
+def test_an_entry_of_the_cache_folder_s_file(tiny, tmp_path):
+    torch.save({"model": tiny.model.state_dict(), "ema": drawn(tiny.model.state_dict(), 1)}, tmp_path / "cache" / "tiny.pt")
+    assert same(load_teacher("edm:tiny,entry=model"), tiny) and not same(load_teacher("edm:tiny"), tiny)
+
+
+@pytest.mark.parametrize("persistent", [argparse.Namespace(path=Path("x")), Path("x")])
+def test_objects_beside_weights_are_named(tiny, tmp_path, persistent):
+    torch.save({"ema": tiny.model.state_dict(), "args": persistent}, tmp_path / "w.pt")
+    with pytest.raises(PidistillError, match=r"a pathlib\.\w+, whose code is not run\); save state_dict\(\) alone"):
+        load_teacher(f"edm:tiny,weights={tmp_path / 'w.pt'}")
 
 
 def test_half_precision_weights_become_float32(tiny, tmp_path):
@@ -192,7 +246,9 @@ def test_damaged_and_hostile_files_are_one_line_and_run_nothing(tiny, tmp_path, 
     ("edm:edm2-img64-s", "or name NVIDIA's pickle"),
     ("edm:tiny,weights=nowhere.pt", "nowhere.pt does not exist"), ("edm:tiny,weights=no.safetensors", "does not exist"),
     ("edm:tiny,weights=edm-cifar.pkl", "edm-cifar.pkl does not exist"), ("edm:tiny,weights=x.bin", "got .bin"),
-    ("edm:tiny,weights=x", "without an ending")])
+    ("edm:tiny,weights=x", "without an ending"), ("edm:tiny,entry=", "weights=FILE"),
+    ("edm:a.pkl,entry=ema", "weights=FILE"), ("edm:tiny,weights=x.pt,entry=", "FILE,entry=NAME"),
+    ("edm:tiny,weights=x.pkl,entry=a", "leave entry=a out")])
 def test_what_cannot_be_meant_is_one_line(spec, words):
     with pytest.raises(PidistillError, match=words) as caught:
         load_teacher(spec)
@@ -232,6 +288,20 @@ def test_pickles_of_other_networks_are_one_line(tiny, tmp_path, change, words):
     with pytest.raises(PidistillError, match=words) as caught:
         load_teacher(f"edm:{path}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key, words", [("ema", ", not from net"), ("model", ", which may be no average")])
+def test_the_network_of_a_pickle_is_said_where_it_is_not_ema_alone(tiny, tmp_path, capsys, key, words):
+    nets = {}
+    for name, net in {key: tiny.model, **({"net": tiny_teacher().model} if key == "ema" else {})}.items():
+        nets[name] = Persistent("EDMPrecond", **FACTS)
+        nets[name].add_module("model", network(net, "SongUNet", KWARGS))
+    (tmp_path / "a.pkl").write_bytes(dumps(dict(reversed(nets.items()))))
+    teacher = load_teacher(f"edm:{tmp_path / 'a.pkl'}")
+    assert same(teacher, tiny) and capsys.readouterr().err == f"a.pkl: weights are taken from {key}{words}\n"
+    (tmp_path / "a.pkl").write_bytes(dumps({"a": nets[key], "b": nets[key]}))
+    with pytest.raises(PidistillError, match="it holds several networks, a, b, and none of them under `ema`"):
+        load_teacher(f"edm:{tmp_path / 'a.pkl'}")
 
 
 def test_a_pickle_that_does_not_say_its_size_is_refused(tiny, tmp_path):

@@ -89,7 +89,15 @@ def test_what_is_no_denoiser_is_one_line(tmp_path):
                          (spec + ",t_max=big", "keys t_min"), (spec + ",classes=3", "labels"),
                          (graph(tmp_path / "b.onnx", classes=2), "say classes=N"),
                          (graph(tmp_path / "c.onnx", shape=("C", 4, 4)), "must be fixed"),
-                         (graph(tmp_path / "d.onnx", metadata="{"), "keys t_min"), (spec + ",t_max=0.001", "t_min < t_max")):
+                         (graph(tmp_path / "d.onnx", metadata="{"), "metadata `pidistill` is no JSON: line 1, column 2: "),
+                         (graph(tmp_path / "e.onnx", metadata='{"t_max": 2,}'), "column 12: .* trailing comma"),
+                         (graph(tmp_path / "f.onnx", metadata="[1]"), "must be a JSON object"),
+                         (graph(tmp_path / "g.onnx", metadata='{"rho": "x"}'), "its metadata `pidistill`: rho=x; an onnx"),
+                         (graph(tmp_path / "h.onnx", metadata='{"classes": true}'), "`pidistill`: classes=True; an onnx"),
+                         (spec + ",t_max=2,t_max=3", "t_max stands twice"),
+                         (spec + ",rho=0", "rho must be a positive number"),
+                         (spec + ",sigma_data=0", "sigma_data must be a positive"),
+                         (spec + ",t_max=0.001", "t_min < t_max")):
         with pytest.raises(PidistillError, match=words) as error:
             load_teacher(given)
         assert "\n" not in str(error.value)
@@ -184,3 +192,9 @@ def test_what_onnxruntime_raises_is_one_whole_line(tmp_path):
     words = str(caught.value)
     assert f"the teacher {spec} failed on x (3, 1, 4, 4) float32, t = 1" in words and "\n" not in words
     assert " ".join(str(caught.value.__cause__).split()) in words and "Attempting to broadcast" in words
+
+
+def test_a_file_whose_name_has_commas_is_itself(tmp_path):
+    for name in ("a,b.onnx", "a.onnx,t_max=3.onnx"):
+        spec = graph(tmp_path / name)
+        assert load_teacher(spec).t_max == 80 and load_teacher(spec + ",t_max=20").t_max == 20

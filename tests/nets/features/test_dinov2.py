@@ -99,6 +99,20 @@ def test_loading(net, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), net.state_dict().values()))
 
 
+def test_a_checkpoint_of_several(net, tmp_path):
+    """Of training: a student beside its average. One of another size is a question for the user."""
+    path, state = tmp_path / "vit.pth", net.state_dict()
+    zeros = {f"module.{name}": 0 * value for name, value in state.items()}
+    average = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"model": zeros, "ema": average, "opt": {"x": zeros}}, path)
+    assert all(torch.equal(a, b) for a, b in zip(load_dinov2(path).state_dict().values(), state.values()))
+    assert not any(value.any() for value in load_features(f"dinov2:{path},entry=model").state_dict().values())
+    torch.save({"a": state, "b": Dinov2(width=64, depth=1, grid=2).state_dict()}, path)
+    with pytest.raises(PidistillError, match="holds networks of several sizes; name one with ,entry=NAME"):
+        load_dinov2(path)
+    assert load_dinov2(path, "b").grid == 2
+
+
 @pytest.mark.parametrize("change, words", [
     (lambda s: s.pop("norm.bias"), "weights 1 missing, first norm.bias"), (lambda s: s.pop("cls_token"), "no DINOv2"),
     (lambda s: s.update(extra=torch.zeros(2)), "1 unknown"),

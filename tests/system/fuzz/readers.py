@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from pidistill.evaluation.references import read_npz, read_pickle
 from pidistill.files.datasets import open_images
@@ -23,7 +24,8 @@ from pidistill.files.edm_pickle import read_edm_pickle
 from pidistill.files.onnx_file import check_onnx
 from pidistill.files.reading import read_json
 from pidistill.files.safetensors_header import read_header
-from pidistill.files.weights import read_state_dict, read_tensors
+from pidistill.files.selection import choose_weights
+from pidistill.files.weights import read_contents, read_state_dict, read_tensors
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import dump_yaml, load_config, read_yaml
 from pidistill.training.log import read_metrics
@@ -32,6 +34,7 @@ from tests.edm_pickles import Persistent, dumps
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (3, 6, 8, 3), dtype=np.uint8)
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.float16), "n": torch.tensor(1.5)}
+LINEAR = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 STATISTICS = {"mu": np.arange(3.0), "sigma": np.eye(3)}
 SIDES = {"images": (3, 6, 8), "arr_0": (3, 6, 8)}
 
@@ -133,6 +136,10 @@ READERS = {
     "safetensors": Reader("a.safetensors", read_tensors, [save(WEIGHTS), save({"x": torch.ones(2)})], tensors),
     "state dictionary": Reader("a.pt", read_state_dict, [
         saved(WEIGHTS), saved({"ema": WEIGHTS}), saved(WEIGHTS, _use_new_zipfile_serialization=False)], tensors),
+    "checkpoint": Reader("a.pt", lambda path: choose_weights(nn.Linear(3, 2), read_contents(path), path, "it").tensors, [
+        saved({"model": LINEAR, "ema": {"shadow_params": [*LINEAR.values()], "decay": 0.9}, "args": Namespace(lr=0.1)}),
+        saved({f"module.{name}": value for name, value in LINEAR.items()})], lambda state: {
+            name: value.shape for name, value in state.items()} == {"weight": (2, 3), "bias": (2,)}),
     "edm pickle": Reader("a.pkl", lambda path: read_edm_pickle(path).tensors, [
         dumps({"ema": NETWORK}), dumps(NETWORK)], tensors),
     "reference pickle": Reader("a.pkl", lambda path: read_pickle(path, "inception"), [

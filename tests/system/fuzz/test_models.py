@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
+from pidistill.core.errors import PidistillError
 from pidistill.files.folders import write_folder
 from pidistill.jobs.inspect_files import describe_stored
 from pidistill.models.student import load_student
@@ -126,7 +127,7 @@ def test_a_file_does_not_decide_what_runs(tmp_path, monkeypatch):
     make_student(tiny_teacher(MLP)).save(tmp_path / "s", {"teacher": "python:evil:run"})
     assert "say --teacher python:evil:run" in (one_line(lambda: load_pair("s")) or "")
     assert not (tmp_path / "executed").exists()
-    with pytest.raises(SystemExit, match="executed"):
+    with pytest.raises(PidistillError, match="cannot be imported: SystemExit: executed"):
         load_pair("s", "python:evil:run")
 
 

@@ -41,6 +41,8 @@ class InceptionScore(Metric):
 
     def doubts(self) -> list[str]:
         classes, part = self.state["p"].shape[1], self.num // len(self.state["n"])
+        if classes < 2:
+            return ["the Inception Score means nothing: it is 1 of whatever images, as the feature network has one class"]
         if part < 2:
             return [f"the Inception Score of {self.num} images means nothing: it is 1 for each of its parts that has one "
                     f"image, whatever it shows; use {SPLITS * classes} images or more"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import Tensor
 
 from pidistill.evaluation.metrics.base import Metric
@@ -31,6 +33,10 @@ class PrecisionRecall(Metric):
         from torch_fidelity.metric_prc import prc_features_to_metric
 
         assert stored is not None and self.reference is not None and self.reference.features is not None
+        copies, kept = Counter(row.tobytes() for row in self.reference.features.numpy()), len(self.reference.features)
+        if (same := sum(count for count in copies.values() if count > NEIGHBOUR)) > kept / 2:
+            self.remarks = [f"precision and recall mean nothing: {same} of {kept} features of the data equal their third "
+                            "neighbour, so that no other image is near them"]
         nearest = min(NEIGHBOUR, len(stored) - 1, len(self.reference.features) - 1)
         # Distances of 1000 images at a time: all of 50,000 would need 10 GB.
         out = prc_features_to_metric(stored, self.reference.features, prc_neighborhood=nearest, prc_batch_size=1000,

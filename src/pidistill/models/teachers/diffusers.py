@@ -22,7 +22,7 @@ from pidistill.models.denoiser import Preconditioned
 from pidistill.models.teachers._diffusers_pipeline import check_clock, check_network, choose_parts, read_decoder_config
 from pidistill.models.teachers._diffusers_schedule import read_schedule
 from pidistill.models.teachers._diffusers_weights import choose_weight_files, lacks_weights
-from pidistill.models.teachers.base import build_network_teacher
+from pidistill.models.teachers.base import build_network_teacher, split_path
 from pidistill.nets._diffusers_keys import read_defaults
 from pidistill.nets.diffusers_net import import_diffusers
 
@@ -107,7 +107,7 @@ def choose_sigma_data(facts: dict[str, Any], given: float | None, default: float
 
 def parse_spec(rest: str) -> tuple[str, dict[str, float]]:
     """Parse `NAME,key=number,...` into the name and the options. Raises PidistillError for other keys than the known."""
-    name, *pairs = rest.split(",")
+    name, pairs = split_path(rest)
     options: dict[str, float] = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
@@ -124,6 +124,10 @@ def parse_spec(rest: str) -> tuple[str, dict[str, float]]:
 def find_pipeline(name: str) -> Path:
     """Find the pipeline's folder: a path, or a repository in the local cache, or one that is downloaded there."""
     path = Path(os.path.expanduser(name))
+    if not name:  # which would be the current folder
+        raise PidistillError("a diffusers teacher is diffusers:PATH_OR_REPO, got no name")
+    if path.is_file():
+        raise PidistillError(f"{path} is a file; a pipeline is the folder with model_index.json, diffusers:{path.parent}")
     if path.is_dir():
         if not (path / "model_index.json").exists():
             raise PidistillError(f"{path} holds no pipeline: model_index.json was expected, as save_pretrained writes it")

@@ -15,11 +15,13 @@ from pidistill.core.registry import suggest_choices
 from pidistill.files.downloads import fetch_published
 from pidistill.files.edm_pickle import EDMPickle, read_edm_pickle
 from pidistill.files.folders import find_cache_folder
+from pidistill.files.pickle_machine import shorten
 from pidistill.files.reading import sha256
-from pidistill.files.weights import load_weights, read_state_dict
+from pidistill.files.selection import load_chosen, split_entry
+from pidistill.files.weights import load_weights
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import SIGMA_DATA, T_MAX, T_MIN
-from pidistill.models.teachers.base import build_network_teacher
+from pidistill.models.teachers.base import build_network_teacher, split_path
 from pidistill.nets.song_unet import DDPMPP, NCSNPP
 
 
@@ -85,34 +87,44 @@ KNOWN_ATTRIBUTES = ("img_resolution", "img_channels", "label_dim", "sigma_min", 
 # What build_net knows by other means, and what only training needs.
 NOT_OPTIONS = ("img_resolution", "in_channels", "img_channels", "label_dim", "augment_dim", "label_dropout")
 
+LOGVAR = "logvar is left out, since it weighs the training loss alone"
+UNUSED = {"logvar_fourier": LOGVAR, "logvar_linear": LOGVAR,  # of files: beginnings of names that sampling never uses
+          "map_augment": "map_augment is left out, since sampling never augments"}
+
 
 def edm(rest: str, *, weights: bool = True) -> Denoiser:
     """Load a network of EDM or EDM2. Raises PidistillError in one line.
 
-    rest: `NAME`, `FILE.pkl` or `NAME,weights=FILE`. NAME, such as `cifar10-32x32-uncond-vp`, is a network that NVIDIA
-        published: its pickle, or NAME.safetensors or NAME.pt, from the cache folder, or the pickle downloaded there.
-        FILE.pkl is any pickle of EDM's or EDM2's training code. weights=FILE is a state dictionary (.safetensors, .pt, .pth,
-        .ckpt) of the network or of the module around it.
+    rest: `NAME`, `FILE.pkl` or `NAME,weights=FILE`, with `,entry=LABEL` behind it where a file has several weights that fit.
+        NAME, such as `cifar10-32x32-uncond-vp`, is a network that NVIDIA published: its pickle, or NAME.safetensors or
+        NAME.pt, from the cache folder, or the pickle downloaded there. FILE.pkl is any pickle of EDM's or EDM2's training
+        code. weights=FILE is a checkpoint (.safetensors, .pt, .pth, .ckpt) with weights of the network or of the module
+        around it, of which `choose_weights` chooses.
     weights: as in `load_teacher`.
     """
-    name, _, option = rest.partition(",")
-    key, sign, file = option.partition("=")
-    if option and (key != "weights" or not sign or not file):
-        raise PidistillError(f"an edm teacher is edm:NAME, edm:FILE.pkl or edm:NAME,weights=FILE, got edm:{rest}")
+    name, pairs = split_path(rest)
+    option = ",".join(pairs)
     path = Path(os.path.expanduser(name))
     if path.suffix == ".pkl" and not option:
         return load_pickle(path, weights)
+    key, sign, file = option.partition("=")
+    if option and (key not in ("weights", "entry") or not sign or not file or path.suffix == ".pkl"):
+        raise PidistillError("an edm teacher is edm:NAME, edm:FILE.pkl or edm:NAME,weights=FILE, the first and the last "
+                             f"with ,entry=LABEL behind it, got edm:{rest}")
     if name not in CHECKPOINTS:
         raise suggest_choices("edm network", name, [*CHECKPOINTS, "FILE.pkl"])
     if not weights:
         return build_network_teacher(**CHECKPOINTS[name], weights=False)
-    path = Path(os.path.expanduser(file)) if file else _find_weights(name)
+    path, entry = split_entry(file) if key == "weights" else (_find_weights(name), file or None)
     if path.suffix == ".pkl":
+        if entry:
+            raise PidistillError(f"{path}: of a pickle the network under `ema` is read; leave entry={entry} out")
         return load_pickle(path, licence=LICENCES["edm"])
     teacher = build_network_teacher(**CHECKPOINTS[name])
-    tensors, left_out = _select_weights(read_state_dict(path), path)
-    load_weights(teacher.model, tensors, path, f"edm:{name}")
-    return _record_origin(teacher, path, left_out, LICENCES["edm" if not file else "file"])
+    choice = load_chosen(teacher.model, path, f"the network of edm:{name}", entry=entry, own=("", "model", "unet"),
+                         unused=UNUSED, constants=("resample_filter",))
+    return _record_origin(teacher, path, choice.sentences, LICENCES["edm" if key != "weights" else "file"],
+                          entry=choice.entry)
 
 
 def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"]) -> Denoiser:
@@ -138,8 +150,13 @@ def load_pickle(path: Path, weights: bool = True, licence: str = LICENCES["file"
                       "is not read", soft_wrap=True)
     if not weights:
         return teacher
-    tensors, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"}, path)
+    tensors, left_out = _select_weights({k: v for k, v in file.tensors.items() if k != "u"})
     load_weights(teacher.model, {k: v.float() for k, v in tensors.items()}, path, file.class_name)
+    if file.entries and (len(file.entries) > 1 or file.entries[0] != "ema"):
+        others = f"not from {shorten(file.entries[1:])}" if len(file.entries) > 1 else "which may be no average"
+        left_out.insert(0, f"weights are taken from {shorten(file.entries[0])}, {others}")
+    for sentence in left_out:
+        console.print(f"{path.name}: {sentence}", soft_wrap=True)
     return _record_origin(teacher, path, left_out, licence)
 
 
@@ -190,25 +207,14 @@ def _find_weights(name: str) -> Path:
                            find_cache_folder())
 
 
-def _select_weights(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Select the weights of the network F, under its own names; also say what was left out, in a sentence each.
-
-    Augmentation and EDM2's loss weights are left out: sampling uses neither.
-    """
-    tensors = {key: value for key, value in state.items() if not key.startswith(("logvar_fourier.", "logvar_linear."))}
-    left_out = ["logvar is left out, since it weighs the training loss alone"] if len(tensors) < len(state) else []
-    for prefix in ("module.", "_orig_mod.", "ema.", "model.", "unet."):
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    if any(key.startswith("map_augment.") for key in tensors):
-        tensors = {key: value for key, value in tensors.items() if not key.startswith("map_augment.")}
-        left_out.append("map_augment is left out, since sampling never augments")
-    return tensors, left_out
+def _select_weights(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Select the weights of the network F, under its own names, of a pickle; also say what was left out."""
+    inner = {key.partition(".")[2] if key.startswith(("model.", "unet.")) else key: value for key, value in state.items()}
+    left_out = {sentence: None for key, sentence in UNUSED.items() if any(name.startswith(key) for name in inner)}
+    return {key: value for key, value in inner.items() if not key.startswith(tuple(UNUSED))}, list(left_out)
 
 
-def _record_origin(teacher: Denoiser, path: Path, left_out: list[str], licence: str) -> Denoiser:
-    """Print what was left out of the file, record it with the file's name, hash and licence, and give the teacher."""
-    for sentence in left_out:
-        console.print(f"{path.name}: {sentence}", soft_wrap=True)
-    teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": licence, "left_out": left_out}
+def _record_origin(teacher: Denoiser, path: Path, left_out: list[str], licence: str, **facts: Any) -> Denoiser:
+    """Record a file's name, hash and licence, and what was said of it, and give the teacher."""
+    teacher.origin = {"file": path.name, "sha256": sha256(path), "licence": licence, "left_out": left_out, **facts}
     return teacher

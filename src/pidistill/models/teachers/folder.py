@@ -22,4 +22,5 @@ def folder(rest: str, *, weights: bool = True, net: Any = None) -> Denoiser:
     for candidate in (path, path / "teacher"):
         if (candidate / "config.json").exists():
             return read_teacher(candidate, weights=weights, net=net)
-    raise PidistillError(f"{path} holds no teacher: config.json and model.safetensors were expected there")
+    hint = f"; it holds a pipeline of diffusers: diffusers:{path}" if (path / "model_index.json").is_file() else ""
+    raise PidistillError(f"{path} holds no teacher: config.json and model.safetensors were expected there{hint}")

@@ -22,6 +22,7 @@ from pidistill.files.onnx_file import check_onnx
 from pidistill.files.reading import parse_json, sha256
 from pidistill.models.denoiser import ELEMENTS, Denoiser
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
+from pidistill.models.teachers.base import split_path
 
 DEFAULTS = {"t_min": T_MIN, "t_max": T_MAX, "sigma_data": SIGMA_DATA, "rho": RHO, "classes": 0}
 DECIMALS: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -104,7 +105,7 @@ def onnx(rest: str) -> Denoiser:
         import onnxruntime
     except ImportError:
         raise PidistillError("this needs onnxruntime, which is not installed: pip install 'pidistill[onnx]'") from None
-    name, *pairs = rest.split(",")
+    name, pairs = split_path(rest)
     path = Path(os.path.expanduser(name))
     if not path.is_file():
         raise PidistillError(f"{path} does not exist, or is no file")
@@ -203,14 +204,22 @@ def read_facts(session: Any, pairs: list[str], rest: str) -> dict[str, float]:
 
     pairs: the spec's `key=number`. rest: the whole spec, for the error.
     """
-    facts: dict[str, float] = dict(DEFAULTS)
+    usage = f"an onnx teacher is onnx:FILE[,output=NAME][,key=number...] with the keys {', '.join(DEFAULTS)}"
     try:
-        metadata = parse_json(session.get_modelmeta().custom_metadata_map.get("pidistill", "{}"))
-        metadata |= {key: float(value) for key, sign, value in (pair.partition("=") for pair in pairs)}
-        facts |= {key: float(value) for key, value in metadata.items()}
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        facts["?"] = 0
-    if facts.keys() != DEFAULTS.keys() or not all(0 <= value < 1e9 for value in facts.values()) or facts["classes"] % 1:
-        raise PidistillError(f"an onnx teacher is onnx:FILE[,key=number...] with the keys {', '.join(DEFAULTS)}, "
-                             f"got {rest!r}")
+        metadata = parse_json(session.get_modelmeta().custom_metadata_map.get("pidistill") or "{}")
+    except ValueError as error:
+        raise PidistillError(f"onnx:{rest}: its metadata `pidistill` is no JSON: {error}") from None
+    if not isinstance(metadata, dict):
+        raise PidistillError(f"onnx:{rest}: its metadata `pidistill` must be a JSON object, such as {{\"t_max\": 80}}")
+    said = {key: value if sign else None for key, sign, value in (pair.partition("=") for pair in pairs)}
+    facts: dict[str, float] = dict(DEFAULTS)
+    for key, value in [*metadata.items(), *said.items()]:
+        place = f"onnx:{rest}" if key in said else f"onnx:{rest}, its metadata `pidistill`"
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (ValueError, TypeError, OverflowError):
+            number = math.nan
+        if key not in DEFAULTS or not 0 <= number < 1e9 or (key == "classes" and number % 1):
+            raise PidistillError(f"{place}: {key}={str(value)[:40]}; {usage}")
+        facts[key] = number
     return facts

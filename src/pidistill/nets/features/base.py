@@ -117,13 +117,17 @@ def check_shape(net: Any, shape: Sequence[int], name: str) -> int:
             images = torch.zeros(2, *shape, device=device)
             maps = net.layers(images) if hasattr(net, "layers") else [net.features(images)]
             valid = all(isinstance(f, Tensor) and f.ndim >= 2 and len(f) == 2 and f.is_floating_point() for f in maps)
-            width = int(net.features(images).shape[1]) if valid else 0
+            features = net.features(images) if valid else maps[-1]
+            width = int(features.shape[-1]) if valid else 0
     except Exception as error:  # whatever the user's network raises
         raise PidistillError(f"the feature network {name!r} cannot take images of shape {tuple(shape)}: "
                              f"{words_of(error)}") from None
     if not valid:
         raise PidistillError(f"the feature network {name!r} must give tensors (B, c, ...), one or a list of them, got "
                              f"{[tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__ for f in maps]}")
+    if features.ndim != 2 or not width:
+        raise PidistillError(f"the feature network {name!r} must give features (B, d) of an image, got "
+                             f"{tuple(features.shape)} of two; flatten(1) makes them so")
     return width
 
 

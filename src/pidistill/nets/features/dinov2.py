@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional as F
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import quantise
 from pidistill.files.downloads import fetch_published
-from pidistill.files.weights import Allowance, count_allowed_elements, load_weights, read_state_dict
+from pidistill.files.entries import Leaf, is_named, name_values, rank_label
+from pidistill.files.selection import load_chosen, split_entry
+from pidistill.files.weights import Allowance, count_allowed_elements, read_contents
 from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
 
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
@@ -21,8 +24,11 @@ OFFSET = 0.1  # what the original adds when it stretches its positions; it chang
 
 
 def dinov2(rest: str) -> Dinov2:
-    """Load the network with Meta's weights. rest: their file; without one torch.hub's cache has them, or gets them."""
-    return load_dinov2(Path(rest) if rest else fetch_published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
+    """Load the network with Meta's weights. rest: `FILE[,entry=NAME]`; without it torch.hub's cache has them, or gets
+    them.
+    """
+    return load_dinov2(*split_entry(rest)) if rest else load_dinov2(
+        fetch_published(DINOV2_URL, "DINOv2", "evaluate.features=dinov2:FILE"))
 
 
 class LayerScale(nn.Module):
@@ -121,22 +127,34 @@ class Dinov2(nn.Module):
         return [self.features(x)]
 
 
-def load_dinov2(path: Path) -> Dinov2:
+def load_dinov2(path: Path, entry: str | None = None) -> Dinov2:
     """Load a network of any of Meta's sizes with plain MLPs (ViT-S, -B, -L), in evaluation mode; its weights say which.
 
-    Raises PidistillError in one line.
+    entry: of the file, as in `choose_weights`. Raises PidistillError in one line.
     """
-    state = read_state_dict(path)
-    try:
-        width, positions = state["cls_token"].shape[2], state["pos_embed"].shape[1] - 1
-        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    except (KeyError, IndexError):
-        raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it") from None
-    if any(".w12." in name or name.startswith("register_tokens") for name in state):
-        raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
+    contents = read_contents(path)
+    leaves = name_values(contents, path)
+    sizes = {measure_vit(leaves, full[:-len("cls_token")], path) for full in leaves
+             if full.endswith("cls_token") and is_named(full[:-len(".cls_token")], entry) and rank_label(full) is not None}
+    if len(sizes) != 1:
+        raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it" if not sizes else
+                             f"{path} holds networks of several sizes; name one with ,entry=NAME")
+    width, depth, positions = sizes.pop()
     if min(width, depth, positions) < 1 or width % HEAD or math.isqrt(positions) ** 2 != positions:
         raise PidistillError(f"{path}: {width} channels, {depth} blocks and {positions} positions are no DINOv2's")
     with Allowance(count_allowed_elements(path), path):
         net = Dinov2(width=width, depth=depth, grid=math.isqrt(positions))
-    load_weights(net, state, path, "DINOv2")
+    load_chosen(net, path, "DINOv2", entry=entry, contents=contents)
     return net.eval()
+
+
+def measure_vit(leaves: Mapping[str, Leaf], prefix: str, path: Path) -> tuple[int, int, int]:
+    """Measure the network whose names begin with a prefix: its channels, blocks and positions."""
+    names = [full[len(prefix):] for full in leaves if full.startswith(prefix)]
+    try:
+        width, positions = (leaves[f"{prefix}{name}"].value.shape[k] for name, k in (("cls_token", 2), ("pos_embed", 1)))
+    except (KeyError, IndexError, AttributeError):
+        raise PidistillError(f"{path} is no DINOv2: cls_token and pos_embed were expected in it") from None
+    if any(".w12." in name or name.startswith("register_tokens") for name in names):
+        raise PidistillError(f"{path}: ViT-g and networks with registers are not known; FD-DINOv2 is measured with ViT-L/14")
+    return width, len({name.split(".")[1] for name in names if name.startswith("blocks.")}), positions - 1

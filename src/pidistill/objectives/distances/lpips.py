@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast
 from pidistill.files.downloads import check_hash, fetch_published
-from pidistill.files.weights import load_weights, read_state_dict
+from pidistill.files.selection import load_chosen, split_entry
+from pidistill.files.weights import read_state_dict
 from pidistill.nets.features.base import IMAGENET_MEAN, IMAGENET_STD
 from pidistill.nets.parts.native import conv3x3
 from pidistill.objectives.distances._perceptual import Perceptual
@@ -64,11 +65,10 @@ class LPIPS(Perceptual):
 
     def load(self, weights: str | None) -> None:
         """Load VGG16's weights and the linear heads. Raises PidistillError in one line."""
-        path = Path(weights) if weights else fetch_published(VGG16, "VGG16", "objective.distance.weights=FILE")
+        path, entry = split_entry(weights) if weights else (
+            fetch_published(VGG16, "VGG16", "objective.distance.weights=FILE"), None)
         check_hash(path)
-        state = {name.removeprefix("features."): value for name, value in read_state_dict(path).items()
-                 if not name.startswith("classifier.")}
-        load_weights(self.convs, state, path, "VGG16's features")
+        load_chosen(self.convs, path, "VGG16's features", entry=entry, own=("", "features"), unused={"classifier": ""})
         heads = read_state_dict(find_heads())
         for k in range(len(STAGES)):
             getattr(self, f"head{k}").copy_(heads[f"lin{k}.model.1.weight"].flatten())
