@@ -5,7 +5,7 @@ Everything is measured on seeds and draws that no training has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from pidistill.core.seeds import labels_of, stream
 from pidistill.core.tensors import find_device
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.objectives.base import Batch, Part
-
-if TYPE_CHECKING:
-    from pidistill.objectives.pid_corrected import PIDCorrected
 
 SEEDS = range(1_000_000, 1_000_128)
 KEY = 2**62  # of the draws; a run's are below it
@@ -36,10 +33,10 @@ class Diagnosis:
         teacher's: they are as large as each other where the student draws what the teacher draws.
     alignment: cosine between the gradients of PID's loss and of the correction; below 0 they pull apart.
 
-    objective: of the run. It is called on the main process, whose networks are whole.
+    objective: of the run, a `PIDCorrected`. It is called on the main process, whose networks are whole.
     """
 
-    def __init__(self, objective: PIDCorrected):
+    def __init__(self, objective: Any):
         self.objective = objective
         self.solutions: Tensor | None = None
         self.labels = labels_of(SEEDS, objective.num_classes)
