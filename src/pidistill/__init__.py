@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from pidistill.models.samplers.base import Sampler, sample_teacher
     from pidistill.models.student import Student, load_student
     from pidistill.models.teachers.base import load_teacher
-    from pidistill.objectives.base import Follower, Objective, Phase, Setup
+    from pidistill.objectives.base import Follower, Objective, Part, Phase, Setup
 
 _HOMES = {"Denoiser": "models.denoiser", "Follower": "objectives.base", "Objective": "objectives.base",
-          "Phase": "objectives.base", "PidistillError": "core.errors", "Preconditioned": "models.denoiser",
-          "Sampler": "models.samplers.base", "Setup": "objectives.base", "Student": "models.student",
-          "check_teacher": "jobs.check", "distill": "jobs.distill", "evaluate": "evaluation.evaluate",
-          "load_student": "models.student", "load_teacher": "models.teachers.base", "sample_teacher": "models.samplers.base",
-          "steps": "jobs.distill"}
-__all__ = ["Denoiser", "Follower", "Objective", "Phase", "PidistillError", "Preconditioned", "Sampler", "Setup", "Student",
-           "check_teacher", "distill", "evaluate", "load_student", "load_teacher", "sample_teacher", "steps"]
+          "Part": "objectives.base", "Phase": "objectives.base", "PidistillError": "core.errors",
+          "Preconditioned": "models.denoiser", "Sampler": "models.samplers.base", "Setup": "objectives.base",
+          "Student": "models.student", "check_teacher": "jobs.check", "distill": "jobs.distill",
+          "evaluate": "evaluation.evaluate", "load_student": "models.student", "load_teacher": "models.teachers.base",
+          "sample_teacher": "models.samplers.base", "steps": "jobs.distill"}
+__all__ = ["Denoiser", "Follower", "Objective", "Part", "Phase", "PidistillError", "Preconditioned", "Sampler", "Setup",
+           "Student", "check_teacher", "distill", "evaluate", "load_student", "load_teacher", "sample_teacher", "steps"]
 
 
 def __getattr__(name: str) -> Any:
