@@ -21,6 +21,7 @@ from pidistill.cli.options import (
     Steps,
     Teacher,
 )
+from pidistill.cli.terminal import parse_rate
 
 
 def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema = None, out: Out = Path("samples.png"),
@@ -33,8 +34,8 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
     from pidistill.jobs.sample import sample_spec
 
-    print(sample_spec(model, out, seeds, labels, ema=ema, columns=columns, batch=batch, sampler=sampler, steps=steps,
-                      device=device, precision=precision, compile=compile, force=force, net=net))
+    print(sample_spec(model, out, seeds, labels, ema=parse_rate(ema), columns=columns, batch=batch, sampler=sampler,
+                      steps=steps, device=device, precision=precision, compile=compile, force=force, net=net))
 
 
 def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None, ema: Ema = None,
@@ -44,5 +45,5 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
     from pidistill.jobs.trajectory import draw_trajectory_of_spec
 
-    print(draw_trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=ema, columns=columns, device=device,
-                             force=force, net=net))
+    print(draw_trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=parse_rate(ema), columns=columns,
+                                  device=device, force=force, net=net))

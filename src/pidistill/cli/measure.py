@@ -29,8 +29,8 @@ def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
              repeats: Annotated[int, typer.Option(min=1, max=100, help="Disjoint sets of seeds, in turn; shows all, "
                                                                        "their minimum and mean.")] = 1,
              first_seed: FirstSeed = 0, batch: AutoBatch = None,
-             ema: Annotated[str | None, typer.Option(help="EMA rates of the student, such as 0.999,0.9999; one row each. "
-                                                     "Default: the first of its run.")] = None,
+             ema: Annotated[str | None, typer.Option(help="EMA rates of the student, and widths of profiles, such as "
+                                                     "0.999,width:0.12; one row each. Default: its run's first.")] = None,
              metrics: Metrics = None, features: FeatureSpec = "auto", reference: ReferenceSpec = None,
              sampler: Annotated[str, typer.Option(help="Sampler of the teacher: heun:18, ddim:50, ...")] = "heun",
              steps: Steps = 18, device: Device = "auto",

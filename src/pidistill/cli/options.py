@@ -21,8 +21,8 @@ Labels = Annotated[str | None, typer.Option("--labels", help="Classes, repeated 
                                             "Default: each seed's own.")]
 Net = Annotated[str | None, typer.Option("--net", help="The student's network, if it is of your own: python:MODULE:FACTORY, "
                                                        "which this imports.")]
-Ema = Annotated[float | None, typer.Option("--ema", help="EMA rate of the student, of those that its run kept. "
-                                           "Default: the first.")]
+Ema = Annotated[str | None, typer.Option("--ema", help="EMA rate of the student, of those that its run kept, or width:0.12 "
+                                         "of any profile, from those that it stored. Default: the first rate.")]
 BatchSize = Annotated[int, typer.Option("--batch", min=1, help="Images at a time.")]
 AutoBatch = Annotated[int | None, typer.Option("--batch", min=1, help="Images at a time; default: what memory holds.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Steps of the teacher's sampler, where its name has none.")]

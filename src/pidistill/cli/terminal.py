@@ -9,20 +9,20 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.profiles import Average, parse_average
 
 if TYPE_CHECKING:
     from pidistill.jobs.distill import DistillationResult
 
 
-def parse_rates(text: str | None) -> list[float | None]:
-    """Parse EMA rates such as `0.999,0.9999`, without repetition; no text gives [None], the first rate of a run."""
-    if text is None:
-        return [None]
-    try:
-        return list(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError:
-        raise PidistillError(f"--ema takes rates such as 0.999,0.9999, got {text!r}") from None
+def parse_rates(text: str | None) -> list[Average | None]:
+    """Parse EMA rates and widths such as `0.999,width:0.12`, without repetition; no text gives [None], a run's first."""
+    return [None] if text is None else list(dict.fromkeys(parse_average(part) for part in text.split(",")))
+
+
+def parse_rate(text: str | None) -> Average | None:
+    """Parse an EMA rate or a width; no text gives None, a run's first rate."""
+    return None if text is None else parse_average(text)
 
 
 def add_out(overrides: list[str] | None, out: Path | None) -> list[str | tuple[str, str]]:

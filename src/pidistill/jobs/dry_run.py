@@ -18,7 +18,7 @@ from pidistill.jobs.distill import build_objective, list_stages, start_anew
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Objective
-from pidistill.training.config import DistillConfig
+from pidistill.training.config import DistillConfig, list_averages
 from pidistill.training.footprint import GPUEmulation, Rehearsal, draw_example, list_tensors
 from pidistill.training.microbatch import USABLE, fit_microbatch
 from pidistill.training.unit import hold_constant
@@ -81,6 +81,8 @@ def describe_stage(config: DistillConfig, teacher: Denoiser, gpus: int, memory: 
                                   f"({config.train.steps:,} steps)"},
         f"memory of each GPU at its fullest, {micro} at a time": next(iter(needs.values())) if single else needs,
         "checkpoint": f"{format_bytes(estimate_checkpoint(objective, config))}; {config.checkpoint.keep} are kept",
+        **({"profiles": f"{format_bytes(size)}; {math.ceil(config.train.steps / config.profiles.every)} are kept"}
+           if (size := estimate_snapshot(objective, config)) else {}),
         "time": f"{format_engineering(seconds)}s a step, {format_duration(seconds * config.train.steps)} in all, on "
                 f"{gpus} x A100 at {format_engineering(SUSTAINED[config.precision])}FLOP/s each",
     }
@@ -98,8 +100,13 @@ def estimate_checkpoint(objective: Objective, config: DistillConfig) -> int:
     """Estimate the bytes of a checkpoint: networks, averages, followers, and two moments of what each phase trains."""
     networks = objective.networks
     moments = [networks[name] for phase in objective.phases() for name in phase.trains for _ in range(2)]
-    averages = [networks[name] for name in objective.averaged for _ in config.ema]
+    averages = [networks[name] for name in objective.averaged for _ in list_averages(config)]
     return sum(map(count_bytes, (*networks.values(), *averages, *objective.copies.values(), *moments)))
+
+
+def estimate_snapshot(objective: Objective, config: DistillConfig) -> int:
+    """Estimate the bytes of a snapshot of the profiles."""
+    return sum(count_bytes(objective.networks[name]) for name in objective.averaged for _ in config.profiles.widths)
 
 
 def estimate_gpu_hours(config: DistillConfig) -> float:

@@ -11,6 +11,7 @@ import torch
 
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
+from pidistill.core.profiles import Average
 from pidistill.core.provenance import collect_provenance
 from pidistill.evaluation.evaluate import evaluate, evaluate_repeats
 from pidistill.evaluation.measure import Measure, parse_metric_names
@@ -70,7 +71,7 @@ class Report:
     note: str = ""
 
 
-def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None, rates: Sequence[float | None] = (None,),
+def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None, rates: Sequence[Average | None] = (None,),
                    sampler: str = "heun", steps: int = 18, out: Path | None = None, force: bool = False,
                    net: Own | None = None) -> Report | None:
     """Measure a student against its teacher, or a teacher alone; None on all but the main process.
@@ -78,7 +79,7 @@ def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None,
     spec: of a student, a run or a teacher.
     protocol: how.
     teacher: of the student, if not the one that it was made from. It is drawn unless `metrics` are named without rms.
-    rates: EMA rates of the student, a row each; None: the first of its run.
+    rates: EMA rates of the student, or widths of profiles, a row each; None: the first of its run.
     sampler, steps: of the teacher, as `parse_single_sampler` takes them.
     out: a JSON file.
     force: what is there is replaced.
@@ -113,7 +114,7 @@ def evaluate_model(spec: str, protocol: Protocol, *, teacher: str | None = None,
     return Report(table)
 
 
-def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None], device: torch.device,
+def load_subjects(spec: str, teacher: str | None, rates: Sequence[Average | None], device: torch.device,
                   with_teacher: bool, net: Own | None = None) -> tuple[Denoiser | None, dict[str, Student]]:
     """Load the teacher, if there is one, and the students by name that a spec stands for.
 
@@ -122,6 +123,8 @@ def load_subjects(spec: str, teacher: str | None, rates: Sequence[float | None],
     with_teacher: whether a student's teacher is loaded beside it.
     """
     if find_student_folder(Path(spec)) is None:
+        if len(rates) > 1:
+            raise PidistillError(f"{spec} is no student; of a teacher one average is measured at a time")
         model = load_model(spec, rates[0], net)
         assert isinstance(model, Denoiser)
         return model.to(device), {}

@@ -19,6 +19,7 @@ from pidistill.core.compiling import try_compile
 from pidistill.core.errors import ForeignError, PidistillError, words_of
 from pidistill.core.precision import HALF, Precision, autocast, parse_precision, set_float32_products
 from pidistill.core.processes import choose_device
+from pidistill.core.profiles import Average
 from pidistill.core.seeds import parse_integers
 from pidistill.core.tensors import dequantise, find_device, quantise
 from pidistill.core.threads import count_cores, run_ahead
@@ -35,7 +36,7 @@ from pidistill.nets.base import Own
 PNGS_AT_ONCE = 32  # PNGs that a thread writes before it takes the next
 
 
-def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = None, *, ema: float | None = None,
+def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = None, *, ema: Average | None = None,
                 columns: int | None = None, batch: int | None = None, sampler: str = "heun", steps: int = STEPS,
                 device: str = "auto", precision: str = "fp32", compile: bool = False, force: bool = False,
                 net: Own | None = None) -> str:
@@ -44,7 +45,7 @@ def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = 
     spec: of a student or a teacher.
     out: as `sample` takes it.
     seeds, labels: numbers and ranges, `0-63,70`; without labels each seed has its own.
-    ema: EMA rate of a student.
+    ema: EMA rate of a student, or the width of a profile.
     columns: of a grid.
     batch: images at a time; None: what the memory holds.
     sampler, steps: of a teacher, as `one_sampler` takes them.

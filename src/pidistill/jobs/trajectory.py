@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.processes import choose_device
+from pidistill.core.profiles import Average
 from pidistill.core.registry import find_member
 from pidistill.core.seeds import noise, parse_integers
 from pidistill.core.tensors import find_device
@@ -21,14 +22,14 @@ from pidistill.nets.base import Own
 
 
 def draw_trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None = None, *, teacher: str | None = None,
-                       ema: float | None = None, columns: int = 10, device: str = "auto", force: bool = False,
+                       ema: Average | None = None, columns: int = 10, device: str = "auto", force: bool = False,
                        net: Own | None = None) -> str:
     """Draw the trajectories of the student that a spec names; gives a line on how close it is to its teacher.
 
     spec: of the student.
     out: the picture's file.
     seeds, labels: numbers and ranges, `0-3`; without labels each seed has its own.
-    teacher: another than the one that the student was made from. ema: EMA rate of the student.
+    teacher: another than the one that the student was made from. ema: EMA rate of the student, or the width of a profile.
     columns: times from T to eps.
     device: as `choose_device` takes it.
     force: what is there is replaced.

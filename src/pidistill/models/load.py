@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.profiles import Average, Width
 from pidistill.core.registry import list_members
 from pidistill.files.folders import quote_path
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.labels import split_spec
+from pidistill.models.snapshots import load_average
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import lend_net
 from pidistill.models.teachers.base import load_teacher
@@ -31,9 +33,10 @@ def read_own_net(folder: Path) -> dict[str, Any] | None:
     return spec if is_own(spec) else None
 
 
-def load_model(spec: str, ema: float | None = None, net: Own | None = None) -> Student | Denoiser:
-    """Load the student (at the EMA rate `ema`) that `spec` names, or else the teacher. Raises PidistillError in one line.
+def load_model(spec: str, ema: Average | None = None, net: Own | None = None) -> Student | Denoiser:
+    """Load the student that `spec` names, or else the teacher. Raises PidistillError in one line.
 
+    ema: as `load_student` takes it; of a run that trained a teacher a width alone.
     net: as `load_student` takes it; of a teacher's folder too.
     """
     folder = find_student_folder(Path(spec))
@@ -41,7 +44,8 @@ def load_model(spec: str, ema: float | None = None, net: Own | None = None) -> S
         return load_student(folder, ema, net)
     if net is not None and not Path(spec).is_dir():
         raise PidistillError(f"{spec} is no folder; only a folder's network is named with --net")
-    if ema is not None:
+    profile = ema if isinstance(ema, Width) and (Path(spec) / "teacher").is_dir() else None
+    if ema is not None and not profile:
         raise PidistillError(f"{spec} is no student; only a student has averages to choose from with --ema")
     path = Path(spec)
     if path.is_file():
@@ -54,7 +58,10 @@ def load_model(spec: str, ema: float | None = None, net: Own | None = None) -> S
         raise PidistillError(f"{spec} does not exist, and is no teacher such as bundled:digits "
                              f"(kinds: {', '.join(list_members('teachers'))})")
     options: dict[str, Any] = {} if net is None else {"net": net}
-    return load_teacher(spec, **options)
+    teacher = load_teacher(spec, **options)
+    if profile:
+        load_average(teacher, "teacher", Path(spec), profile)
+    return teacher
 
 
 def read_teacher_spec(spec: str) -> str | None:
@@ -66,13 +73,13 @@ def read_teacher_spec(spec: str) -> str | None:
     return teacher if isinstance(teacher, str) else None
 
 
-def load_pair(spec: str, teacher: str | None = None, ema: float | None = None,
+def load_pair(spec: str, teacher: str | None = None, ema: Average | None = None,
               net: Own | None = None) -> tuple[Student, Denoiser]:
     """Load a student and its teacher, of the same shape and classes. Raises PidistillError in one line.
 
     spec: of a student or a run.
     teacher: its spec; by default the one that the student was made from.
-    ema: the EMA rate of the student; by default the first of its run.
+    ema: as `load_student` takes it; by default the first rate of its run.
     net: as `load_student` takes it; by default the teacher's, if the student has one of that name.
     """
     folder = find_student_folder(Path(spec))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.foreign import call_foreign
+from pidistill.core.profiles import Average, Width, parse_average
 from pidistill.core.registry import suggest_choices
 from pidistill.core.tensors import cast_like, clip_images, expand_time, find_device, like
 from pidistill.files.folders import write_folder
@@ -29,6 +30,7 @@ from pidistill.models.denoiser import FACTS, parse_facts
 from pidistill.models.drawing import choose_labels, draw_batches, gather
 from pidistill.models.labels import Null, number_labels, parse_null, read_labels
 from pidistill.models.preconditioning import Preconditioning, c_in, call_preconditioned, cut_variance
+from pidistill.models.snapshots import load_average
 from pidistill.nets.base import Own, describe_net, rebuild_net
 
 
@@ -174,15 +176,16 @@ class Student(nn.Module):
         return Path(path)
 
 
-def load_student(path: str | Path, ema: float | None = None, net: Own | None = None) -> Student:
+def load_student(path: str | Path, ema: Average | str | None = None, net: Own | None = None) -> Student:
     """Load a student from its folder, or from the run folder around it, in evaluation mode and without gradients.
 
-    ema: the rate of one of the averages that its run kept; by default the one that is the student.
+    ema: the rate of one of the averages that its run kept; by default the one that is the student. Or `width:0.12`: the
+        average of any width, also `width:0.12@3000` after so many steps, out of the profiles in the run's folder.
     net: its network, if that is of the user's own: a module, of which a copy is taken, a factory, or
         `python:MODULE:FACTORY`. Nothing is ever imported because the folder names it.
     Raises PidistillError in one line.
     """
-    folder = Path(path)
+    folder, ema = Path(path), parse_average(ema) if isinstance(ema, str) else ema
     if not (folder / "config.json").exists() and (folder / "student").is_dir():
         folder = folder / "student"
     config = read_json(folder / "config.json")
@@ -197,6 +200,9 @@ def load_student(path: str | Path, ema: float | None = None, net: Own | None = N
                           config.get("form", "trajectory"), null)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PidistillError(f"{folder / 'config.json'} is incomplete: {error}") from None
+    if isinstance(ema, Width):
+        load_average(student, "student", folder.absolute().parent, ema)
+        return student.eval().requires_grad_(False)
     if ema is not None and ema not in rates:
         listing = ", ".join(map(str, rates)) or "not recorded"
         raise PidistillError(f"{folder} has no average with rate {ema} (rates: {listing})")

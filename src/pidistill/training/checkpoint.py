@@ -34,12 +34,13 @@ def collect(step: Step) -> Files:
 def name_networks(step: Step) -> Iterable[tuple[str, torch.nn.Module]]:
     """Yield every network of a checkpoint after the name of its file.
 
-    NAME is a trained network, NAME-ema-RATE its average, copy-NAME a follower.
+    NAME is a trained network, NAME-ema-RATE and NAME-profile-WIDTH its averages, copy-NAME a follower.
     """
     yield from step.objective.networks.items()
-    for rate, copies in step.ema.networks.items():
-        for name, net in copies.items():
-            yield f"{name}-ema-{rate}", net
+    for kind, averages in (("ema", step.ema.networks), ("profile", step.ema.profiles)):
+        for key, copies in averages.items():
+            for name, net in copies.items():
+                yield f"{name}-{kind}-{key}", net
     for name, net in step.objective.copies.items():
         yield f"copy-{name}", net
 
@@ -54,6 +55,9 @@ def restore(folder: Path, step: Step) -> dict[str, Any]:
         if "-ema-" in name and not path.exists():
             raise PidistillError(f"{folder} holds no average at the rate {name.split('-ema-')[1]}: `ema` cannot change "
                                  "while a run goes on")
+        if "-profile-" in name and not path.exists():
+            raise PidistillError(f"{folder} holds no profile of the width {name.split('-profile-')[1]}: `profiles.widths` "
+                                 "cannot change while a run goes on")
         state = net.state_dict()
         tensors = {key: shard_like(value, state[key]) if key in state else value
                    for key, value in read_tensors(path).items()}
@@ -149,9 +153,9 @@ def latest(checkpoints: Path) -> Path | None:
 def describe_contents(path: Path) -> dict[str, str]:
     """Describe what a checkpoint holds, by the names of its files: networks, averages, phases and followers."""
     names = sorted(file.stem for file in path.glob("*.safetensors"))
-    averages = [name for name in names if "-ema-" in name]
+    averages = [name for name in names if "-ema-" in name or "-profile-" in name]
     found = {"networks": [name for name in names if "-" not in name and name != "optimizer"],
-             "averages": [name.replace("-ema-", " at ") for name in averages],
+             "averages": [name.replace("-ema-", " at ").replace("-profile-", " of width ") for name in averages],
              "phases": [name.removeprefix("optimizer-") for name in names if name.startswith("optimizer-")],
              "followers": [name.removeprefix("copy-") for name in names if name.startswith("copy-")]}
     return {what: ", ".join(given) for what, given in found.items() if given}
@@ -170,5 +174,6 @@ def read_trained_config(checkpoints: Path) -> dict[str, Any] | None:
 
 def clean(run: Path) -> None:
     """Delete what a crash left half written or half deleted in a run's folder. Only the holder of its lock may call this."""
-    for path in (*run.glob("checkpoints/.*"), *run.glob(".*.[0-9]*"), *run.glob("samples/.*.[0-9]*"), *run.glob(".*.old")):
+    for path in (*run.glob("checkpoints/.*"), *run.glob("profiles/.*"), *run.glob(".*.[0-9]*"),
+                 *run.glob("samples/.*.[0-9]*"), *run.glob(".*.old")):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pidistill.core.precision import Precision
+from pidistill.core.profiles import NARROWEST, WIDEST
 from pidistill.core.seeds import MAX_SEED
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
 
@@ -40,6 +41,19 @@ def _rates(value: Any) -> Any:
 
 # One averaging rate or several; the first is the one that is saved as the student.
 Rates = Annotated[tuple[Beta, ...], BeforeValidator(_rates)]
+
+
+def _different(widths: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(widths)) < len(widths):
+        raise ValueError("must be different widths")
+    return widths
+
+
+class ProfilesConfig(StrictModel):
+    """Relative widths of power-function averages beside `ema`, and after how many steps they are stored each time."""
+
+    widths: Annotated[tuple[Annotated[float, Field(ge=NARROWEST, le=WIDEST)], ...], AfterValidator(_different)] = ()
+    every: int = Field(1000, ge=1)
 
 
 class GridConfig(StrictModel):
@@ -119,6 +133,7 @@ class RunConfig(StrictModel):
     precision: Precision = "fp32"
     compile: Literal["auto", "never", "default", "reduce-overhead", "max-autotune"] = "auto"  # auto: on GPUs, `default`
     ema: Rates = (0.999,)
+    profiles: ProfilesConfig = ProfilesConfig()
     train: TrainConfig
     log: LogConfig = LogConfig()
     preview: PreviewConfig = PreviewConfig()
@@ -149,3 +164,8 @@ class TeacherConfig(RunConfig):
     t_max: float = Field(T_MAX, gt=0)
     sigma_data: float = Field(SIGMA_DATA, gt=0)
     rho: float = Field(RHO, gt=0)
+
+
+def list_averages(config: RunConfig) -> list[float]:
+    """List the averages that a run keeps of a network: rates, then widths."""
+    return [*config.ema, *config.profiles.widths]

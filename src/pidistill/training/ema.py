@@ -1,7 +1,8 @@
 """Copies that move after their networks: averages of weights at several rates at once, and an objective's followers.
 
 Both are a <- r a + (1 - r) w after every step. An average's rate r ramps up as min(rate, (1 + step) / (10 + step)), so that
-the first steps do not weigh for ever. Buffers are copied, see `buffers`.
+the first steps do not weigh for ever; a profile's is (1 - 1/t)^(gamma + 1), see `core.profiles`. Buffers are copied, see
+`buffers`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from pidistill.core.profiles import solve_gamma
 from pidistill.core.tensors import copy_module
 from pidistill.objectives.base import Objective
 from pidistill.training.buffers import Mirror
@@ -20,7 +22,8 @@ from pidistill.training.sharding import ShardedNetworks, fill_skeleton, gather_w
 class EMA:
     """Averages of named networks. `networks[rate]` holds copies by name, in evaluation mode, without gradients.
 
-    Rate 0 gives the weights themselves; buffers are the networks' own at every rate.
+    So does `profiles[width]`, whose averages' weights follow a power of time. Rate 0 gives the weights themselves; buffers
+    are always the networks' own.
 
     Where the weights are shards, so are the averages, and these copies cannot be
     called; `gather` gives some that can.
@@ -28,23 +31,29 @@ class EMA:
     networks: the networks to average, by name.
     rates: averaging rates, 0 to 1.
     skeletons: copies of the networks without values, made before the weights became shards; None where they are whole.
+    widths: relative widths of profiles.
     """
 
     def __init__(self, networks: dict[str, nn.Module], rates: Sequence[float],
-                 skeletons: dict[str, nn.Module] | None = None):
+                 skeletons: dict[str, nn.Module] | None = None, widths: Sequence[float] = ()):
         self.skeletons = skeletons
-        self.networks = {rate: {name: copy_network(net, skeletons[name] if skeletons else None)
-                                for name, net in networks.items()} for rate in rates}
+        self.networks, self.profiles = ({key: {name: copy_network(net, skeletons[name] if skeletons else None)
+                                               for name, net in networks.items()} for key in keys}
+                                        for keys in (rates, widths))
         self._values: list[Tensor] = [p for net in networks.values() for p in net.parameters()]
-        self._averages: dict[float, list[Tensor]] = {
-            rate: [p for net in copies.values() for p in net.parameters()] for rate, copies in self.networks.items()}
-        self._mirrors = [Mirror(net, [copies[name] for copies in self.networks.values()]) for name, net in networks.items()]
+        self._averages, self._profiles = ({key: list[Tensor](p for net in copies.values() for p in net.parameters())
+                                           for key, copies in kept.items()} for kept in (self.networks, self.profiles))
+        self._gammas = {width: solve_gamma(width) for width in widths}
+        self._mirrors = [Mirror(net, [copies[name] for kept in (self.networks, self.profiles) for copies in kept.values()])
+                         for name, net in networks.items()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Fold in the weights after step number `step`, counted from 0."""
         for rate, averages in self._averages.items():
             torch._foreach_lerp_(averages, self._values, 1 - min(rate, (1 + step) / (10 + step)))
+        for width, averages in self._profiles.items():
+            torch._foreach_lerp_(averages, self._values, 1 - (1 - 1 / (step + 1)) ** (self._gammas[width] + 1))
         for mirror in self._mirrors:
             mirror.update()
 
@@ -63,6 +72,18 @@ class EMA:
                 if keep:
                     averages.setdefault(rate, {})[name] = fill_skeleton(self.skeletons[name], values, copy_buffers(net))
         return averages
+
+    @torch.no_grad()
+    def gather_profiles(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """Give the profiles' tensors by NAME-WIDTH, as `gather` gives networks; shards come to the host one by one."""
+        files: dict[str, dict[str, Tensor]] = {}
+        for width, copies in self.profiles.items():
+            for name, net in copies.items():
+                for key, value in net.state_dict().items():
+                    whole = gather_whole(value)
+                    if keep:
+                        files.setdefault(f"{name}-{width}", {})[key] = whole if self.skeletons is None else whole.cpu()
+        return files
 
 
 class Followers:

@@ -25,7 +25,7 @@ from pidistill.core.precision import autocast
 from pidistill.core.seeds import stream
 from pidistill.nets.parts import native
 from pidistill.objectives.base import Batch, Objective, Part, Phase
-from pidistill.training.config import RunConfig
+from pidistill.training.config import RunConfig, list_averages
 from pidistill.training.optimizer import for_phase, make_optimizer
 from pidistill.training.recompute import recompute_networks
 from pidistill.training.unit import hold_constant
@@ -150,7 +150,7 @@ class Rehearsal:
                 if isinstance(call, nn.Module):
                     stack.enter_context(ModuleLabel(call, ledger, f"{ACTIVATIONS} of the {name}"))
             ledger.label = "EMA"
-            averages = [torch.empty_like(t) for net in averaged for t in list_tensors(net) for _ in config.ema]
+            averages = [torch.empty_like(t) for net in averaged for t in list_tensors(net) for _ in list_averages(config)]
             optimizers = [self.take_first_step(phase, ledger, keep=accumulate and phase is phases[number])
                           for phase in sorted(phases, key=lambda phase: phase is phases[number])]
 

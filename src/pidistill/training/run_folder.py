@@ -17,6 +17,7 @@ from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.files.folders import quote_path, write_json, write_text
 from pidistill.files.reading import read_json
+from pidistill.models.snapshots import PROFILES
 from pidistill.training.checkpoint import clean, list_checkpoints, read_trained_config, set_aside
 from pidistill.training.config import RunConfig
 from pidistill.training.config_file import dump_yaml, find_differences, read_yaml
@@ -95,6 +96,7 @@ def go_back(checkpoints: Path, step: int | None, config: RunConfig) -> None:
                              "go on from an earlier checkpoint with --step")
     if step is not None:
         set_aside(checkpoints, step, "later")
+        set_aside(checkpoints.with_name(PROFILES), step, "later")
 
 
 @contextmanager

@@ -143,7 +143,8 @@ class Step:
         # Buffers that are not finite from the start are so on purpose, as masks of attention are.
         self.unbounded = {key for net in networks.values() for key, value in net.named_buffers()
                           if value.is_floating_point() and not value.isfinite().all()}
-        self.ema = EMA({name: networks[name] for name in objective.averaged}, config.ema, skeletons)
+        self.ema = EMA({name: networks[name] for name in objective.averaged}, config.ema, skeletons,
+                       config.profiles.widths)
         self.followers = Followers(objective, skeletons)
         # Of shards not: they are made of the networks' parameters as these are now, and would fail at others.
         self.layout = {} if shards else list_layout(networks)

@@ -29,6 +29,7 @@ from pidistill.training.progress import Progress
 from pidistill.training.setup import PreparedRun, prepare
 from pidistill.training.sharding import to_local
 from pidistill.training.signals import Signals, end_for_signal
+from pidistill.training.snapshots import Snapshots
 from pidistill.training.step import PhaseStep, Taken
 from pidistill.training.votes import Votes, explain_lost_processes
 
@@ -146,6 +147,7 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
     share = plan.batch / run.accelerator.num_processes
     batches = Batches(objective.phases(), plan.seed, range(start, plan.steps), run.microbatches, run.device)
     log = Log(folder, start) if main else None
+    snapshots = Snapshots(run.step.ema, config.profiles.every, folder, start, main)
     done, means, votes, clock, saved_at = start, Means(run), Votes(), time.monotonic(), start
     with (closing(batches.queue), Signals() as signals, Progress(start, plan.steps, plan.batch, enabled=main) as progress,
           (Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, log.path)
@@ -169,6 +171,7 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
                 if done % config.log.every:
                     report(run, means, log, progress, done)
                 watch([watcher for watcher in watchers if done % watcher.every], run, log, done, folder)
+            snapshots(done, last)
             if due or stop or diverged or last or done % keep.every == 0:
                 clock, saved_at = time.monotonic(), done
                 saved = save(run, checkpoints, config, means, done, final=bool(last or stop or diverged))
