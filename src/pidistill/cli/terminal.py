@@ -9,19 +9,22 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pidistill.core.profiles import Average, parse_average
-
 if TYPE_CHECKING:
+    from pidistill.core.profiles import Average
     from pidistill.jobs.distill import DistillationResult
 
 
 def parse_rates(text: str | None) -> list[Average | None]:
     """Parse EMA rates and widths such as `0.999,width:0.12`, without repetition; no text gives [None], a run's first."""
+    from pidistill.core.profiles import parse_average
+
     return [None] if text is None else list(dict.fromkeys(parse_average(part) for part in text.split(",")))
 
 
 def parse_rate(text: str | None) -> Average | None:
     """Parse an EMA rate or a width; no text gives None, a run's first rate."""
+    from pidistill.core.profiles import parse_average
+
     return None if text is None else parse_average(text)
 
 

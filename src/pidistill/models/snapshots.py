@@ -16,7 +16,7 @@ from pidistill.files.weights import explain_misfit, load_weights, read_tensors
 
 PROFILES = "profiles"
 # Errors of a fit, over the profile. LOOSE is 1 % of the variance that noise leaves in the average, or a width that is 14 %
-# off, and is said; LIMIT is that of a profile of half the width, and is refused.
+# off, and is said; LIMIT is that of a profile of twice the width, and is refused.
 LOOSE, LIMIT = 0.1, 6**-0.5
 
 
