@@ -10,6 +10,7 @@ import pytest
 from pidistill.cli.terminal import (
     add_out,
     format_command_line,
+    parse_rate,
     parse_rates,
     print_distilled,
     print_facts,
@@ -17,11 +18,14 @@ from pidistill.cli.terminal import (
     print_teacher,
 )
 from pidistill.core.errors import PidistillError
+from pidistill.core.profiles import Width
 from tests.names import NAMES
 
 
 def test_rates_are_numbers_without_repetition():
     assert parse_rates("0.999,0.9999, 0.999") == [0.999, 0.9999] and parse_rates(None) == [None]
+    assert parse_rates("0.999,width:0.05,width:0.12@300") == [0.999, Width(0.05), Width(0.12, 300)]
+    assert parse_rate("width:0.05") == Width(0.05) and parse_rate("0") == 0 and parse_rate(None) is None
     for text in ("", "0.9,", "high"):
         with pytest.raises(PidistillError, match=r"--ema takes rates such as 0\.999,0\.9999, got"):
             parse_rates(text)

@@ -21,7 +21,7 @@ from tests.helpers import exit_code, in_clean_child
 
 FLAGS = ["--teacher", "gaussian:2,modes=4,std=0.2", "--set", "student={init: random, net: {name: mlp, width: 16, depth: 2}}",
          "--set", "evaluate.num=8", "--set", "grid.points=10", "--set", "log.every=1", "--set", "optimizer.lr=1e-2",
-         "--set", "checkpoint={every: 3, keep: 9}", "--resume"]
+         "--set", "checkpoint={every: 3, keep: 9}", "--set", "profiles={widths: [0.05, 0.1], every: 2}", "--resume"]
 # Records the draws, and sends this process a signal: "RANK STEP NUMBER" (steps from 0).
 SCRIPT = """
 import json, os, sys
@@ -110,7 +110,8 @@ def one(tmp_path_factory):
 
 
 def assert_same(one, other) -> None:
-    for path in ("student/model", "checkpoints/000006/student", "checkpoints/000006/optimizer-pid"):
+    profiles = [f"profiles/{step:06d}/student-{width}" for step in (2, 4, 6) for width in (0.05, 0.1)]
+    for path in ("student/model", "checkpoints/000006/student", "checkpoints/000006/optimizer-pid", *profiles):
         a, b = (read_tensors(folder / f"{path}.safetensors") for folder in (one, other))
         assert a.keys() == b.keys()
         for key in a:

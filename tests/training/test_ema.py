@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from pidistill.core.profiles import WIDEST, solve_gamma
 from pidistill.objectives.base import Follower, Objective
 from pidistill.training.ema import EMA, Followers
 from tests.own_nets import SIDE, Both, Normed
@@ -40,6 +41,27 @@ def test_the_rate_ramps_up():
 
 def test_rate_zero_is_the_newest_weight():
     assert follow(0.0, [0.0, 1.0, 5.0]) == 5.0
+
+
+@pytest.mark.parametrize("width", [0.001, 0.05, 0.1, WIDEST])
+def test_a_profile_is_the_average_over_all_weights(width):
+    """A step's weight is the profile's integral over it, (k^(gamma+1) - (k-1)^(gamma+1)) / t^(gamma+1); float64, 200 steps.
+
+    Each update rounds at most three times, of numbers that are at most 4 times as large as the weights' standard deviation.
+    """
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2, bias=False).double()
+    ema, thetas = EMA({"a": net}, [0.9], widths=[width]), []
+    for step in range(200):
+        nn.init.normal_(net.weight)
+        thetas.append(net.weight.detach().clone())
+        ema.update(step)
+        found = ema.profiles[width]["a"].weight
+        weights = (torch.arange(step + 2, dtype=torch.float64) / (step + 1)).pow(solve_gamma(width) + 1).diff()
+        expected = torch.tensordot(weights, torch.stack(thetas), 1)
+        assert (found - expected).abs().max() <= 200 * 3 * 4 * 2**-53
+        assert step > 0 or torch.equal(found, thetas[0])
+    assert list(ema.networks) == [0.9] and (width == 0.001 or (found - thetas[-1]).abs().max() > 0.1)
 
 
 def test_the_average_is_a_copy_in_evaluation_mode():
@@ -102,8 +124,8 @@ def assert_same(ours, theirs) -> None:
 def test_averages_have_the_newest_buffers_at_every_rate(kind):
     """Batch normalisation's statistics and its counter, what a network makes and replaces; the weights are averaged."""
     net = kind().train()
-    ema, start = EMA({"a": net}, [0.0, 0.5, 0.999]), buffers_of(net)
-    held = [networks["a"] for networks in ema.networks.values()]  # and not asked for again
+    ema, start = EMA({"a": net}, [0.0, 0.5], widths=[0.1]), buffers_of(net)
+    held = [networks["a"] for networks in (*ema.networks.values(), *ema.profiles.values())]  # and not asked for again
     for step in range(10**4, 10**4 + 3):
         net(torch.randn(5, SIDE), torch.zeros(5))
         with torch.no_grad():

@@ -105,6 +105,24 @@ def test_averages_of_shards_can_be_called_once_they_are_gathered(group):
     assert torch.equal(ema.gather(True)[0.0]["net"](x), plain.eval()(x)) and ema.gather(False) == {}
 
 
+def test_profiles_of_shards_are_gathered_on_the_main_process(group):
+    net, plain = make_net(), make_net()
+    skeletons = {"net": copy_without_values(net)}
+    shard({"net": net}, 1, CPU)
+    sharded, whole = EMA({"net": net}, [0.9], skeletons, [0.05, 0.1]), EMA({"net": plain}, [0.9], None, [0.05, 0.1])
+    for step in range(3):
+        for p in (*net.parameters(), *plain.parameters()):
+            p.detach().mul_(1.5)
+        sharded.update(step)
+        whole.update(step)
+    found, expected = sharded.gather_profiles(True), whole.gather_profiles(True)
+    assert found.keys() == expected.keys() == {"net-0.05", "net-0.1"} and sharded.gather_profiles(False) == {}
+    for file, tensors in expected.items():
+        assert tensors.keys() == found[file].keys() == plain.state_dict().keys()
+        assert all(torch.equal(value, found[file][name]) for name, value in tensors.items())
+    assert not torch.equal(expected["net-0.1"]["0.weight"], expected["net-0.05"]["0.weight"])
+
+
 def test_gradients_add_up_while_none_are_exchanged(group):
     net, plain = make_net(), make_net()
     gathered = shard({"net": net}, 1, CPU)["net"]
