@@ -92,6 +92,7 @@ def test_what_a_footprint_consists_of():
     found, twice = rehearse(configure(ema=[0.9, 0.5])), rehearse(configure(ema=[0.9, 0.5]), 16)
     weights = found["weights"]
     assert found["teacher"] == weights and found["EMA"] == 2 * weights
+    assert rehearse(configure(ema=[0.9, 0.5], **{"profiles.widths": [0.05, 0.1]}))["EMA"] == 4 * weights
     assert found["optimiser"] == pytest.approx(2 * weights, rel=0.1) and found.get("gradients", 0) < 0.1 * weights
     assert twice[ACTIVATIONS] == pytest.approx(2 * found[ACTIVATIONS], rel=0.02)
     assert {k: v for k, v in twice.items() if not grows(k)} == {k: v for k, v in found.items() if not grows(k)}

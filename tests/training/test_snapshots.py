@@ -106,8 +106,8 @@ def test_another_width_cannot_be_begun_later(tmp_path, whole):
 
 
 @pytest.mark.parametrize("widths, said", [("[0.1, 0.1]", "must be different widths"),
-                                          ("[0.3]", "less than or equal to 0.2886"), ("[0]", "greater than or equal to 0.001"),
-                                          ("[wide]", "valid number"), ("0.1", "valid tuple")])
+                                          ("[0.3]", "less than or equal to 0.2886"),
+                                          ("[0]", "greater than or equal to 0.001"), ("[wide]", "valid number"), ("0.1", "valid tuple")])
 def test_widths_that_no_profile_has(tmp_path, cli, widths, said):
     error = cli("distill", "--teacher", "gaussian:2", "--set", f"profiles.widths={widths}",
                 "--set", "train={steps: 1, batch: 2}", "--out", tmp_path / "run").error()
@@ -167,7 +167,7 @@ def test_verbs_of_a_run_in_stages_take_any_width(tmp_path, cli):
     done = run_verb("distill", "--teacher", "gaussian:2,modes=4,std=0.2", "--out", tmp_path / "run", "--set",
                     "student={init: random, net: {name: mlp, width: 16, depth: 2}}", "--set", "evaluate.num=8", "--set",
                     "train={steps: 12, batch: 8}", "--set", "profiles={widths: [0.05, 0.1], every: 2}", "--set",
-                    "objective={name: pid_corrected, first: {train: {steps: 3}}}", "--set", "grid.points=10")
+                    "objective={name: pid_corrected, first: {train: {steps: 3}}, fake: {name: mlp, width: 16}}", "--set", "grid.points=10")
     assert done.returncode == 0, done.stderr[-1000:]
     stage = tmp_path / "run" / "2-pid_corrected"
     assert (stage / "profiles" / "000012").is_dir()
