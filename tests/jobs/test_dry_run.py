@@ -56,7 +56,8 @@ def test_batch_is_split_over_gpus_and_microbatches():
 
 def test_profiles_are_counted():
     """Each width once more than the weights in a checkpoint; a snapshot at each interval and at the end."""
-    plain, more = (config(**{"train.steps": 900, "profiles": {"widths": widths, "every": 400}}) for widths in ([], [0.05, 0.1]))
+    plain, more = (config(**{"train.steps": 900, "profiles": {"widths": widths, "every": 400}})
+                   for widths in ([], [0.05, 0.1]))
     weights = dryrun.count_bytes(traced().networks["student"])
     assert dryrun.estimate_checkpoint(traced(), more) - dryrun.estimate_checkpoint(traced(), plain) == 2 * weights
     assert dryrun.dry_run(more)["profiles"] == f"{dryrun.format_bytes(2 * weights)}; 3 are kept"

@@ -107,7 +107,8 @@ def test_another_width_cannot_be_begun_later(tmp_path, whole):
 
 @pytest.mark.parametrize("widths, said", [("[0.1, 0.1]", "must be different widths"),
                                           ("[0.3]", "less than or equal to 0.2886"),
-                                          ("[0]", "greater than or equal to 0.001"), ("[wide]", "valid number"), ("0.1", "valid tuple")])
+                                          ("[0]", "greater than or equal to 0.001"), ("[wide]", "valid number"),
+                                          ("0.1", "valid tuple")])
 def test_widths_that_no_profile_has(tmp_path, cli, widths, said):
     error = cli("distill", "--teacher", "gaussian:2", "--set", f"profiles.widths={widths}",
                 "--set", "train={steps: 1, batch: 2}", "--out", tmp_path / "run").error()
@@ -167,13 +168,14 @@ def test_verbs_of_a_run_in_stages_take_any_width(tmp_path, cli):
     done = run_verb("distill", "--teacher", "gaussian:2,modes=4,std=0.2", "--out", tmp_path / "run", "--set",
                     "student={init: random, net: {name: mlp, width: 16, depth: 2}}", "--set", "evaluate.num=8", "--set",
                     "train={steps: 12, batch: 8}", "--set", "profiles={widths: [0.05, 0.1], every: 2}", "--set",
-                    "objective={name: pid_corrected, first: {train: {steps: 3}}, fake: {name: mlp, width: 16}}", "--set", "grid.points=10")
+                    "objective={name: pid_corrected, first: {train: {steps: 3}}, fake: {name: mlp, width: 16}}",
+                    "--set", "grid.points=10")
     assert done.returncode == 0, done.stderr[-1000:]
     stage = tmp_path / "run" / "2-pid_corrected"
     assert (stage / "profiles" / "000012").is_dir()
     a, b = (load_student(path, ema="width:0.12") for path in (tmp_path / "run", stage))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-    out = cli("evaluate", tmp_path / "run", "--ema", "0.999,width:0.05,width:0.12@10", "--num", 8)
+    out = cli("evaluate", tmp_path / "run", "--ema", "0.99995,width:0.05,width:0.12@10", "--num", 8)
     assert out.code == 0 and "student, EMA width:0.05" in out.out and "student, EMA width:0.12@10" in out.out, out.err
     assert cli("sample", tmp_path / "run", "--ema", "width:0.07", "--out", tmp_path / "a.npz", "--seeds", "0-3").code == 0
     assert "cannot be had" in cli("sample", tmp_path / "run", "--ema", "width:0.001", "--out", tmp_path / "b.npz").error()
