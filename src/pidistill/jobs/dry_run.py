@@ -148,6 +148,7 @@ def count_operations(objective: Objective) -> dict[str, float]:
                 part.loss(batch, 0).sum().backward()
             flops = counter.get_total_flops() / SAMPLES / phase.every * part.share
             found[phase.name] = found.get(phase.name, 0.0) + flops
+    objective.forget()
     return found
 
 

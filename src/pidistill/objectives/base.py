@@ -169,6 +169,10 @@ class Objective(ABC):
         pair = torch.stack([(values.detach() * counted).sum(), counted.sum()]).float()
         self.notes[name] = self.notes[name] + pair if name in self.notes else pair
 
+    def forget(self) -> None:
+        """Forget what losses have kept, such as their notes: those of trials are no run's."""
+        self.notes.clear()
+
     def times(self, batch: Batch) -> Tensor | None:
         """Give the noise levels t of a batch's samples, (B,), which a message about a loss that is not finite names."""
         return None

@@ -213,6 +213,10 @@ class PIDCorrected(PID):
         loss = 0.5 * (image - (image - g).detach()).square().flatten(1).mean(dim=1)  # its gradient in the image is g/n
         return self.find_weight(step, g / g[0].numel()) * loss
 
+    def forget(self) -> None:
+        super().forget()
+        self.pull = None
+
     def times(self, batch: Batch) -> Tensor:
         return batch["t"] if "t" in batch else super().times(batch)
 

@@ -114,6 +114,7 @@ class Rehearsal:
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.examples = [[draw_example(part, number) for part in phase.parts]
                          for number, phase in enumerate(objective.phases())]
+        objective.forget()
         self.objective = copy_as_fake(objective, self.fake)
         if config.train.recompute:
             recompute_networks(self.objective.networks.values())

@@ -199,7 +199,7 @@ class Means:
         self.accelerator: Accelerator = run.accelerator
         self.phases: dict[str, PhaseStep] = run.step.phases
         self.objective: Objective = run.step.objective
-        self.objective.notes.clear()  # of trials before the first step
+        self.objective.forget()  # trials before the first step
         known = {name: PHASE | run.record["phases"].get(name, {}) for name in self.phases}
         # (sum, count) by name.
         self.sums: dict[str, torch.Tensor] = {}
