@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.reading import read_json
 from pidistill.jobs.distill import (
     build_objective,
     distil_in_steps,
@@ -29,6 +30,7 @@ from pidistill.training.trainer import take_steps, train
 from tests.helpers import MLP, SHAPE, draw, grid_of, shake, tiny_teacher
 from tests.models.test_preconditioning import SPECS
 from tests.runs import metrics
+from tests.system.test_phases import launch, state
 
 POINTS = 12
 
@@ -340,6 +342,44 @@ def test_a_run_that_was_left_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("microbatch", [1, 3])
 def test_microbatches_change_nothing(tmp_path, microbatch):
     close(run(tmp_path / "a", **{"train.microbatch": microbatch}), run(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("shards", [
+    pytest.param(False, id="whole"), pytest.param(True, id="shards", marks=pytest.mark.slow)])
+def test_two_processes_then_one_train_the_same_networks(tmp_path, shards):
+    """A step of 8 is a part of 6, 3 + 3, and one of 2, 1 + 1."""
+    of = lambda steps: configure(tmp_path, **{"train.steps": steps, "objective.share": 0.25, "log.every": 1})
+    for steps, processes in ((3, 2), (6, 1)):
+        launch(of(steps), tmp_path / "run", processes, shards and processes > 1)
+    (tmp_path / "one").mkdir()
+    config = of(6)
+    train(build_objective(config, load_teacher(config.teacher)), config, tmp_path / "one")
+    one, run = (state(tmp_path / name, 6) for name in ("one", "run"))
+    assert one.keys() == run.keys() and {key.split("/")[0] for key in one} == {
+        "student", "fake", "student-ema-0.9", "optimizer-student", "optimizer-fake"}
+    for key in one:
+        torch.testing.assert_close(one[key], run[key], rtol=0, atol=2e-6, msg=key)
+    for a, b in zip(metrics(tmp_path / "one"), metrics(tmp_path / "run"), strict=True):
+        assert a.keys() == b.keys() and all(a[key] == pytest.approx(b[key], rel=1e-3, abs=1e-6) for key in a)
+
+
+def test_two_processes_balance_by_the_sizes_of_both(tmp_path):
+    """Sizes are means over all processes, so that both scale alike, and as one process with the same microbatches does."""
+    config = configure(tmp_path, **{"objective.balanced": True, "train.steps": 3})
+    launch(config, tmp_path / "run", 2)
+    launch(config, tmp_path / "one", 1)
+    one, run = (state(tmp_path / name, 3) for name in ("one", "run"))
+    for key in one:
+        torch.testing.assert_close(one[key], run[key], rtol=0, atol=2e-6, msg=key)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision(tmp_path, precision):
+    """Loss and gradients stay near those of float32; each phase has its own loss scale in fp16."""
+    close(run(tmp_path / "half", precision=precision), run(tmp_path / "whole"), rtol=0.05)
+    record = read_json(tmp_path / "half" / "checkpoints" / "000006" / "state.json")
+    scales = [phase["loss_scale"] for phase in record["phases"].values()]
+    assert all(("scale" in scale) == (precision == "fp16") for scale in scales) and len(scales) == 2
 
 
 def test_too_small_a_batch_is_one_line(tmp_path):
