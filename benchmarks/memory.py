@@ -42,6 +42,7 @@ ADM = {"name": "dhariwal_unet", "model_channels": 64, "channel_mult": [1, 2, 3],
 NETS: dict[str, Any] = {"digits": "bundled:digits", "cifar10": "edm:cifar10-32x32-uncond-vp", "adm": ADM}
 LPIPS = {"objective.distance": {"name": "lpips", "weights": "VGG"}}
 SPARING = {"train.recompute": True}
+CORRECTED = {"objective": {"name": "pid_corrected", "share": 0.5}}  # beside PID's plain form, for what the fake adds
 
 # Name: network, batch, and what differs from L2 and the defaults.
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -56,6 +57,8 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cifar10, LPIPS of 1": ("cifar10", 4, {"objective.distance": {**LPIPS["objective.distance"], "microbatch": 1}}),
     "cifar10, LPIPS of 1, recompute": ("cifar10", 4, {
         **SPARING, "objective.distance": {**LPIPS["objective.distance"], "microbatch": 1}}),
+    "digits, corrected": ("digits", 128, CORRECTED),
+    "cifar10, corrected": ("cifar10", 4, CORRECTED),
     "adm, L2": ("adm", 8, {}),
     "adm, L2, recompute": ("adm", 8, SPARING),
 }
