@@ -224,6 +224,9 @@ def test_levels_are_the_grid_s():
         assert counts.min() > 400 / POINTS / 3
     below = levels(corrected(level_max=2.0), 1)
     assert below.max() <= 2 and below.min() == expected.min()
+    for kind in ("grid", "lognormal"):
+        between = levels(corrected(levels=kind, level_min=0.1, level_max=2.0, p_std=5.0), 1)
+        assert 0.1 <= between.min() < 0.3 and 1 < between.max() <= 2.0001
 
 
 def test_levels_are_lognormal():
@@ -293,7 +296,7 @@ def test_score_identity_needs_the_teacher_s_gradient():
 
 @pytest.mark.parametrize("options, words", [
     ({"share": 0}, "share must be above 0 and at most 1"), ({"share": 1.5}, "share"), ({"weight": -1}, "weight"),
-    ({"fake_steps": 0}, "fake_steps"), ({"level_max": 1e-9}, "below all times"), ({"p_std": 0}, "p_std"),
+    ({"fake_steps": 0}, "fake_steps"), ({"level_max": 1e-9}, "leave no times"), ({"p_std": 0}, "p_std"),
     ({"share": 1, "balanced": True}, "needs both"), ({"correction": "score_identity", "balanced": True}, "needs both"),
     ({"fake": "mlpp"}, "did you mean 'mlp'")])
 def test_what_means_nothing_is_one_line(options, words):

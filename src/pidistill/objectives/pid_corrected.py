@@ -53,7 +53,8 @@ class PIDCorrected(PID):
     levels: noise levels t of the correction: `grid`, uniform among the grid's times, or `lognormal`.
     fake_levels: of the fake's training; by default those of the correction.
     p_mean, p_std: of ln t, where levels are lognormal.
-    level_max: levels above are not asked for; by default all.
+    level_min, level_max: levels below and above are not asked for; by default all are. Where the teacher was hardly trained,
+        as EDM's at t < 0.02, its own errors would be what the student learns.
     fake_steps: steps of the fake for each of the student. A step of the run is one of the fake.
     warmup: steps before the student is corrected, in which the fake learns its images.
     fake: its network: None for the teacher's, or one by description, {"name": ..., options}, or by a teacher's spec.
@@ -87,7 +88,8 @@ class PIDCorrected(PID):
                  alpha: float = 1.0, weight: float = 1.0, balanced: bool = False,
                  weighting: Literal["error", "none"] = "error",
                  levels: Literal["grid", "lognormal"] = "grid", fake_levels: Literal["grid", "lognormal"] | None = None,
-                 p_mean: float = -1.2, p_std: float = 1.2, level_max: float | None = None, fake_steps: int = 1,
+                 p_mean: float = -1.2, p_std: float = 1.2, level_min: float | None = None,
+                 level_max: float | None = None, fake_steps: int = 1,
                  warmup: int = 0, fake: str | dict[str, Any] | None = None,
                  fake_optimizer: dict[str, Any] | None = None, first: dict[str, Any] | None = None):
         if first is not None:
@@ -95,7 +97,7 @@ class PIDCorrected(PID):
         super().__init__(setup, scheme=scheme, distance=distance, stop_gradient=stop_gradient, balance=balance, floor=floor,
                          teacher_precision=teacher_precision)
         check_ranges({"share": (share, 0, 1), "weight": (weight, 0, math.inf), "p_std": (p_std, 0, math.inf),
-                      "fake_steps": (fake_steps, 0, math.inf), "level_max": (level_max or 1, 0, math.inf)})
+                      "fake_steps": (fake_steps, 0, math.inf), "level_min": (level_min or 1, 0, math.inf), "level_max": (level_max or 1, 0, math.inf)})
         if balanced and (share == 1 or correction == "score_identity"):
             raise PidistillError("objective.balanced=true compares the gradients of distribution_matching with those of "
                                  "PID's loss, and needs both: set objective.share below 1, and leave score_identity out")
@@ -106,10 +108,10 @@ class PIDCorrected(PID):
         self.t_min, self.sigma_data = setup.student.t_min, setup.student.sigma_data
         times = setup.grid.t if setup.teacher.times is None else setup.teacher.times
         self.known = None if setup.teacher.times is None else setup.teacher.times.log().numpy()
-        self.level_max = min(level_max or math.inf, float(times.max()))
-        self.asked = [float(t) for t in setup.grid.t if t <= self.level_max]
+        self.level_min, self.level_max = max(level_min or 0, self.t_min), min(level_max or math.inf, float(times.max()))
+        self.asked = [float(t) for t in setup.grid.t if self.level_min <= t <= self.level_max]
         if not self.asked:
-            raise PidistillError(f"objective.level_max={level_max} is below all times of the grid")
+            raise PidistillError(f"objective.level_min={level_min} and level_max={level_max} leave no times of the grid")
         self.networks["fake"] = make_fake(setup.teacher, fake)
         self.teacher, self.diagnosis = setup.teacher, Diagnosis(self)
         self.pull: tuple[int, Tensor] | None = None  # a step, and (sum, count) of the sizes of PID's gradients in it
@@ -130,10 +132,10 @@ class PIDCorrected(PID):
         return sample | {"t": np.float32(self.draw_level(rng, levels))}
 
     def draw_level(self, rng: np.random.Generator, levels: str) -> float:
-        """Draw a noise level that the teacher knows, up to `level_max`."""
+        """Draw a noise level that the teacher knows, from `level_min` to `level_max`."""
         if levels == "grid":
             return self.asked[rng.integers(len(self.asked))]
-        ln_t = np.clip(self.p_mean + self.p_std * rng.standard_normal(), math.log(self.t_min), math.log(self.level_max))
+        ln_t = np.clip(self.p_mean + self.p_std * rng.standard_normal(), math.log(self.level_min), math.log(self.level_max))
         return math.exp(ln_t if self.known is None else self.known[np.abs(self.known - ln_t).argmin()])
 
     def draw_correction(self, rng: np.random.Generator, step: int = 0) -> Sample:
