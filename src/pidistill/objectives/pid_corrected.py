@@ -97,7 +97,8 @@ class PIDCorrected(PID):
         super().__init__(setup, scheme=scheme, distance=distance, stop_gradient=stop_gradient, balance=balance, floor=floor,
                          teacher_precision=teacher_precision)
         check_ranges({"share": (share, 0, 1), "weight": (weight, 0, math.inf), "p_std": (p_std, 0, math.inf),
-                      "fake_steps": (fake_steps, 0, math.inf), "level_min": (level_min or 1, 0, math.inf), "level_max": (level_max or 1, 0, math.inf)})
+                      "fake_steps": (fake_steps, 0, math.inf), "level_min": (level_min or 1, 0, math.inf),
+                      "level_max": (level_max or 1, 0, math.inf)})
         if balanced and (share == 1 or correction == "score_identity"):
             raise PidistillError("objective.balanced=true compares the gradients of distribution_matching with those of "
                                  "PID's loss, and needs both: set objective.share below 1, and leave score_identity out")
