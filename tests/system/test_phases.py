@@ -429,6 +429,7 @@ def stage_values(data, **values):
 def test_stages_are_runs_one_after_the_other(data, tmp_path):
     student = distill(TEACHER, preset="default", out=tmp_path / "run", overrides=stage_values(data))
     first, second = tmp_path / "run" / "1-pid", tmp_path / "run" / "2-Staged"
+    assert (tmp_path / "run" / "teacher-student.png").read_bytes() == (second / "teacher-student.png").read_bytes()
     assert list_checkpoints(first / "checkpoints")[-1].name == list_checkpoints(second / "checkpoints")[-1].name == "000007"
     start = read_tensors(first / "student" / "model.safetensors")
     assert all(torch.equal(start[key], value) for key, value in first_weights(second, tmp_path, data).items())

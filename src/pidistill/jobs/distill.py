@@ -22,7 +22,7 @@ from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.pictures import drawable, write_comparison
 from pidistill.evaluation.results import Evaluation
 from pidistill.files.datasets import ImageSet, open_images
-from pidistill.files.folders import write_json
+from pidistill.files.folders import write_bytes, write_json
 from pidistill.files.reading import read_json
 from pidistill.jobs.best import FIRST_SEED, BestStudent
 from pidistill.models.denoiser import Denoiser, as_denoiser
@@ -40,6 +40,8 @@ from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
 from pidistill.training.sharding import is_fsdp_launch
 from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps, wait_for_all
+
+PICTURE = "teacher-student.png"  # of a run: the newest preview
 
 
 def distill(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, out: str | Path | None = None,
@@ -191,6 +193,8 @@ def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Pa
             students = yield from job.train_in_steps(place)
     if students is not None:
         job.save(folder, students)
+        if (place / PICTURE).exists():
+            write_bytes(folder / PICTURE, (place / PICTURE).read_bytes())
     wait_for_all()
     return job, students
 
@@ -371,5 +375,5 @@ class Preview:
         student = next(iter(select_students(averages).values()))
         if self.images is None:
             self.images = sample_teacher(self.teacher, self.seeds, self.labels)
-        for path in (folder / "samples" / f"{step:06d}.png", folder / "teacher-student.png"):
+        for path in (folder / "samples" / f"{step:06d}.png", folder / PICTURE):
             write_comparison(path, self.images, student.sample(self.seeds, self.labels))
