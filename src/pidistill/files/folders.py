@@ -185,3 +185,21 @@ def find_cache_folder() -> Path:
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write a record as a JSON file, whole or not at all. Raises CannotWrite."""
     write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def split_options(spec: str) -> tuple[str, list[str]]:
+    """Split `PATH,key=value,...` into the path and the rest, at commas; KIND: may stand before the path.
+
+    The path is the longest one that is there, commas and all, or else what stands before the first comma.
+    """
+    parts = spec.split(",")
+    end = next((k for k in range(len(parts), 1, -1) if names_path(",".join(parts[:k]))), 1)
+    return ",".join(parts[:end]), parts[end:]
+
+
+def names_path(spec: str) -> bool:
+    """Tell whether a spec is a file or a folder, or KIND: and one; a null byte or too long a name is none."""
+    try:
+        return any(os.path.exists(os.path.expanduser(path)) for path in (spec, spec.partition(":")[2]))
+    except (OSError, ValueError):
+        return False

@@ -273,7 +273,8 @@ class Distillation:
             watchers.append(Watcher(config.evaluate.every, lambda *_: None))
         elif config.evaluate.every:
             plan = config.evaluate
-            measure = evaluator or Evaluator(self.teacher, num=plan.num, batch=plan.batch, features=plan.features,
+            given = None if plan.keep_best else evaluator  # whose seeds are the report's
+            measure = given or Evaluator(self.teacher, num=plan.num, batch=plan.batch, features=plan.features,
                                              reference=plan.reference, first_seed=FIRST_SEED if plan.keep_best else 0)
             best = BestStudent(measure, plan.keep_best, self.describe()) if plan.keep_best else None
             watchers.append(Watcher(config.evaluate.every, lambda averages, step, folder: best(

@@ -7,7 +7,6 @@ Classes are numbered 0, 1, ... without it, as users, students and data sets coun
 from __future__ import annotations
 
 import math
-import os
 import re
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.folders import split_options
 
 MOST = 10**6  # labels that a network knows, at most
 # A network's own number of the label, "none" for a network that is called without labels then, None where there is none.
@@ -56,24 +56,14 @@ def make_guide(null: Any, guidance: Any) -> Guide:
     return Guide(parse_null(null), parse_guidance(guidance))
 
 
-def names_path(spec: str) -> bool:
-    """Tell whether a spec is a file or a folder, or KIND: and one; a null byte or too long a name is none."""
-    try:
-        return os.path.exists(spec) or os.path.exists(os.path.expanduser(spec.partition(":")[2]))
-    except (OSError, ValueError):
-        return False
-
-
 def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Split `,null=N` and `,guidance=W` off a teacher spec, wherever they stand; gives the rest of it, and what they say.
 
     The name of a folder is left as it is. Raises PidistillError for an option that stands twice.
     """
-    parts = spec.split(",")
-    path = next((k for k in range(len(parts), 1, -1) if names_path(",".join(parts[:k]))), 1)
-    kept: list[str] = parts[:path]
-    options: dict[str, str] = {}
-    for part in parts[path:]:
+    path, parts = split_options(spec)
+    kept, options = [path], dict[str, str]()
+    for part in parts:
         found = OPTION.fullmatch(part)
         if not found:
             kept.append(part)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import build, find_member, list_members, suggest_choices
+from pidistill.files.folders import split_options
 from pidistill.files.reading import read_json
 from pidistill.files.weights import ANY, count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import read_decoder
 from pidistill.models.denoiser import Denoiser, Preconditioned, parse_facts
-from pidistill.models.labels import Null, names_path, read_labels, split_spec
+from pidistill.models.labels import Null, read_labels, split_spec
 from pidistill.nets.base import Own, describe_net, rebuild_net, unwrap
 
 
@@ -26,12 +27,11 @@ def split_path(rest: str) -> tuple[str, list[str]]:
 
     Raises PidistillError for a key that stands twice.
     """
-    parts = rest.split(",")
-    path = next((k for k in range(len(parts), 1, -1) if names_path("path:" + ",".join(parts[:k]))), 1)
-    keys = [pair.partition("=")[0] for pair in parts[path:]]
+    path, pairs = split_options(rest)
+    keys = [pair.partition("=")[0] for pair in pairs]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise PidistillError(f"{rest}: {twice[0]} stands twice")
-    return ",".join(parts[:path]), parts[path:]
+    return path, pairs
 
 
 def load_teacher(spec: str, *, weights: bool = True, null: Null = None, guidance: float | None = None,
