@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pidistill.files.datasets import ImageSet, open_images
 from pidistill.files.folders import write_bytes, write_json
 from pidistill.files.reading import read_json
 from pidistill.jobs.best import FIRST_SEED, BestStudent
+from pidistill.jobs.stages import is_stage, list_stages, load_earlier, name_own_net, start_anew
 from pidistill.models.denoiser import Denoiser, as_denoiser
 from pidistill.models.grid import Grid
 from pidistill.models.load import read_own_net
@@ -32,9 +32,8 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import lend_net, make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.nets.base import is_own
 from pidistill.objectives.base import Objective, Setup, check_contract, find_objective
-from pidistill.training.config import DistillConfig, StudentConfig
+from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
 from pidistill.training.recompute import find_recomputable_blocks
 from pidistill.training.run_folder import check_run, claim
@@ -127,7 +126,7 @@ def distil_in_steps(config: DistillConfig, teacher: Denoiser | None = None, *, f
         if students is None:
             return None
         console.print(f"evaluating {config.evaluate.num} images of teacher and student")
-        return job.evaluate(folder, students, began)
+        return job.evaluate(folder, students, began, load_earlier(folder, stages, teacher))
 
 
 def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int | None = None,
@@ -144,28 +143,6 @@ def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int |
     config = load_config(DistillConfig, folder / "config.yaml", [*overrides])
     return run_distillation(config.model_copy(update={"out": str(folder)}), resume=True, given=given_keys([*overrides]),
                             step=step, began=began)
-
-
-def list_stages(config: DistillConfig) -> dict[str, DistillConfig]:
-    """List the runs that a distillation consists of, by the names of their folders in its own: `1-pid`, `2-...`."""
-    stages: list[DistillConfig] = find_objective(config.objective["name"]).stages(config)
-    names = [stage.objective["name"].rpartition(":")[2] for stage in stages]
-    return {f"{number}-{name}": stage.model_copy(update={"out": str(Path(config.out) / f"{number}-{name}")})
-            if len(stages) > 1 else stage for number, (name, stage) in enumerate(zip(names, stages, strict=True), 1)}
-
-
-def start_anew(stages: dict[str, DistillConfig]) -> dict[str, DistillConfig]:
-    """Let stages that start from the one before start as that one does: the network is the same."""
-    student, found = StudentConfig(), {}
-    for name, stage in stages.items():
-        student = student if stage.student.init == "previous" else stage.student
-        found[name] = stage.model_copy(update={"student": student})
-    return found
-
-
-def is_stage(folder: Path) -> bool:
-    """Tell whether a run is a stage of the one around it."""
-    return re.fullmatch(r"[1-9]\d*-\w+", folder.name) is not None and (folder.parent / "config.yaml").exists()
 
 
 def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Path) -> Generator[
@@ -281,15 +258,17 @@ class Distillation:
                 select_students(averages), step, folder) if best else measure.compare(select_students(averages))))
         return watchers
 
-    def evaluate(self, folder: Path, students: dict[float, Student], began: float) -> DistillationResult:
+    def evaluate(self, folder: Path, students: dict[float, Student], began: float,
+                 earlier: dict[str, Student]) -> DistillationResult:
         """Measure teacher and students on the same seeds and write results.json.
 
         folder, students: of the run, as `train` gives them.
         began: as in `distil_in_steps`.
+        earlier: students of the stages before, by the names of their rows.
         """
         config = self.config
         first, *others = students
-        named = {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
+        named = earlier | {"student": students[first]} | {f"student, EMA {rate}": students[rate] for rate in others}
         evaluation = evaluate(self.teacher, named, num=config.evaluate.num, batch=config.evaluate.batch,
                               features=config.evaluate.features, reference=config.evaluate.reference)
         seconds = round(time.perf_counter() - began, 1)
@@ -298,11 +277,6 @@ class Distillation:
             "train_seed": config.train.seed, "steps": self.steps, "batch": config.train.batch,
             "threads": torch.get_num_threads(), "commit": find_commit(), "versions": list_versions()})
         return DistillationResult(folder, students, evaluation, seconds)
-
-
-def name_own_net(configs: Iterable[DistillConfig]) -> dict[str, Any] | None:
-    """Give the last network of the user's own that these settings name for a student; None if none does."""
-    return next((config.student.net for config in reversed([*configs]) if is_own(config.student.net)), None)
 
 
 def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu",

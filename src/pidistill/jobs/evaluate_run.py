@@ -21,7 +21,7 @@ from pidistill.evaluation.subject import Subject
 from pidistill.evaluation.tables import UNITS, format_metric, order_metrics, tabulate, tabulate_repeats
 from pidistill.files.folders import check_free, write_json
 from pidistill.files.weights import load_weights, read_tensors
-from pidistill.jobs.distill import is_stage, name_own_net
+from pidistill.jobs.stages import is_stage, name_own_net
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.load import find_student_folder, load_model, load_pair, read_teacher_spec
 from pidistill.models.samplers.base import parse_single_sampler

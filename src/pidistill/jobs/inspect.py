@@ -15,8 +15,8 @@ from pidistill.files.entries import list_states, name_values
 from pidistill.files.folders import quote_path
 from pidistill.files.reading import read_json, sha256
 from pidistill.files.weights import describe_nothing, read_contents
-from pidistill.jobs.distill import is_stage
 from pidistill.jobs.inspect_files import describe_stored
+from pidistill.jobs.stages import is_stage
 from pidistill.models.denoiser import Denoiser, Preconditioned
 from pidistill.models.labels import Null
 from pidistill.models.load import find_student_folder, load_model, read_own_net
