@@ -10,7 +10,7 @@ import pytest
 from pidistill.core.errors import PidistillError
 from pidistill.jobs import reproduce
 from pidistill.jobs.distill import Distillation
-from pidistill.jobs.experiments import CURVES, EXPERIMENTS
+from pidistill.jobs.experiments import CURVES, EXPERIMENTS, SCALES, plan_runs
 from pidistill.training.config_file import find_differences
 from pidistill.training.log import read_metrics
 from tests.names import NAMES
@@ -23,8 +23,8 @@ SMALL = ["train.steps=4", "train.batch=4", "evaluate.every=2", "evaluate.num=20"
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tmp_path):
     """Every configuration is valid, and the keys that differ from the base run are those of the table."""
-    base = {run.curve: run for run in reproduce.plan_runs(EXPERIMENTS["table3"], reproduce.SCALES[scale], tmp_path)}["base"]
-    for run in reproduce.plan_runs(EXPERIMENTS[name], reproduce.SCALES[scale], tmp_path):
+    base = {run.curve: run for run in plan_runs(EXPERIMENTS["table3"], SCALES[scale], tmp_path)}["base"]
+    for run in plan_runs(EXPERIMENTS[name], SCALES[scale], tmp_path):
         changed = set(find_differences(base.config.model_dump(mode="json"), run.config)) - {"train.seed", "train.steps"}
         expected = set(CURVES[run.curve].overrides)
         assert {key for key in changed if not any(key.startswith(e) for e in expected)} == set()
@@ -33,20 +33,20 @@ def test_every_run_differs_from_the_preset_in_what_its_name_says(name, scale, tm
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_lie_where_the_user_says(name):
-    scale = reproduce.SCALES["bundled"]
-    for run in reproduce.plan_runs(EXPERIMENTS["figure8"], scale, Path(name), overrides=[f"data={json.dumps(name)}"]):
+    scale = SCALES["bundled"]
+    for run in plan_runs(EXPERIMENTS["figure8"], scale, Path(name), overrides=[f"data={json.dumps(name)}"]):
         assert run.config.out == str(Path(name) / "curves" / f"{run.curve}-seed{run.seed}")
         assert run.config.data == name  # although JSON writes characters in halves that YAML knows as two
 
 
 def test_what_the_user_sets_comes_before_the_paper_s_steps(tmp_path):
-    steps = {run.config.train.steps for overrides in ([], ["train.steps=7"]) for run in reproduce.plan_runs(
-        EXPERIMENTS["figure4"], reproduce.SCALES["paper"], tmp_path, overrides=overrides)}
+    steps = {run.config.train.steps for overrides in ([], ["train.steps=7"]) for run in plan_runs(
+        EXPERIMENTS["figure4"], SCALES["paper"], tmp_path, overrides=overrides)}
     assert steps == {800_000, 200_000, 7}
 
 
 def test_paper_scale_measures_fid_and_says_its_cost(tmp_path):
-    planned = reproduce.plan_runs(EXPERIMENTS["figure8"], reproduce.SCALES["paper"], tmp_path)
+    planned = plan_runs(EXPERIMENTS["figure8"], SCALES["paper"], tmp_path)
     assert [(run.config.evaluate.features, run.config.evaluate.reference, run.config.evaluate.num) for run in planned] == [
         ("inception", "cifar10-32x32", 50_000)]
     *_, cost = reproduce.estimate_cost(["figure8"], "paper", tmp_path)
@@ -54,29 +54,8 @@ def test_paper_scale_measures_fid_and_says_its_cost(tmp_path):
     assert cost.startswith(f"about {hours:,.0f}"[:9]) and "8 GPUs" in cost
 
 
-def test_a_report_has_table_numbers_and_plot(tmp_path):
-    files = reproduce.reproduce("figure7", "bundled", tmp_path, seeds=2, overrides=SMALL[:-1])
-    assert [path.name for path in files] == ["figure7.md", "figure7.json", "figure7.png"]
-    record = json.loads((tmp_path / "figure7.json").read_text())
-    assert [len(curve["runs"]) for curve in record["curves"].values()] == [2, 2]
-    for curve in record["curves"].values():
-        for run in curve["runs"]:
-            assert [step for step, _ in run["fd"]] == [2, 4] and run["commit"] and run["seed"] in (0, 1)
-    text = (tmp_path / "figure7.md").read_text()
-    last = record["curves"]["l2"]["runs"][1]["fd"][-1][1]
-    assert f"{last:.2f}" in text and "5.85" in text and "3.92" in text and "figure7.png" in text
-    assert (tmp_path / "figure7-samples.png").stat().st_size > 500
-
-
-@pytest.mark.parametrize("name", ["figure8", "samples", "table7"])
-def test_pictures(name, tmp_path):
-    reproduce.reproduce(name, "bundled", tmp_path, seeds=1, overrides=SMALL)
-    assert (tmp_path / f"{name}.md").exists()
-    assert (tmp_path / (f"{name}.png" if name != "table7" else "table7-samples.png")).stat().st_size > 500
-
-
 def test_finished_runs_are_not_trained_again_and_stopped_ones_go_on(tmp_path, monkeypatch):
-    experiment, scale = EXPERIMENTS["table3"], reproduce.SCALES["bundled"]
+    experiment, scale = EXPERIMENTS["table3"], SCALES["bundled"]
     trained = []
     train = Distillation.train
     monkeypatch.setattr(Distillation, "train",
@@ -88,7 +67,7 @@ def test_finished_runs_are_not_trained_again_and_stopped_ones_go_on(tmp_path, mo
     (folder / "student" / "config.json").unlink()  # as if it had been stopped before the end
     trained.clear()
     reproduce.reproduce("table3", "bundled", tmp_path, seeds=1, overrides=SMALL)
-    assert len(trained) == 3 and all(run.done for run in reproduce.plan_runs(experiment, scale, tmp_path, 1, SMALL))
+    assert len(trained) == 3 and all(run.done for run in plan_runs(experiment, scale, tmp_path, 1, SMALL))
     assert [r["step"] for r in read_metrics(folder)] == [r["step"] for r in before]  # continued, no line doubled
     trained.clear()
     reproduce.reproduce("table3", "bundled", tmp_path, seeds=1, overrides=SMALL)

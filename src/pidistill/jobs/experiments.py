@@ -6,8 +6,15 @@ experiments share it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from pidistill.core.registry import suggest_choices
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
+from pidistill.training.log import read_metrics
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,18 @@ class Experiment:
     kind: Literal["table", "curves", "trajectories", "samples"]
     paper: dict[str, str]  # by curve: what the paper reports of it
     finding: str           # the paper's, to be read against ours
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is repeated, and how its runs are measured."""
+
+    preset: str
+    metric: str       # key in the records of a run
+    unit: str         # the metric's name in tables
+    seeds: int        # training seeds of every curve
+    paper_steps: bool  # train as long as the paper, instead of as long as the preset says
+    settings: tuple[str, ...] = ()  # beside the preset's
 
 
 PAPER_TEACHER = "2.04"  # EDM on CIFAR-10, Tables 1 and 7
@@ -70,3 +89,61 @@ EXPERIMENTS = {
     "samples": Experiment("Samples of the same noise", "Figures 9 and 10, Appendix A.6", "samples",
                           {"base": "", "small": ""}, "the student's images are the teacher's, image for image"),
 }
+
+SCALES = {
+    "bundled": Scale("digits_paper", "fd", "FD %", 2, False),
+    "paper": Scale("cifar10", "fid", "FID", 1, True, (
+        "evaluate.every=10000", "evaluate.features=inception", "evaluate.reference=cifar10-32x32")),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One curve with one training seed."""
+
+    curve: str
+    seed: int
+    config: DistillConfig
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.out)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is finished: its student is saved."""
+        return (self.folder / "student" / "config.json").exists()
+
+    def records(self, metric: str) -> list[tuple[int, float]]:
+        """Read (step, value) of every evaluation from the run's metrics."""
+        return [(record["step"], record[metric]) for record in read_metrics(self.folder) if metric in record]
+
+
+def plan_runs(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = None,
+         overrides: Sequence[str] = ()) -> list[Run]:
+    """Plan the runs of an experiment, those first that other experiments share.
+
+    experiment, scale: what is compared, and how large.
+    out: the folder of the results.
+    seeds: training seeds of every curve, if not the scale's.
+    overrides: `key=value` for all runs.
+    """
+    runs = []
+    for curve in sorted(experiment.paper, key=lambda name: name != "base"):
+        for seed in range(seeds or scale.seeds):
+            folder = out / "curves" / f"{curve}-seed{seed}"
+            steps = [f"train.steps={CURVES[curve].paper_steps}"] if scale.paper_steps else []
+            values = {**CURVES[curve].overrides, "train.seed": seed, "out": str(folder)}
+            runs.append(Run(curve, seed, load_config(DistillConfig, scale.preset,
+                                                     [*scale.settings, *steps, *overrides, *values.items()])))
+    return runs
+
+
+def find_experiment(name: str, scale_name: str) -> tuple[Experiment, Scale]:
+    """Find an experiment and a scale by their names. Raises PidistillError for unknown ones."""
+    if name not in EXPERIMENTS:
+        raise suggest_choices("experiment", name, list(EXPERIMENTS))
+    if scale_name not in SCALES:
+        raise suggest_choices("scale", scale_name, list(SCALES))
+    return EXPERIMENTS[name], SCALES[scale_name]
