@@ -22,23 +22,27 @@ from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import load_student
 from pidistill.training.log import read_metrics
 
+COLUMNS = {"precision": ".3f", "recall": ".3f", "spread": ".3f"}  # those of the table that are there if they were measured
 
-def write_experiment(name: str, command: str, scale: Scale, runs: list[Run], teacher: Denoiser,
-                     teacher_numbers: dict[str, float], out: Path) -> list[Path]:
+
+def write_experiment(name: str, command: str, scale: Scale, runs: list[Run], measured: dict[str, dict[str, float]],
+                     teacher: Denoiser, out: Path) -> list[Path]:
     """Write the report of an experiment and give its paths: NAME.md, NAME.json (raw numbers) and NAME.png.
 
     name, scale: of the experiment.
     command: that repeats it.
     runs: all finished.
-    teacher, teacher_numbers: the teacher of the runs, and what was measured of it.
+    measured: the numbers of the teacher (`teacher`), and those of finished students by their runs' names, where they have
+        been measured once more.
+    teacher: of the runs.
     out: the folder.
     """
     experiment = EXPERIMENTS[name]
     runs_of = {curve: [run for run in runs if run.curve == curve] for curve in experiment.paper}
-    curves = {curve: gather_curve(curve, runs_of[curve], experiment.paper[curve], scale) for curve in runs_of}
+    curves = {curve: gather_curve(curve, runs_of[curve], experiment.paper[curve], scale, measured) for curve in runs_of}
     record = {
-        "experiment": name, "title": experiment.title, "paper": experiment.section, "preset": scale.preset,
-        "command": command, "teacher": teacher_numbers,
+        "experiment": name, "title": experiment.title, "paper": experiment.source, "preset": scale.preset,
+        "command": command, "teacher": measured["teacher"],
         "curves": {name: curve.record() for name, curve in curves.items()},
         "commit": find_commit(), "versions": list_versions(), "threads": torch.get_num_threads()}
     write_json(out / f"{name}.json", record)
@@ -47,7 +51,7 @@ def write_experiment(name: str, command: str, scale: Scale, runs: list[Run], tea
         seeds = list(range(4))
         draw_trajectory(picture, load_student(runs[0].folder), teacher, seeds, labels_of(seeds, teacher.num_classes))
     elif experiment.kind == "curves":
-        plot_curves(picture, list(curves.values()), scale.metric, scale.unit)
+        plot_curves(picture, [place_curve(curve, scale.metric) for curve in curves.values()], scale.metric, scale.unit)
     if experiment.kind != "trajectories":
         grid = picture if experiment.kind == "samples" else out / f"{name}-samples.png"
         draw_samples(grid, runs_of, teacher)
@@ -55,22 +59,40 @@ def write_experiment(name: str, command: str, scale: Scale, runs: list[Run], tea
     return [out / f"{name}{end}" for end in (".md", ".json", ".png") if (out / f"{name}{end}").exists()]
 
 
-def gather_curve(name: str, runs: Sequence[Run], paper: str, scale: Scale) -> Curve:
+def gather_curve(name: str, runs: Sequence[Run], paper: str, scale: Scale, measured: dict[str, dict[str, float]]) -> Curve:
     """Gather a curve's runs as they are plotted and recorded.
 
     name, runs: of the curve.
     paper: what the paper reports of it.
     scale: which says how it is measured.
+    measured: as `write_experiment` takes it.
     """
     lines: list[dict[str, Any]] = []
     for run in runs:
-        evaluations = {key: run.records(key) for key in (scale.metric, "trajectory_rmse")}
+        evaluations = {key: run.records(key) for key in (scale.metric, "trajectory_rmse", "spread")}
+        provenance = read_json(run.folder / "student" / "provenance.json")
+        step = provenance.get("steps", run.config.train.steps)  # which is not the last one if the best student was kept
+        numbers = {key: dict(values)[step] for key, values in evaluations.items() if step in dict(values)}
         lines.append({"seed": run.seed, "steps": run.config.train.steps, "batch": run.config.train.batch,
-                      "commit": read_json(run.folder / "student" / "provenance.json")["commit"],
-                      "parameters": count_parameters(load_student(run.folder)),
-                      "seconds": read_metrics(run.folder)[-1]["seconds"],
+                      "commit": provenance["commit"], "parameters": count_parameters(load_student(run.folder)),
+                      "seconds": read_seconds(run),
+                      **({"start": {"curve": run.start.curve, "steps": run.start.config.train.steps,
+                                    "seconds": read_seconds(run.start)}} if run.start else {}),
+                      "student": {"step": step, **numbers, **measured.get(run.folder.name, {})},
                       **{key: values for key, values in evaluations.items() if values}})
     return Curve(CURVES[name].label, lines, {"overrides": CURVES[name].overrides, "paper": paper})
+
+
+def read_seconds(run: Run) -> float:
+    """Read the seconds of a run, with its evaluations."""
+    return read_metrics(run.folder)[-1]["seconds"]
+
+
+def place_curve(curve: Curve, metric: str) -> Curve:
+    """Place a curve in the plot: its iterations follow those of the run that it starts from."""
+    return Curve(curve.label, [
+        {metric: [(run.get("start", {"steps": 0})["steps"] + step, value) for step, value in run.get(metric, [])]}
+        for run in curve.runs])
 
 
 def draw_samples(path: Path, curves: dict[str, list[Run]], teacher: Denoiser, columns: int = 16) -> None:
@@ -93,16 +115,23 @@ def format_report(name: str, experiment: Experiment, scale: Scale, record: dict[
     name, experiment, scale: what was repeated.
     record: the raw numbers, as they stand in NAME.json.
     """
-    trained = sorted({run["commit"][:12] for curve in record["curves"].values() for run in curve["runs"]})
-    lines = [f"## {experiment.title} ({experiment.section})", "",
+    curves, teacher = record["curves"].values(), record["teacher"]
+    trained = sorted({run["commit"][:12] for curve in curves for run in curve["runs"]})
+    more = [key for key in COLUMNS if any(key in run["student"] for curve in curves for run in curve["runs"])]
+    reported = any(experiment.paper.values())
+    head = ["run", "parameters", "steps", *(["paper, FID"] if reported else []), f"{scale.unit}, each seed", "mean",
+            "r.m.s. to teacher", *more, "s"]
+    rows = [head, ["---"] * len(head)]
+    if scale.metric in teacher:
+        rows.append(["teacher", "", "", *([PAPER_TEACHER] if reported else []), f"{teacher[scale.metric]:.2f}", "", "0",
+                     *(format_mean([teacher[key]] if key in teacher else [], COLUMNS[key]) for key in more), ""])
+    rows += [format_curve(curve, scale.metric, more, reported) for curve in curves]
+    lines = [f"## {experiment.title} ({experiment.source})", "",
              f"`{record['command']}`, preset `{record['preset']}`, trained at commit {', '.join(trained)}, torch "
-             f"{record['versions']['torch']}. The paper: {experiment.finding}.", "",
-             f"| run | parameters | steps | paper, FID | {scale.unit}, each seed | mean | r.m.s. to teacher | s |",
-             "|---|---|---|---|---|---|---|---|"]
-    if scale.metric in record["teacher"]:
-        lines.append(f"| teacher | | | {PAPER_TEACHER} | {record['teacher'][scale.metric]:.2f} | | 0 | |")
-    for curve in record["curves"].values():
-        lines.append(format_curve(curve, scale.metric))
+             f"{record['versions']['torch']}. Found there: {experiment.finding}.", "",
+             *(f"| {' | '.join(row)} |" for row in rows)]
+    if any("start" in run for curve in curves for run in curve["runs"]):
+        lines += ["", "Steps, and seconds with evaluations: of the run that a student starts from, and of its own."]
     if experiment.kind != "table":
         lines += ["", f"![{experiment.title}]({name}.png)"]
     if experiment.kind in ("table", "curves"):
@@ -110,17 +139,28 @@ def format_report(name: str, experiment: Experiment, scale: Scale, record: dict[
     return "\n".join(lines) + "\n"
 
 
-def format_curve(curve: dict[str, Any], metric: str) -> str:
-    """Format a curve's line of the table: last values, by training seed."""
-    runs = curve["runs"]
+def format_curve(curve: dict[str, Any], metric: str, more: Sequence[str], reported: bool) -> list[str]:
+    """Format a curve's line of the table, cell by cell: the numbers of its students, by training seed.
 
-    def mean(values: list[float], form: str) -> str:
-        return format(sum(values) / len(values), form) if values else "-"
+    metric: whose numbers of all seeds are shown.
+    more: the keys of the last columns.
+    reported: whether there is a column of the paper's numbers.
+    """
+    runs, start = curve["runs"], [run["start"] for run in curve["runs"] if "start" in run]
 
-    def last(key: str) -> list[float]:
-        return [run[key][-1][1] for run in runs if run.get(key)]
+    def list_numbers(key: str) -> list[float]:
+        return [run["student"][key] for run in runs if key in run["student"]]
 
-    cells = [curve["label"], f"{runs[0]['parameters']:,}", runs[0]["steps"], curve["paper"],
-             ", ".join(format(value, ".2f") for value in last(metric)) or "-", mean(last(metric), ".2f"),
-             mean(last("trajectory_rmse"), ".3f"), mean([run["seconds"] for run in runs], ".0f")]
-    return f"| {' | '.join(map(str, cells))} |"
+    seconds = format_mean([run["seconds"] for run in runs], ".0f")
+    return [curve["label"], f"{runs[0]['parameters']:,}",
+            f"{start[0]['steps']} + {runs[0]['steps']}" if start else str(runs[0]["steps"]),
+            *([curve["paper"]] if reported else []),
+            ", ".join(format(value, ".2f") for value in list_numbers(metric)) or "-",
+            format_mean(list_numbers(metric), ".2f"), format_mean(list_numbers("trajectory_rmse"), ".3f"),
+            *(format_mean(list_numbers(key), COLUMNS[key]) for key in more),
+            f"{format_mean([run['seconds'] for run in start], '.0f')} + {seconds}" if start else seconds]
+
+
+def format_mean(values: Sequence[float], form: str) -> str:
+    """Format the mean of values, or a dash where there are none."""
+    return format(sum(values) / len(values), form) if values else "-"
