@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,20 +63,25 @@ def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Ru
 
 
 def reproduce(
-        experiment: Annotated[str, typer.Argument(help="table3, table7, figure3 to figure8, samples, or all.")],
+        experiment: Annotated[str, typer.Argument(help="table3, table7, figure3 to figure8, samples, correction, or all.")],
         scale: Annotated[str, typer.Option(help="bundled: digits, minutes a run; paper: CIFAR-10, GPU-days.")] = "bundled",
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default runs/reproduce-SCALE.")] = None,
         seeds: Annotated[int | None, typer.Option(min=1, max=10, help="Training seeds of every run.")] = None,
+        only: Annotated[list[str] | None, typer.Option("--only", help="Train the runs called so, such as joint-seed1 or "
+                                                       "'*-seed0', without a report: for several programs at once. "
+                                                       "Repeatable.")] = None,
         plan: Annotated[bool, typer.Option("--plan", help="Print what it would train and its cost, and stop.")] = False,
         override: Overrides = None) -> None:
-    """Repeat an experiment of the paper; a table, a plot and the raw numbers. Goes on where it stopped."""
+    """Repeat an experiment of the paper, or compare corrections; a table, a plot and the raw numbers. Goes on where it
+    stopped."""
     from pidistill.jobs import reproduce
     from pidistill.jobs.experiments import EXPERIMENTS
 
     folder = out or Path(f"runs/reproduce-{scale}")
     names = list(EXPERIMENTS) if experiment == "all" else [experiment]
-    print("\n".join(reproduce.estimate_cost(names, scale, folder, seeds, override or [])))
+    options: dict[str, Any] = {"seeds": seeds, "overrides": override or [], "only": only or []}
+    print("\n".join(reproduce.estimate_cost(names, scale, folder, **options)))
     if not plan:
         for name in names:
-            for path in reproduce.reproduce(name, scale, folder, seeds=seeds, overrides=override or []):
+            for path in reproduce.reproduce(name, scale, folder, **options):
                 print(path)

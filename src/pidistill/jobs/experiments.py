@@ -1,36 +1,96 @@
-"""The paper's experiments: which runs each compares, what differs in them, and the numbers that the paper reports.
+"""Experiments: which runs each compares, what differs in them, and the numbers that the paper reports.
 
 A curve is what one setting gives; it differs from the scale's preset in the keys given here and in nothing else, so that
-experiments share it.
+experiments share it. Of a preset that trains in stages (`objective.first`) a curve is one stage: those of the last start,
+seed by seed, from the students of one curve of the first, `SHARED_START`, which is trained once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Literal
+
+from pidistill.core.errors import PidistillError
+from pidistill.core.registry import suggest_choices
+from pidistill.objectives.base import find_objective
+from pidistill.training.config import DistillConfig
+from pidistill.training.config_file import load_config
+from pidistill.training.log import read_metrics
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One curve: its label, what differs from the preset, and how far the paper trains it (the end of its figure's axis)."""
+    """One curve: its label, and what differs from the preset.
+
+    paper_steps, steps: how far it is trained at the paper's scale (the end of its figure's axis) and at that of the digits,
+        if not as far as the preset says.
+    first: the curve is the preset's first stage, instead of its last.
+    """
 
     label: str
     overrides: dict[str, Any] = field(default_factory=dict)
-    paper_steps: int = 200_000
+    paper_steps: int | None = None
+    steps: int | None = None
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large an experiment is repeated, and how its runs are measured."""
+
+    preset: str
+    metric: str       # key in the records of a run
+    unit: str         # the metric's name in tables
+    seeds: int        # training seeds of every curve
+    paper_steps: bool  # train as long as the paper, instead of as long as the preset says
+    settings: tuple[str, ...] = ()  # beside the preset's
+    metrics: tuple[str, ...] = ()   # files of `metrics/` that finished students are measured by, beside the Frechet distance
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment of the paper. kind: a table of last values, curves over iterations, trajectories, or sample grids."""
+    """An experiment of a paper. kind: a table of last values, curves over iterations, trajectories, or sample grids."""
 
     title: str
-    section: str
+    source: str            # a section of PID's paper, or another paper
     kind: Literal["table", "curves", "trajectories", "samples"]
     paper: dict[str, str]  # by curve: what the paper reports of it
     finding: str           # the paper's, to be read against ours
+    scales: dict[str, Scale] = field(default_factory=dict)  # by name, if not `SCALES`
+
+
+def set_correction(label: str, share: float, correction: str = "distribution_matching", **setting: Any) -> Setting:
+    """Describe a curve of the preset's correction, whose row says which one it is and its share, whatever the preset says.
+
+    setting: more of `Setting`; its overrides come beside these.
+    """
+    overrides = {"objective.share": share, "objective.correction": correction}
+    if share == 1 or correction == "score_identity":
+        overrides["objective.balanced"] = False  # there is nothing to balance it with
+    return Setting(label, overrides | setting.pop("overrides", {}), **setting)
 
 
 PAPER_TEACHER = "2.04"  # EDM on CIFAR-10, Tables 1 and 7
+
+SHARED_START = "pid-start"  # the curve from whose students those of a last stage start
+
+CORRECTIONS = {
+    SHARED_START: Setting("PID, from whose student the others start", first=True),
+    # As many operations as SHARED_START and a corrected curve have together, which a test counts.
+    "pid": Setting("PID alone, for as long as with a correction", paper_steps=1_000_000, steps=700, first=True),
+    "corrected": set_correction("correction alone", 1.0),
+    "corrected-from-teacher": set_correction("correction alone, from the teacher's weights, for as long",
+                                             1.0, overrides={"objective.first": None}, paper_steps=1_000_000, steps=300),
+    "joint": set_correction("PID and correction, half of the batch each", 0.5),
+    "joint-quarter": set_correction("PID and correction, a quarter of the batch corrected", 0.25),
+    "joint-low-noise": set_correction("PID and correction, half each, noise up to t = 3", 0.5,
+                                      overrides={"objective.level_max": 3.0}),
+    "sid": set_correction("score identity alone", 1.0, "score_identity"),
+    "joint-sid": set_correction("PID and score identity, half of the batch each", 0.5, "score_identity"),
+}
 
 CURVES = {
     # First order, N = 250, teacher's weights, perceptual distance.
@@ -39,10 +99,24 @@ CURVES = {
     "central": Setting("2nd order, three evaluations", {"objective.scheme": "central"}, 800_000),
     "small": Setting("half the channels, random start", {"student.init": "random", "student.width": 0.5}, 800_000),
     "autodiff": Setting("automatic differentiation", {"objective.scheme": "autodiff"}, 50_000),
-    "random": Setting("random start", {"student.init": "random"}),
-    "no-stop-gradient": Setting("without stop-gradient", {"objective.stop_gradient": False}),
+    "random": Setting("random start", {"student.init": "random"}, 200_000),
+    "no-stop-gradient": Setting("without stop-gradient", {"objective.stop_gradient": False}, 200_000),
     "l2": Setting("L2", {"objective.distance": "l2"}, 800_000),
-    **{f"N{n}": Setting(f"N = {n}", {"grid.points": n}) for n in (35, 80, 120, 200, 500, 1000)},
+    **{f"N{n}": Setting(f"N = {n}", {"grid.points": n}, 200_000) for n in (35, 80, 120, 200, 500, 1000)},
+    **CORRECTIONS,
+}
+
+FID_OF_CIFAR10 = ("evaluate.every=10000", "evaluate.features=inception", "evaluate.reference=cifar10-32x32")
+
+SCALES = {
+    "bundled": Scale("digits_paper", "fd", "FD %", 2, False),
+    "paper": Scale("cifar10", "fid", "FID", 1, True, FID_OF_CIFAR10),
+}
+
+CORRECTION_SCALES = {
+    "bundled": Scale("digits_corrected", "fd", "FD %", 2, False, ("evaluate.every=25", "objective.first.evaluate.every=100"),
+                     ("precision_recall",)),
+    "paper": Scale("cifar10_corrected", "fid", "FID", 1, True, (*FID_OF_CIFAR10, "objective.first.evaluate.every=10000")),
 }
 
 EXPERIMENTS = {
@@ -69,4 +143,96 @@ EXPERIMENTS = {
                           "the student's states follow the teacher's at every time, not only at its end"),
     "samples": Experiment("Samples of the same noise", "Figures 9 and 10, Appendix A.6", "samples",
                           {"base": "", "small": ""}, "the student's images are the teacher's, image for image"),
+    "correction": Experiment("PID and the correction, alone and together", "FreeFlow, CVPR 2026", "curves",
+                             dict.fromkeys(CORRECTIONS, ""),
+                             "prediction alone stalls, the correction alone collapses, and without high noise it fails",
+                             CORRECTION_SCALES),
 }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One curve with one training seed. start: the run from whose student it starts, if that is one of the experiment's."""
+
+    curve: str
+    seed: int
+    config: DistillConfig
+    start: Run | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.out)
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is finished: its student is saved."""
+        return (self.folder / "student" / "config.json").exists()
+
+    def records(self, metric: str) -> list[tuple[int, float]]:
+        """Read (step, value) of every evaluation from the run's metrics."""
+        return [(record["step"], record[metric]) for record in read_metrics(self.folder) if metric in record]
+
+
+def plan_runs(experiment: Experiment, scale: Scale, out: Path, seeds: int | None = None, overrides: Sequence[str] = (),
+              only: Sequence[str] = ()) -> list[Run]:
+    """Plan the runs of an experiment, those first that others share or start from.
+
+    experiment, scale: what is compared, and how large.
+    out: the folder of the results.
+    seeds: training seeds of every curve, if not the scale's.
+    overrides: `key=value` for all runs.
+    only: patterns such as `joint-seed0` or `*-seed1`; the runs that are called so, and those that they start from.
+    """
+    runs: dict[tuple[str, int], Run] = {}
+    for curve in sorted(experiment.paper, key=lambda name: name not in ("base", SHARED_START)):
+        for seed in range(seeds or scale.seeds):
+            config = configure(CURVES[curve], scale, seed, out / "curves" / f"{curve}-seed{seed}", overrides)
+            start = runs[SHARED_START, seed] if config.student.init == "previous" else None
+            if start:  # by its folder, so that the run is an ordinary one
+                student = config.student.model_copy(update={"init": str(start.folder / "student")})
+                config = config.model_copy(update={"student": student})
+            runs[curve, seed] = Run(curve, seed, config, start)
+    return select_runs([*runs.values()], only)
+
+
+def configure(setting: Setting, scale: Scale, seed: int, folder: Path, overrides: Sequence[str]) -> DistillConfig:
+    """Give the settings of a run: the scale's preset, what `overrides` say, and at last what makes it this curve.
+
+    setting, scale: of the curve.
+    seed: of its training.
+    folder: where it is trained.
+    """
+    steps = setting.paper_steps if scale.paper_steps else setting.steps
+    key = "objective.first.train.steps" if setting.first else "train.steps"
+    config = load_config(DistillConfig, scale.preset, [
+        *scale.settings, *([f"{key}={steps}"] if steps else []), *overrides, *setting.overrides.items(),
+        ("train.seed", seed), ("out", str(folder))])
+    stages: list[DistillConfig] = find_objective(config.objective["name"]).stages(config)
+    if setting.first and len(stages) == 1:
+        raise PidistillError(f"{folder.name} is the run of objective.first, which {scale.preset} must have and the settings "
+                             "must not take away")
+    return stages[0 if setting.first else -1]
+
+
+def select_runs(runs: list[Run], only: Sequence[str]) -> list[Run]:
+    """Select the runs whose folders' names match one of the patterns, and those that they start from; without any, all.
+
+    Raises PidistillError for a pattern that matches none.
+    """
+    names = [run.folder.name for run in runs]
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise suggest_choices("run", pattern, names)
+    asked = [run for run in runs if not only or any(fnmatchcase(run.folder.name, pattern) for pattern in only)]
+    needed = [run.start for run in asked if run.start]
+    return [run for run in runs if run in asked or run in needed]
+
+
+def find_experiment(name: str, scale_name: str) -> tuple[Experiment, Scale]:
+    """Find an experiment and a scale of it by their names. Raises PidistillError for unknown ones."""
+    if name not in EXPERIMENTS:
+        raise suggest_choices("experiment", name, list(EXPERIMENTS))
+    if scale_name not in SCALES:
+        raise suggest_choices("scale", scale_name, list(SCALES))
+    return EXPERIMENTS[name], (SCALES | EXPERIMENTS[name].scales)[scale_name]
