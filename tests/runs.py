@@ -10,6 +10,8 @@ import sys
 
 import torch
 
+from pidistill.jobs.distill import build_objective
+from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.base import Setup
@@ -86,3 +88,13 @@ def run_verb(*args: object, processes: int = 1) -> subprocess.CompletedProcess[s
     launch = [] if processes == 1 else ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
     return subprocess.run([sys.executable, "-m", *launch, "pidistill.cli", *map(str, args)], capture_output=True, text=True,
                           timeout=200, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+
+
+def train_student(folder, teacher, values: dict) -> Student:
+    """Train a student in a new folder, and save its average there, so that another run can start from it."""
+    config = load_config(DistillConfig, "default", {"ema": 0.95, "log.every": 1000, "out": str(folder)} | values)
+    folder.mkdir(parents=True)
+    averages = train(build_objective(config, teacher), config, folder).averages
+    student = averages[config.ema[0]]["student"]
+    student.save(folder / "student")
+    return student
