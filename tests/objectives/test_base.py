@@ -84,6 +84,12 @@ def test_a_phase_is_due_every_so_many_steps_from_the_first_on(every, due, last):
     assert all(phase.is_due(phase.find_last(step)) for step in range(100))
 
 
+def test_a_phase_may_begin_later():
+    phase = Phase("late", ("student",), every=2, first=3)
+    assert [step for step in range(9) if phase.is_due(step)] == [3, 5, 7]
+    assert [phase.find_last(step) for step in range(7)] == [3, 3, 3, 3, 3, 5, 5]
+
+
 def test_a_follower_of_no_network_is_refused():
     for stray in ("generator", "teacher", "mean"):  # nothing; what is called; another follower
         with pytest.raises(PidistillError, match=f"^Example: a follower of '{stray}', which is no network$"):

@@ -199,6 +199,35 @@ def test_fake_steps_are_those_of_the_run():
     assert [step for step in range(11) if student.is_due(step)] == [0, 5, 10] and all(map(fake.is_due, range(11)))
 
 
+def test_the_student_alone_waits_for_the_warm_up(tmp_path):
+    """It takes no step until then: zeros in Adam's second moment would make the steps after it several times the rate."""
+    assert [corrected(share=share, warmup=5, fake_steps=2).phases()[1].first for share in (1.0, 0.5)] == [5, 0]
+    options = {"objective.share": 1.0, "objective.warmup": 3, "checkpoint.every": 1, "optimizer.name": "adam",
+               "optimizer.warmup": 1, "log.every": 1}
+    steps, config = [], configure(tmp_path / "b", **options)
+    (tmp_path / "b").mkdir()
+    objective = build_objective(config, load_teacher(config.teacher))
+    student = objective.networks["student"]
+    of = lambda: torch.cat([p.detach().flatten().clone() for p in student.parameters()])
+    before = of()
+    for step in take_steps(objective, config, tmp_path / "b"):
+        steps.append((of() - before).abs().max().item())
+        before = of()
+        if step.number == 5:
+            break
+    assert steps[:3] == [0, 0, 0] and steps[3] == pytest.approx(5e-4, rel=1e-3) and 5e-4 < steps[4] < 1.1e-3
+    whole = run(tmp_path / "a", **options)
+    for name in ("b", "c"):  # "c" is left before the student's first step, when its optimiser has no state
+        if name == "c":
+            (tmp_path / "c").mkdir()
+            config = configure(tmp_path / "c", **options)
+            for step in take_steps(build_objective(config, load_teacher(config.teacher)), config, tmp_path / "c"):
+                if step.number == 2:
+                    break
+        assert torch.equal(run(tmp_path / name, **options), whole)
+        assert metrics(tmp_path / name) == metrics(tmp_path / "a")
+
+
 def test_fake_optimizer_is_the_fake_s_alone():
     fake, student = corrected(fake_optimizer={"lr": 2e-3, "betas": (0.5, 0.9)}).phases()
     assert fake.optimizer == {"name": "adam", "lr": 2e-3, "betas": (0.5, 0.9), "weight_decay": 0.0}

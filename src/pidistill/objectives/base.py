@@ -83,7 +83,9 @@ class Phase:
     trains: the names of networks; the others are constants meanwhile, through which gradients pass.
     draw: (generator, step) -> the random numbers of one sample; those of a batch are stacked.
     loss: (batch, step) -> the loss of every sample, (B,). Only the trainer averages.
-    every: the phase is taken in the steps, counted from 0, that this divides.
+    every: the phase is taken in the steps first, first + every, first + 2 every, ..., counted from 0.
+    first: its rate's warm-up and decay begin there. A loss of zero until then would not be the same: Adam would count the
+        zeros in its second moment, and take steps of several times the rate afterwards.
     optimizer: settings that differ from the run's, such as {"lr": 1e-4, "betas": (0.0, 0.999)}.
     parts: in place of `draw` and `loss`, several losses, each on its share of the batch, one after the other.
     """
@@ -93,6 +95,7 @@ class Phase:
     draw: Draw | None = None
     loss: Loss | None = None
     every: int = 1
+    first: int = 0
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
 
@@ -107,11 +110,11 @@ class Phase:
 
     def is_due(self, step: int) -> bool:
         """Tell whether step number `step` takes this phase."""
-        return step % self.every == 0
+        return step >= self.first and (step - self.first) % self.every == 0
 
     def find_last(self, step: int) -> int:
-        """Give the last step, up to number `step`, that takes this phase."""
-        return step // self.every * self.every
+        """Find the last step up to number `step` that took this phase; the first that does where none has."""
+        return self.first + max(0, step - self.first) // self.every * self.every
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def check_contract(objective: Objective) -> None:
     if not names or len({*names}) < len(names):
         raise PidistillError(f"{where}: a step needs phases of different names, got {names}")
     for phase in phases:
-        if not phase.trains or phase.every < 1:
+        if not phase.trains or phase.every < 1 or phase.first < 0:
             raise PidistillError(f"{where}: the phase {phase.name} must train a network, in every step or each so many")
         shares = [part.share for part in phase.parts]
         if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-9:

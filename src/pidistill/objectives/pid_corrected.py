@@ -121,7 +121,8 @@ class PIDCorrected(PID):
         corrected = Part("correction", self.share, self.draw_correction, self.correct)
         followed = [Part("pid", 1 - self.share, self.draw, self.follow)] if self.share < 1 else []
         return [Phase("fake", ("fake",), self.draw_fake, self.imitate, optimizer=self.fake_optimizer),
-                Phase("student", ("student",), every=self.fake_steps, parts=(*followed, corrected))]
+                Phase("student", ("student",), every=self.fake_steps, first=0 if followed else self.warmup,
+                      parts=(*followed, corrected))]
 
     # Draws ----------------------------------------------------------------------------------------------------------------
 

@@ -63,7 +63,8 @@ class PhaseStep:
 
     def rate(self, step: int) -> float:
         """Give the learning rate of the last time, up to step number `step`, that the phase was taken."""
-        return learning_rate(self.settings, self.phase.find_last(step), self.steps)
+        first = self.phase.first
+        return learning_rate(self.settings, self.phase.find_last(step) - first, max(1, self.steps - first))
 
     def hold_others(self) -> AbstractContextManager:
         """Make the networks that the phase does not train constants meanwhile: whole, and without gradients."""
