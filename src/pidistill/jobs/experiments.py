@@ -67,9 +67,9 @@ def set_correction(label: str, share: float, correction: str = "distribution_mat
 
     setting: more of `Setting`; its overrides come beside these.
     """
-    overrides = {"objective.share": share, "objective.correction": correction}
-    if share == 1 or correction == "score_identity":
-        overrides["objective.balanced"] = False  # there is nothing to balance it with
+    overrides = {"objective.share": share, "objective.correction": correction, "objective.balanced": False}
+    if share < 1:
+        overrides["objective.weight"] = 40.0  # beside PID's loss the correction of weight 1 is lost, docs/correction.md
     return Setting(label, overrides | setting.pop("overrides", {}), **setting)
 
 

@@ -56,7 +56,8 @@ class PIDCorrected(PID):
     level_min, level_max: levels below and above are not asked for; by default all are. Where the teacher was hardly trained,
         as EDM's at t < 0.02, its own errors would be what the student learns.
     fake_steps: steps of the fake for each of the student. A step of the run is one of the fake.
-    warmup: steps before the student is corrected, in which the fake learns its images.
+    warmup: steps before the student is corrected, in which the fake learns its images; with a share of 1 the student takes
+        none until then.
     fake: its network: None for the teacher's, or one by description, {"name": ..., options}, or by a teacher's spec.
     fake_optimizer: settings of the fake that differ from the student's, such as {"lr": 2e-3}.
 
