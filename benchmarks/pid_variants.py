@@ -208,13 +208,14 @@ VARIANTS: dict[str, Variant] = {
 
 
 def show(records: list[dict[str, Any]], steps: int) -> str:
-    """The table of the records of runs of so many steps; both seeds in a cell."""
+    """The table of the records of runs of so many steps; all seeds in a cell."""
     rows = []
     for name in VARIANTS:
         runs = sorted((r for r in records if r["variant"] == name and r["steps"] == steps), key=lambda r: r["seed"])
         if runs:
             join = lambda key, digits, runs=runs: ", ".join(f"{r[key]:.{digits}f}" for r in runs)
-            rows.append([name, join("fd", 2), f"{mean(r['fd'] for r in runs):.2f}", join("trajectory_rmse", 4),
+            middle = f"{mean(r['fd'] for r in runs):.2f}" if len(runs) > 1 else "one seed"
+            rows.append([name, join("fd", 2), middle, join("trajectory_rmse", 4),
                          join("cpu_seconds", 0), join("seconds", 0)])
     return table(["variant", "FD %, each seed", "mean", "r.m.s. to teacher", "processor s", "s"], rows)
 
