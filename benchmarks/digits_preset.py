@@ -1,6 +1,6 @@
 """Which settings distil the bundled digits best in a given number of steps? The choice behind the preset `digits`.
 
-    python benchmarks/digits_preset.py --steps 150 [--only NAME ...] [--write benchmarks/results/digits_preset.md]
+    python -m benchmarks.digits_preset --steps 150 [--only NAME ...] [--write benchmarks/results/digits_preset.md]
 
 Every variant differs from the preset in what its name says, starts from the same weights, sees the same draws (seed 0)
 and is measured on the same 5,000 seeds that training never uses: FD (per cent, see README) and r.m.s. distance to the
@@ -8,28 +8,20 @@ teacher's own Heun solution (35 evaluations), for the raw weights and for their 
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.short_runs import train
 
 from pidistill.core.provenance import find_commit, list_versions
-from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.metrics.trajectory_rmse import rmse
-from pidistill.models.grid import Grid, karras_times
 from pidistill.models.samplers.base import sample_teacher
-from pidistill.models.student import Student
-from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.objectives.base import Setup
-from pidistill.training.batches import draw_batch
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.ema import EMA
-from pidistill.training.optimizer import learning_rate, make_optimizer
 
 BALANCED = {"name": "pid", "balance": 0.75}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,32 +40,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def train(config: DistillConfig, steps: int) -> tuple[Student, Student, float, float]:
-    """Raw student, averaged student, mean loss of the last tenth, seconds."""
-    teacher = load_teacher(config.teacher)
-    student = make_student(teacher)
-    grid = Grid(karras_times(config.grid.points, teacher.t_min, teacher.t_max, teacher.rho))
-    options = dict(config.objective)
-    objective = build("objectives", options.pop("name"), Setup(student, teacher, grid), **options)
-    phase, = objective.phases()
-    optimizer = make_optimizer(config.optimizer, student.parameters())
-    ema, losses, began = EMA(objective.networks, config.ema), [], time.perf_counter()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, steps)
-        batch = draw_batch(phase, 0, config.train.seed, step, range(config.train.batch), torch.device("cpu"))
-        loss = phase.loss(batch, step).mean()
-        loss.backward()
-        if config.optimizer.clip:
-            torch.nn.utils.clip_grad_norm_(student.parameters(), config.optimizer.clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(step)
-        losses.append(loss.item())
-    average: Any = ema.networks[config.ema[0]]["student"]
-    return student, average, sum(losses[-steps // 10:]) / (steps // 10), time.perf_counter() - began
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=150)
@@ -87,16 +53,17 @@ def main() -> None:
     labels = labels_of(seeds, teacher.num_classes)
     solutions = sample_teacher(teacher, seeds, labels)
     fd = lambda images: measure(images)["fd"]
-    lines = [f"`python benchmarks/digits_preset.py --steps {args.steps}`, {args.num} seeds, "
+    lines = [f"`python -m benchmarks.digits_preset --steps {args.steps}`, {args.num} seeds, "
              f"{torch.get_num_threads()} threads, "
              f"commit {find_commit()[:12]}, torch {list_versions()['torch']}. Teacher: FD {fd(solutions):.2f}.", "",
              "| variant | last loss | rms raw | rms average | FD raw | FD average | s |", "|---|---|---|---|---|---|---|"]
     print("\n".join(lines), flush=True)
     for name in args.only:
-        raw, average, loss, seconds = train(load_config(DistillConfig, "digits", VARIANTS[name]), args.steps)
-        images = [model.sample(seeds, labels, clip=False) for model in (raw, average)]
+        run = train(load_config(DistillConfig, "digits", {**VARIANTS[name], "train.steps": args.steps}))
+        images = [model.sample(seeds, labels, clip=False) for model in (run.raw, run.average)]
         rms, fds = [rmse(x, solutions) for x in images], [fd(x) for x in images]
-        lines.append(f"| {name} | {loss:.4f} | {rms[0]:.4f} | {rms[1]:.4f} | {fds[0]:.2f} | {fds[1]:.2f} | {seconds:.0f} |")
+        lines.append(f"| {name} | {run.loss:.4f} | {rms[0]:.4f} | {rms[1]:.4f} | {fds[0]:.2f} | {fds[1]:.2f} | "
+                     f"{run.seconds:.0f} |")
         print(lines[-1], flush=True)
     if args.write:
         args.write.write_text("\n".join(lines) + "\n")
