@@ -84,10 +84,10 @@ class Phase:
     draw: (generator, step) -> the random numbers of one sample; those of a batch are stacked.
     loss: (batch, step) -> the loss of every sample, (B,). Only the trainer averages.
     every: the phase is taken in the steps first, first + every, first + 2 every, ..., counted from 0.
-    first: its rate's warm-up and decay begin there. A loss of zero until then would not be the same: Adam would count the
-        zeros in its second moment, and take steps of several times the rate afterwards.
     optimizer: settings that differ from the run's, such as {"lr": 1e-4, "betas": (0.0, 0.999)}.
     parts: in place of `draw` and `loss`, several losses, each on its share of the batch, one after the other.
+    first: the step with which the phase begins, and its rate's warm-up and decay. A loss of zero until then would not be the
+        same: Adam would count the zeros in its second moment, and take steps of several times the rate afterwards.
     """
 
     name: str
@@ -95,9 +95,9 @@ class Phase:
     draw: Draw | None = None
     loss: Loss | None = None
     every: int = 1
-    first: int = 0
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
+    first: int = 0
 
     def __post_init__(self) -> None:
         if self.draw and self.loss and not self.parts:
