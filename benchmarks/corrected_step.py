@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.harness import alternate, table, timed, write
 from benchmarks.ours import device
 
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.batches import Microbatch, draw_batch
 from pidistill.training.config import DistillConfig

@@ -28,7 +28,7 @@ from benchmarks.networks import vgg_file
 from benchmarks.reference_step import PlainLPIPS, ReferenceStep, plain_networks
 from torch import nn
 
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import build_network_teacher, describe_teacher, load_teacher
 from pidistill.training.batches import draw_batch

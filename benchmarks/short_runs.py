@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.student import Student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.batches import draw_batch

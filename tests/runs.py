@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian

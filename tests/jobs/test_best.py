@@ -7,10 +7,9 @@ import json
 import pytest
 import torch
 
-from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json
 from pidistill.jobs.best import FIRST_SEED, BestStudent
-from pidistill.jobs.distill import Distillation, distil_in_steps, resume_distillation, run_distillation
+from pidistill.jobs.distill import distil_in_steps, resume_distillation, run_distillation
 from pidistill.models.student import load_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
@@ -84,15 +83,6 @@ def load_student_of(folder):
     from pidistill.models.student_init import make_student
 
     return make_student(load_teacher("gaussian:2"), "random", MLP).eval()
-
-
-@pytest.mark.parametrize("changes, words", [
-    ({"evaluate.every": None}, "evaluate.every, which is not set"),
-    ({"evaluate.keep_best": "trajectory_rms"}, "did you mean"),
-    ({"evaluate.keep_best": "fd"}, "choices: trajectory_rmse")])
-def test_what_cannot_choose_is_one_line(tmp_path, changes, words):
-    with pytest.raises(PidistillError, match=words):
-        Distillation(configure(tmp_path, **changes), load_teacher("gaussian:2,modes=4,std=0.1"))
 
 
 def test_the_command_says_it(cli, tmp_path):

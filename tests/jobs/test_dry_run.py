@@ -7,7 +7,7 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.jobs import dry_run as dryrun
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config

@@ -9,7 +9,7 @@ import pytest
 
 from pidistill.core.errors import PidistillError
 from pidistill.jobs import reproduce
-from pidistill.jobs.distill import Distillation
+from pidistill.jobs.distillation import Distillation
 from pidistill.jobs.dry_run import estimate_gpu_hours
 from pidistill.jobs.experiments import CORRECTION_SCALES, CURVES, EXPERIMENTS, SCALES, find_experiment, plan_runs
 from pidistill.objectives.pid_corrected import PIDCorrected

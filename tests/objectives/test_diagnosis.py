@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pidistill.jobs.distill import Distillation
+from pidistill.jobs.distillation import Distillation
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import MLP

@@ -10,7 +10,8 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.files.reading import read_json
-from pidistill.jobs.distill import build_objective, distil_in_steps, resume_distillation, run_distillation
+from pidistill.jobs.build_objective import build_objective
+from pidistill.jobs.distill import distil_in_steps, resume_distillation, run_distillation
 from pidistill.jobs.stages import list_stages
 from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
 from pidistill.models.student import load_student

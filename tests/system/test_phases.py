@@ -20,7 +20,8 @@ from pidistill.core.seeds import stream
 from pidistill.files import folders
 from pidistill.files.reading import read_json
 from pidistill.files.weights import read_tensors
-from pidistill.jobs.distill import build_objective, distill, resume_distillation
+from pidistill.jobs.build_objective import build_objective
+from pidistill.jobs.distill import distill, resume_distillation
 from pidistill.jobs.dry_run import dry_run
 from pidistill.jobs.inspect import describe
 from pidistill.models.teachers.base import load_teacher

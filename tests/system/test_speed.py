@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pidistill.core.precision import has_instructions
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts.native import build
 from pidistill.training import batches, setup

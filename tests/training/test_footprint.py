@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pidistill.core.precision import autocast
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.parts import native
 from pidistill.nets.parts.native import build

@@ -9,7 +9,7 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import autocast
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.base import build_net
 from pidistill.training.config import DistillConfig

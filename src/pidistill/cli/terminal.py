@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pidistill.core.profiles import Average
-    from pidistill.jobs.distill import DistillationResult
+    from pidistill.jobs.distillation import DistillationResult
 
 
 def parse_rates(text: str | None) -> list[Average | None]:

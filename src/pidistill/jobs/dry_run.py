@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pidistill.core.errors import PidistillError
-from pidistill.jobs.distill import build_objective
+from pidistill.jobs.build_objective import build_objective
 from pidistill.jobs.stages import list_stages, start_anew
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import load_teacher

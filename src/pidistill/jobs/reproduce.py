@@ -15,7 +15,7 @@ from pidistill.evaluation.evaluate import Evaluator
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
-from pidistill.jobs.distill import Distillation
+from pidistill.jobs.distillation import Distillation
 from pidistill.jobs.dry_run import estimate_gpu_hours, format_duration
 from pidistill.jobs.experiment_report import write_experiment
 from pidistill.jobs.experiments import CURVES, SCALES, Run, find_experiment, plan_runs

@@ -281,7 +281,7 @@ def test_download_is_checked_and_leaves_no_half_file(weights, tmp_path, monkeypa
 
 def test_it_costs_nothing_where_it_is_not_chosen():
     """No VGG16 and no package lpips in a run with another distance."""
-    code = ("import sys; from pidistill.jobs.distill import build_objective; "
+    code = ("import sys; from pidistill.jobs.build_objective import build_objective; "
             "from pidistill.models.teachers.base import load_teacher; "
             "from pidistill.training.config_file import DistillConfig, load_config; "
             "build_objective(load_config(DistillConfig, 'digits'), load_teacher('bundled:digits')); "
