@@ -111,6 +111,7 @@ class Rehearsal:
 
     def __init__(self, objective: Objective, config: RunConfig, gpu: bool, processes: int = 1):
         self.config, self.gpu, self.processes = config, gpu, processes
+        self.known: dict[tuple[int, bool], dict[str, dict[str, int]]] = {}  # of large networks a step takes many seconds
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.examples = [[draw_example(part, number) for part in phase.parts]
                          for number, phase in enumerate(objective.phases())]
@@ -128,10 +129,13 @@ class Rehearsal:
 
     def by_phase(self, micro: int, accumulate: bool) -> dict[str, dict[str, int]]:
         """Give the bytes at the fullest moment of every phase, by its name and by what they are for."""
-        phases = self.objective.phases()
-        return {phase.name: max((self.rehearse(phases, number, part, micro, accumulate or len(phase.parts) > 1)
+        if (micro, accumulate) not in self.known:
+            phases = self.objective.phases()
+            self.known[micro, accumulate] = {
+                phase.name: max((self.rehearse(phases, number, part, micro, accumulate or len(phase.parts) > 1)
                                  for part in range(len(phase.parts))), key=lambda sizes: sum(sizes.values()))
                 for number, phase in enumerate(phases)}
+        return self.known[micro, accumulate]
 
     def rehearse(self, phases: list[Phase], number: int, part: int, micro: int, accumulate: bool) -> dict[str, int]:
         """Give the bytes at the fullest moment of a part of phase `number`. Parameters as above."""
