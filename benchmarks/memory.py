@@ -91,7 +91,7 @@ def held() -> tuple[float, float]:
 
 def measured(name: str, plain: bool) -> float:
     """Bytes at the peak of two steps over those before, in this process."""
-    two_steps(name, plain, batch=1)  # reads the program's own pages
+    two_steps(name, plain, batch=2)  # reads the program's own pages
     gc.collect()
     before, _ = held()
     if torch.cuda.is_available():

@@ -104,6 +104,17 @@ def test_what_a_footprint_consists_of():
     assert exchanged["gradients"] == pytest.approx(2 * weights, rel=0.05)
 
 
+def test_parts_of_a_batch_go_through_one_after_the_other():
+    """All samples that a process has of a part, or fewer; never the whole batch's."""
+    config = configure(**{"objective": {"name": "pid_corrected", "share": 0.25}, "train.batch": 16})
+    rehearsal = Rehearsal(objective_of(config), config, gpu=False)
+    whole, twelve, six = (rehearsal.by_phase(micro, False) for micro in (16, 12, 6))
+    assert whole["student"] == twelve["student"] and whole["fake"][ACTIVATIONS] > 1.3 * twelve["fake"][ACTIVATIONS]
+    assert twelve["student"][ACTIVATIONS] == pytest.approx(2 * six["student"][ACTIVATIONS], rel=0.05)
+    halved = Rehearsal(objective_of(config), config, gpu=False, processes=2).by_phase(8, False)
+    assert halved["student"][ACTIVATIONS] == six["student"][ACTIVATIONS]
+
+
 def test_options_that_save_memory_do():
     lpips = {"name": "lpips", "weights": str(vgg_weights()), "size": 32}
     plain, parts = (rehearse(configure(**{"objective.distance": {**lpips, **more}}), gpu=True)

@@ -132,10 +132,17 @@ class Rehearsal:
         if (micro, accumulate) not in self.known:
             phases = self.objective.phases()
             self.known[micro, accumulate] = {
-                phase.name: max((self.rehearse(phases, number, part, micro, accumulate or len(phase.parts) > 1)
-                                 for part in range(len(phase.parts))), key=lambda sizes: sum(sizes.values()))
+                phase.name: max((self.rehearse(phases, number, part, samples, accumulate or len(phase.parts) > 1)
+                                 for part, samples in enumerate(self.count_samples(phase, micro))),
+                                key=lambda sizes: sum(sizes.values()))
                 for number, phase in enumerate(phases)}
         return self.known[micro, accumulate]
+
+    def count_samples(self, phase: Phase, micro: int) -> list[int]:
+        """Count the samples at a time of every part of a phase: `micro`, or all that a process has of it."""
+        if len(phase.parts) == 1:
+            return [micro]
+        return [min(micro, max(1, -(-len(ks) // self.processes))) for ks in phase.split(self.config.train.batch)]
 
     def rehearse(self, phases: list[Phase], number: int, part: int, micro: int, accumulate: bool) -> dict[str, int]:
         """Give the bytes at the fullest moment of a part of phase `number`. Parameters as above."""
