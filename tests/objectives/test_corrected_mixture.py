@@ -1,8 +1,8 @@
 """The correction on a mixture of four Gaussians in the plane, whose denoiser has a closed form.
 
 PID's student, trained for a short time, fills the square between the modes: a smooth map of the noise has to cross from one
-to the next. The correction makes the crossings steep. Of eight modes on the same circle it makes a ring in this time: so small
-a network hardly bends eight times. Distances are to exact draws, 20,000 each; two such sets are less than 0.01 apart.
+to the next. The correction makes the crossings steep. Of eight modes on the same circle it makes a ring in this time: so
+small a network hardly bends eight times. Distances are to exact draws, 20,000 each; two such sets are less than 0.01 apart.
 """
 
 from __future__ import annotations

@@ -162,6 +162,14 @@ def test_weight_multiplies_the_correction_alone():
     assert torch.equal(thrice.follow(pid), once.follow(pid))
 
 
+@pytest.mark.parametrize("options, balanced, weight", [
+    ({}, True, 1), ({"weight": 3}, False, 3), ({"weight": 3, "balanced": True}, True, 3), ({"balanced": False}, False, 1),
+    ({"share": 1}, False, 1), ({"correction": "score_identity"}, False, 1)])
+def test_the_correction_is_as_large_as_pid_s_loss_unless_its_weight_is_given(options, balanced, weight):
+    objective = corrected(**options)
+    assert (objective.balanced, objective.weight) == (balanced, weight)
+
+
 @pytest.mark.parametrize("scale", [1.0, 512.0])
 @pytest.mark.parametrize("weight", [0.3, 2.0])
 def test_balanced_gradients_have_the_ratio_that_is_asked_for(weight, scale):
@@ -334,7 +342,8 @@ def test_what_means_nothing_is_one_line(options, words):
 
 def configure(folder, **values) -> DistillConfig:
     options = {"teacher": "gaussian:2,modes=4,std=0.1,classes", "student": {"init": "random", "net": MLP}, "grid.points": 10,
-               "objective": {"name": "pid_corrected", "fake": MLP, "share": 0.5, "fake_optimizer": {"lr": 1e-3}},
+               "objective": {"name": "pid_corrected", "fake": MLP, "share": 0.5, "balanced": False,
+                             "fake_optimizer": {"lr": 1e-3}},
                "train.steps": 6, "train.batch": 8, "log.every": 2, "checkpoint.every": 2, "checkpoint.keep": 9, "ema": 0.9,
                "optimizer.lr": 1e-3, "evaluate.num": 8, "preview.every": 100, "out": str(folder)}
     return load_config(DistillConfig, "default", options | values)

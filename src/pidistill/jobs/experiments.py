@@ -114,7 +114,7 @@ SCALES = {
 }
 
 CORRECTION_SCALES = {
-    "bundled": Scale("digits_corrected", "fd", "FD %", 2, False, ("evaluate.every=40", "objective.first.evaluate.every=400"),
+    "bundled": Scale("digits_corrected", "fd", "FD %", 2, False, ("evaluate.every=70", "objective.first.evaluate.every=500"),
                      ("precision_recall",)),
     "paper": Scale("cifar10_corrected", "fid", "FID", 1, True, (*FID_OF_CIFAR10, "objective.first.evaluate.every=10000")),
 }

@@ -46,9 +46,10 @@ class PIDCorrected(PID):
     share: of the batch that is corrected; the rest has PID's loss. 1 is the correction alone.
     correction: `distribution_matching` or `score_identity`.
     alpha: of score_identity, 0.5 to 1.5 there.
-    weight: of the correction, or, of `balanced` size, how large it is as a multiple of PID's.
+    weight: of the correction, or, of `balanced` size, how large it is as a multiple of PID's; 1 by default.
     balanced: scale the correction so that its mean gradient at the image, over a microbatch of all processes, is `weight`
-        times that of PID's loss at its prediction (FreeFlow).
+        times that of PID's loss at its prediction (FreeFlow). By default so it is where both gradients are there and no
+        weight is given: unscaled, a correction is tens of times too small beside PID's loss.
     weighting: `error`, w as above, or `none`, w = 1: Diff-Instruct with w(t) = t^2.
     levels: noise levels t of the correction: `grid`, uniform among the grid's times, or `lognormal`.
     fake_levels: of the fake's training; by default those of the correction.
@@ -86,7 +87,7 @@ class PIDCorrected(PID):
     def __init__(self, setup: Setup, *, scheme: Any = "upwind", distance: Any = "l2", stop_gradient: bool = True,
                  balance: float = 0.0, floor: float = 1e-3, teacher_precision: Autocast | None = None, share: float = 0.5,
                  correction: Literal["distribution_matching", "score_identity"] = "distribution_matching",
-                 alpha: float = 1.0, weight: float = 1.0, balanced: bool = False,
+                 alpha: float = 1.0, weight: float | None = None, balanced: bool | None = None,
                  weighting: Literal["error", "none"] = "error",
                  levels: Literal["grid", "lognormal"] = "grid", fake_levels: Literal["grid", "lognormal"] | None = None,
                  p_mean: float = -1.2, p_std: float = 1.2, level_min: float | None = None,
@@ -97,10 +98,14 @@ class PIDCorrected(PID):
             raise PidistillError("objective.first: a distillation makes two runs of it (`PIDCorrected.stages`)")
         super().__init__(setup, scheme=scheme, distance=distance, stop_gradient=stop_gradient, balance=balance, floor=floor,
                          teacher_precision=teacher_precision)
+        comparable = share < 1 and correction == "distribution_matching"
+        if balanced is None:
+            balanced = comparable and weight is None
+        weight = 1.0 if weight is None else weight
         check_ranges({"share": (share, 0, 1), "weight": (weight, 0, math.inf), "p_std": (p_std, 0, math.inf),
                       "fake_steps": (fake_steps, 0, math.inf), "level_min": (level_min or 1, 0, math.inf),
                       "level_max": (level_max or 1, 0, math.inf)})
-        if balanced and (share == 1 or correction == "score_identity"):
+        if balanced and not comparable:
             raise PidistillError("objective.balanced=true compares the gradients of distribution_matching with those of "
                                  "PID's loss, and needs both: set objective.share below 1, and leave score_identity out")
         self.share, self.weight, self.balanced, self.weighting = share, weight, balanced, weighting
