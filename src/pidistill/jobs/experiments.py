@@ -82,14 +82,16 @@ CORRECTIONS = {
     # As many operations as SHARED_START and a corrected curve have together, which a test counts.
     "pid": Setting("PID alone, for as long as with a correction", paper_steps=1_000_000, steps=2340, first=True),
     "corrected": set_correction("correction alone", 1.0),
-    "corrected-from-teacher": set_correction("correction alone, from the teacher's weights, for as long",
-                                             1.0, overrides={"objective.first": None}, paper_steps=1_000_000, steps=585),
     "joint": set_correction("PID and correction, half of the batch each", 0.5),
     "joint-quarter": set_correction("PID and correction, a quarter of the batch corrected", 0.25),
-    "joint-low-noise": set_correction("PID and correction, half each, noise up to t = 3", 0.5,
-                                      overrides={"objective.level_max": 3.0}),
+    "joint-low-noise": set_correction("PID and correction, half each, noise up to t = 1", 0.5,
+                                      overrides={"objective.level_max": 1.0}),
+    "joint-all-noise": set_correction("PID and correction, half each, all of the noise", 0.5,
+                                      overrides={"objective.level_max": None}),
     "sid": set_correction("score identity alone", 1.0, "score_identity"),
     "joint-sid": set_correction("PID and score identity, half of the batch each", 0.5, "score_identity"),
+    "corrected-from-teacher": set_correction("correction alone, from the teacher's weights, for as long",
+                                             1.0, overrides={"objective.first": None}, paper_steps=1_000_000, steps=585),
 }
 
 CURVES = {
