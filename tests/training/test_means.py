@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from pidistill.objectives.base import Part
+from pidistill.objectives.pid import PID
 from pidistill.training.means import Means
 from pidistill.training.setup import prepare
 from pidistill.training.step import Taken
-from tests.runs import make_objective, make_run
+from tests.runs import make_run
 
 
-class Parted(type(make_objective())):
+class Parted(PID):
     """PID's loss as two parts of the batch, three to one."""
 
     def phases(self):

@@ -49,7 +49,7 @@ class PIDCorrected(PID):
     weight: of the correction, or, of `balanced` size, how large it is as a multiple of PID's; 1 by default.
     balanced: scale the correction so that its mean gradient at the image, over a microbatch of all processes, is `weight`
         times that of PID's loss at its prediction (FreeFlow). By default so it is where both gradients are there and no
-        weight is given: unscaled, a correction is tens of times too small beside PID's loss.
+        weight is given: unscaled, a correction is far too small beside PID's loss.
     weighting: `error`, w as above, or `none`, w = 1: Diff-Instruct with w(t) = t^2.
     levels: noise levels t of the correction: `grid`, uniform among the grid's times, or `lognormal`.
     fake_levels: of the fake's training; by default those of the correction.
