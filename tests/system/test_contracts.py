@@ -401,10 +401,10 @@ def test_objective_asks_for_its_networks_when_it_needs_them(objective):
     objective.copies |= copy.deepcopy(objective.copies)
     for name, call in objective.calls.items():
         objective.calls[name] = lambda *args, name=name, call=call: (called.append(name), call(*args))[1]
-    for (number, k, phase, part), expected in zip(list_parts(objective), plain, strict=True):
-        loss = part.loss(draw(objective, range(4), number=number, part=k), 0)
+    losses = [part.loss(draw(objective, range(4), number=number, part=k), 0) for number, k, _, part in list_parts(objective)]
+    for (_, _, phase, _), loss, expected in zip(list_parts(objective), losses, plain, strict=True):
         torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-        loss.mean().backward()
+        loss.mean().backward()  # after all losses: one may be scaled by the gradient of another
         for name in phase.trains:
             assert any(p.grad is not None for p in objective.networks[name].parameters())
     assert all(p.grad is None for p in parameters(former).values()) and {*called} == objective.calls.keys()
