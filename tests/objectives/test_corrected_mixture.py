@@ -7,29 +7,12 @@ small a network hardly bends eight times. Distances are to exact draws, 20,000 e
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 from pidistill.models.teachers.base import load_teacher
+from tests.mixtures import SEEDS, SPEC, draw_exactly, sliced_wasserstein
 from tests.runs import train_student
-
-SPEC, NUM = "gaussian:2,modes=4,std=0.1", 20_000
-SEEDS = range(10**6, 10**6 + NUM)  # no training draws them
-ANGLES = torch.arange(64) * math.pi / 64
-
-
-def draw_exactly(teacher, seed: int):
-    generator = torch.Generator().manual_seed(seed)
-    k = torch.randint(len(teacher.means), (NUM,), generator=generator)
-    return teacher.means[k] + teacher.scales[k, None] * torch.randn(NUM, 2, generator=generator)
-
-
-def sliced_wasserstein(x, y):
-    """The distance W_1 of projections of x and y (N, 2), the mean over 64 directions."""
-    directions = torch.stack([ANGLES.cos(), ANGLES.sin()])
-    return ((x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values).abs().mean().item()
 
 
 @pytest.mark.slow

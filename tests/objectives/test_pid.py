@@ -13,7 +13,7 @@ from pidistill.core.precision import autocast
 from pidistill.core.registry import build_from_config, find_member, list_members
 from pidistill.core.seeds import stream
 from pidistill.models.denoiser import FunctionDenoiser
-from pidistill.models.student import FORMS
+from pidistill.models.forms import FORMS
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Setup

@@ -18,7 +18,6 @@ from pidistill.cli.options import (
     Out,
     PrecisionName,
     Seeds,
-    Steps,
     Teacher,
 )
 from pidistill.cli.terminal import parse_rate
@@ -28,14 +27,18 @@ def sample(model: Model, seeds: Seeds = "0-63", labels: Labels = None, ema: Ema 
            columns: Annotated[int | None, typer.Option(min=1, help="Columns of the grid.")] = None,
            batch: AutoBatch = None,
            sampler: Annotated[str, typer.Option(help="Sampler of a teacher: heun:18, ddim,eta=1:50, deis3:10.")] = "heun",
-           steps: Steps = 18, device: Device = "auto", precision: PrecisionName = "fp32",
+           steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps: of a teacher's sampler 18, of a student "
+                                                     "1, of those that draw in several.")] = None,
+           gamma: Annotated[float | None, typer.Option(min=0, max=1, help="Of a student's several steps: how much of the "
+                                                       "noise between them is new.")] = None,
+           device: Device = "auto", precision: PrecisionName = "fp32",
            compile: Annotated[bool, typer.Option("--compile", help="Compile the network first: a minute, for many images.")
                               ] = False, net: Net = None, force: Force = False) -> None:
     """Draw images: a grid (x.png), arrays (x.npz) or a folder of PNGs (any other name)."""
     from pidistill.jobs.sample import sample_spec
 
     print(sample_spec(model, out, seeds, labels, ema=parse_rate(ema), columns=columns, batch=batch, sampler=sampler,
-                      steps=steps, device=device, precision=precision, compile=compile, force=force, net=net))
+                      steps=steps, gamma=gamma, device=device, precision=precision, compile=compile, force=force, net=net))
 
 
 def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", labels: Labels = None, ema: Ema = None,

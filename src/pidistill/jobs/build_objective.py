@@ -13,6 +13,7 @@ from pidistill.core.registry import build
 from pidistill.files.datasets import ImageSet, open_images
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid
+from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
 from pidistill.objectives.base import Objective, Setup, check_contract, find_objective
 from pidistill.training.config import DistillConfig
@@ -23,6 +24,7 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
                     previous: Path | None = None, net: dict[str, Any] | None = None) -> Objective:
     """Build the objective over a new student of the teacher.
 
+    teacher: that the student learns from; in a later stage it may be the student of the one before.
     device: `meta` for a dry run, else `cpu`.
     previous: the folder of the stage before, for `student.init=previous`.
     net: its student's network, if that is of the user's own.
@@ -36,12 +38,10 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     options = dict(config.objective)
     name = options.pop("name")
     member = find_objective(name)
-    init, named, width = config.student.init, config.student.net, config.student.width
-    if previous and init == "previous":  # with that one's network
-        init, named, width = str(previous), net, 1.0
+    data = open_data(config, member, name, teacher)
     with torch.device(device):
-        student = make_student(teacher, init, named, width, member.form)
-        setup = Setup(student, teacher, grid, open_data(config.data, member, name, teacher), config.train.recompute)
+        student = make_objective_student(config, teacher, data, previous, net)
+        setup = Setup(student, teacher, grid, data, config.train.recompute)
         objective: Objective = build("objectives", name, setup, **options)
     check_contract(objective)
     if "student" not in objective.averaged:
@@ -51,12 +51,28 @@ def build_objective(config: DistillConfig, teacher: Denoiser, device: str = "cpu
     return objective
 
 
-def open_data(data: str | None, member: type[Objective], name: str, teacher: Denoiser) -> ImageSet | None:
-    """Open the images that an objective needs; None if it needs none. Raises PidistillError if they do not suit the teacher.
+def make_objective_student(config: DistillConfig, teacher: Denoiser, data: ImageSet | None = None,
+                           previous: Path | None = None, net: dict[str, Any] | None = None) -> Student:
+    """Make the student of a run as it begins: as the settings say, in the form of their objective.
 
-    data: as `open_images` takes it.
+    data: of the run, which objectives that need trajectories take times from.
+    Other parameters: `build_objective`.
+    """
+    options = dict(config.objective)
+    member = find_objective(options.pop("name"))
+    init, named, width = config.student.init, config.student.net, config.student.width
+    if previous and init == "previous":  # with that one's network
+        init, named, width = str(previous), net, 1.0
+    return make_student(teacher, init, named, width, **member.plan_student(teacher, options, data))
+
+
+def open_data(config: DistillConfig, member: type[Objective], name: str, teacher: Denoiser) -> ImageSet | None:
+    """Open the images, or pairs, that an objective needs; None if it needs none. Raises PidistillError if they do not suit.
+
+    config: of the run.
     member, name: the objective's class, and its name for errors.
     """
+    data = config.data
     if member.needs == "noise":
         if data is not None:
             raise PidistillError(f"the objective {name} needs no images; leave `data` out")

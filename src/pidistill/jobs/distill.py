@@ -13,11 +13,9 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.folders import write_bytes
 from pidistill.jobs.build_objective import build_objective
 from pidistill.jobs.distillation import PICTURE, Distillation, DistillationResult
-from pidistill.jobs.stages import is_stage, list_stages, load_earlier, name_own_net, start_anew
+from pidistill.jobs.stages import find_own_net, is_stage, list_stages, load_earlier, name_own_net, start_anew
 from pidistill.models.denoiser import Denoiser, as_denoiser
-from pidistill.models.load import read_own_net
 from pidistill.models.student import Student, load_student
-from pidistill.models.student_init import lend_net
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import find_differences, flatten, given_keys, load_config, read_yaml
@@ -57,8 +55,7 @@ def steps(teacher: Any = "bundled:digits", *, preset: str | Path | None = None, 
     denoiser = load_teacher(config.teacher) if isinstance(teacher, str) else as_denoiser(teacher)
     yield from distil_in_steps(config, denoiser.eval().requires_grad_(False), force=force, resume=resume,
                                given=given_keys(overrides))
-    own = read_own_net(Path(config.out) / "student")
-    return load_student(config.out, net=own and (name_own_net(list_stages(config).values()) or lend_net(denoiser, own)))
+    return load_student(config.out, net=find_own_net(Path(config.out) / "student", list_stages(config).values(), denoiser))
 
 
 def default_preset(teacher: str | None) -> str:

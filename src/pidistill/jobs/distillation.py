@@ -23,12 +23,11 @@ from pidistill.files.folders import write_json
 from pidistill.files.reading import read_json
 from pidistill.jobs.best import FIRST_SEED, BestStudent
 from pidistill.jobs.build_objective import build_objective
-from pidistill.jobs.stages import name_own_net
+from pidistill.jobs.stages import PREVIOUS, find_own_net
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.load import read_own_net
 from pidistill.models.samplers.base import sample_teacher
-from pidistill.models.student import Student
-from pidistill.models.student_init import lend_net
+from pidistill.models.student import Student, load_student
+from pidistill.models.student_teacher import make_teacher
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
 from pidistill.training.sharding import is_fsdp_launch
@@ -51,14 +50,19 @@ class Distillation:
     """A distillation that is ready to be run: mistakes in its settings, and missing files, were found when it was made.
 
     config, teacher: of the run.
-    previous: the folder of the stage before, for `student.init=previous`.
+    previous: the folder of the stage before, for `student.init=previous` and `teacher=previous`.
     net: its student's network, if that is of the user's own.
+
+    tutor: what the student learns from: the teacher, or the student of the stage before. It is measured against the teacher.
     """
 
     def __init__(self, config: DistillConfig, teacher: Denoiser, previous: Path | None = None,
                  net: dict[str, Any] | None = None):
         self.config, self.teacher = config, teacher
-        self.objective = build_objective(config, teacher, previous=previous, net=net)
+        self.tutor = teacher
+        if config.teacher == PREVIOUS and previous:
+            self.tutor = make_teacher(load_student(previous, net=find_own_net(previous / "student", [config], teacher)))
+        self.objective = build_objective(config, self.tutor, previous=previous, net=net)
         self.steps = config.train.steps
         measure = Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape,  # finds missing files
                           metrics=("frechet", "trajectory_rmse"))
@@ -80,8 +84,7 @@ class Distillation:
         self.steps = trained.steps
         students = select_students(trained.averages) if trained.main else None
         if students is not None and self.best and (folder / "best").is_dir():
-            own = read_own_net(folder / "best")
-            students = BestStudent.load(folder, own and (name_own_net([self.config]) or lend_net(self.teacher, own)))
+            students = BestStudent.load(folder, find_own_net(folder / "best", [self.config], self.teacher))
             best = read_json(folder / "best" / "provenance.json")
             self.chosen = {key: best[key] for key in ("steps", "metric", "value")}
         if students is not None:
@@ -97,7 +100,8 @@ class Distillation:
     def describe(self) -> dict[str, Any]:
         """Describe where a student is from, for its provenance.json."""
         source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
-        return {"teacher": self.config.teacher, **source, "seed": self.config.train.seed, "commit": find_commit(),
+        return {"teacher": name_first_teacher(self.config, self.teacher), **source,
+                "seed": self.config.train.seed, "commit": find_commit(),
                 "versions": list_versions()}
 
     def check_best(self, measure: Measure) -> None:
@@ -148,6 +152,11 @@ class Distillation:
             "train_seed": config.train.seed, "steps": self.steps, "batch": config.train.batch,
             "threads": torch.get_num_threads(), "commit": find_commit(), "versions": list_versions()})
         return DistillationResult(folder, students, evaluation, seconds)
+
+
+def name_first_teacher(config: DistillConfig, teacher: Denoiser) -> str:
+    """Name the teacher of a distillation, also of a stage that learns from the one before, as `load_teacher` takes it."""
+    return config.teacher if config.teacher != PREVIOUS else teacher.spec or f"object:{type(teacher).__name__}"
 
 
 def select_students(averages: Averages) -> dict[float, Student]:

@@ -21,12 +21,12 @@ from pidistill.evaluation.subject import Subject
 from pidistill.evaluation.tables import UNITS, format_metric, order_metrics, tabulate, tabulate_repeats
 from pidistill.files.folders import check_free, write_json
 from pidistill.files.weights import load_weights, read_tensors
-from pidistill.jobs.stages import is_stage, name_own_net
+from pidistill.jobs.build_objective import make_objective_student, open_data
+from pidistill.jobs.stages import PREVIOUS, is_stage, name_own_net
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.load import find_student_folder, load_model, load_pair, read_teacher_spec
 from pidistill.models.samplers.base import parse_single_sampler
 from pidistill.models.student import Student, load_student
-from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.base import Own
 from pidistill.objectives.base import find_objective
@@ -164,7 +164,7 @@ def evaluate_checkpoints(run: Path, protocol: Protocol, *, teacher: str | None =
     features = features or config.evaluate.features
     if not features:
         raise PidistillError("the checkpoints need a feature network: --features inception, dinov2, digits or a file")
-    denoiser = load_teacher(teacher or config.teacher)
+    denoiser = load_teacher(teacher or read_first_teacher(run, config))
     measure = Measure(features, protocol.reference or config.evaluate.reference, denoiser.image_shape, device,
                       [name for name in names if name != "trajectory_rmse"])
     curves = measure_checkpoints(run, config, denoiser, measure, protocol)
@@ -204,35 +204,46 @@ def measure_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser, mea
     return curves
 
 
+def read_first_teacher(run: Path, config: DistillConfig) -> str:
+    """Read the spec of the teacher that a run began with; a stage may have learned from the student of the one before."""
+    if config.teacher != PREVIOUS:
+        return config.teacher
+    if not is_stage(run):
+        raise PidistillError(f"{run} is a stage that learned from the one before, and is alone; name the first teacher with "
+                             "--teacher")
+    return load_config(DistillConfig, run.parent / "config.yaml").teacher
+
+
 def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Iterator[tuple[int, float, Student]]:
     """Load every checkpoint of a distillation's folder; yields (step, EMA rate, student)."""
     checkpoints = list_checkpoints(run / "checkpoints")
     if not checkpoints:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
-    form = find_objective(config.objective["name"]).form  # as `distill` made it
-    settings = find_student_settings(run, config)
+    before, net = find_previous(run, config)
+    member = find_objective(config.objective["name"])
+    data = open_data(config, member, config.objective["name"], teacher) if member.needs == "trajectories" else None
     for folder in checkpoints:
         for rate in config.ema:
             path = folder / f"student-ema-{rate}.safetensors"
-            student = make_student(teacher, *settings, form)
+            student = make_objective_student(config, teacher, data, before, net)
             load_weights(student, read_tensors(path), path)
             yield int(folder.name), rate, student.eval().requires_grad_(False)
 
 
-def find_student_settings(run: Path, config: DistillConfig) -> tuple[str, dict[str, Any] | None, float]:
-    """Find init, net and width, as `make_student` takes them, of a run's student: of a stage also that of the one before it.
+def find_previous(run: Path, config: DistillConfig) -> tuple[Path | None, dict[str, Any] | None]:
+    """Find the folder of the stage before, and its network if that is of the user's own, if a run starts from there.
 
     run, config: the folder and the settings of a distillation, or of a stage. Raises PidistillError for a stage alone.
     """
     if config.student.init != "previous":
-        return config.student.init, config.student.net, config.student.width
+        return None, None
     number = int(run.name.partition("-")[0]) if is_stage(run) else 0
     stages = {int(place.name.partition("-")[0]): place for place in run.parent.glob("[0-9]*-*") if is_stage(place)}
     before = stages.get(number - 1)
     if before is None or find_student_folder(before) is None:
         raise PidistillError(f"{run} is a stage whose student begins as that of the stage before, which is not beside it")
     earlier = [load_config(DistillConfig, stages[k] / "config.yaml") for k in sorted(stages) if k < number]
-    return str(before), name_own_net(earlier), 1.0
+    return before, name_own_net(earlier)
 
 
 def pick_features(name: str, *specs: str | None) -> str | None:

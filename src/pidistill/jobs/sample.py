@@ -37,9 +37,9 @@ PNGS_AT_ONCE = 32  # PNGs that a thread writes before it takes the next
 
 
 def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = None, *, ema: Average | None = None,
-                columns: int | None = None, batch: int | None = None, sampler: str = "heun", steps: int = STEPS,
-                device: str = "auto", precision: str = "fp32", compile: bool = False, force: bool = False,
-                net: Own | None = None) -> str:
+                columns: int | None = None, batch: int | None = None, sampler: str = "heun", steps: int | None = None,
+                gamma: float | None = None, device: str = "auto", precision: str = "fp32", compile: bool = False,
+                force: bool = False, net: Own | None = None) -> str:
     """Load the model that a spec names and draw its images into `out`; gives a line on what was written.
 
     spec: of a student or a teacher.
@@ -48,7 +48,8 @@ def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = 
     ema: EMA rate of a student, or the width of a profile.
     columns: of a grid.
     batch: images at a time; None: what the memory holds.
-    sampler, steps: of a teacher, as `one_sampler` takes them.
+    sampler, steps: of a teacher, as `parse_single_sampler` takes them; by default 18 steps.
+    steps, gamma: of a student, as `Student.draw` takes them; by default a single step.
     device: as `choose_device` takes it.
     precision: of the network's products.
     compile: whether the network is compiled first.
@@ -57,20 +58,25 @@ def sample_spec(spec: str, out: Path, seeds: str = "0-63", labels: str | None = 
     """
     numbers = parse_integers(seeds)
     classes = None if labels is None else parse_integers(labels, "labels")
-    solver, rounding = parse_single_sampler(sampler, steps), parse_precision(precision)
+    solver, rounding = parse_single_sampler(sampler, steps or STEPS), parse_precision(precision)
     check_free(out, force)
     target = choose_device(device)
     set_float32_products(rounding)
     model = load_model(spec, ema, net).to(target)
     check_target(out, model.image_shape)
+    if isinstance(model, Student):
+        model.list_times(steps or 1), model.choose_gamma(gamma, steps or 1)  # or say so before the first image
+    elif gamma is not None:
+        raise PidistillError(f"{spec} is a teacher; gamma is of a student's steps")
     at_once = min(batch or fit_batch_size(model, target), len(numbers))
     call = prepare_call(model, rounding, at_once if compile else None)
-    return sample(out, model, numbers, classes, columns=columns, batch_size=at_once, sampler=solver, call=call)
+    return sample(out, model, numbers, classes, columns=columns, batch_size=at_once, sampler=solver, call=call,
+                  steps=steps or 1, gamma=gamma)
 
 
 def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: Sequence[int] | None = None, *,
            columns: int | None = None, batch_size: int = 250, sampler: Sampler | None = None,
-           call: Callable[..., Tensor] | None = None) -> str:
+           call: Callable[..., Tensor] | None = None, steps: int = 1, gamma: float | None = None) -> str:
     """Draw the images of `seeds` into `out`; returns what was written, and images/s.
 
     out: x.png is one grid; x.npz holds images (N, H, W, C) uint8 (float32 (N, *shape) for vectors), seeds and labels; any
@@ -81,6 +87,7 @@ def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: S
     batch_size: images at a time.
     sampler: of a teacher.
     call: what is called in place of the model, as in `Student.draw`.
+    steps, gamma: of a student, as there.
     """
     check_target(out, model.image_shape)
     y = choose_labels(labels, model.num_classes, seeds)
@@ -91,7 +98,7 @@ def sample(out: Path, model: Student | Denoiser, seeds: Sequence[int], labels: S
         return to_pixels(x)
 
     if isinstance(model, Student):
-        batches = model.draw(seeds, y, batch_size=batch_size, finish=finish, call=call)
+        batches = model.draw(seeds, y, batch_size=batch_size, finish=finish, call=call, steps=steps, gamma=gamma)
     else:
         batches = draw_teacher(model, seeds, y, sampler=sampler or Sampler(), batch_size=batch_size, finish=finish,
                                call=call)
@@ -215,10 +222,10 @@ def prepare_call(model: Student | Denoiser, precision: Precision = "fp32",
 
 def pad_batches(call: Callable[..., Tensor], batch: int) -> Callable[..., Tensor]:
     """Let call(x, t, labels) see always `batch` images: a last batch of another size would be compiled anew."""
-    def call_full(x: Tensor, t: float | Tensor, labels: Tensor | None = None) -> Tensor:
+    def call_full(x: Tensor, t: float | Tensor, labels: Tensor | None = None, *times: float) -> Tensor:
         # Full batches are copied too: a view of what was made outside inference mode would be another type to the compiler.
         pad = lambda y: torch.cat([y, y[:1].expand(batch - len(y), *y.shape[1:])])
         t = pad(t) if isinstance(t, Tensor) and t.ndim else t
-        return call(pad(x), t, None if labels is None else pad(labels))[:len(x)]
+        return call(pad(x), t, None if labels is None else pad(labels), *times)[:len(x)]
 
     return call_full

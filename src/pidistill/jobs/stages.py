@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pidistill.core.errors import PidistillError
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.load import read_own_net
 from pidistill.models.student import Student, load_student
@@ -15,11 +16,15 @@ from pidistill.nets.base import is_own
 from pidistill.objectives.base import find_objective
 from pidistill.training.config import DistillConfig, StudentConfig
 
+PREVIOUS = "previous"  # the student of the stage before, as `teacher` or `student.init`
+
 
 def list_stages(config: DistillConfig) -> dict[str, DistillConfig]:
     """List the runs that a distillation consists of, by the names of their folders in its own: `1-pid`, `2-...`."""
     stages: list[DistillConfig] = find_objective(config.objective["name"]).stages(config)
     names = [stage.objective["name"].rpartition(":")[2] for stage in stages]
+    if stages[0].teacher == PREVIOUS or stages[0].student.init == PREVIOUS:
+        raise PidistillError("teacher=previous and student.init=previous are of a later stage; this is the first")
     return {f"{number}-{name}": stage.model_copy(update={"out": str(Path(config.out) / f"{number}-{name}")})
             if len(stages) > 1 else stage for number, (name, stage) in enumerate(zip(names, stages, strict=True), 1)}
 
@@ -43,6 +48,15 @@ def name_own_net(configs: Iterable[DistillConfig]) -> dict[str, Any] | None:
     return next((config.student.net for config in reversed([*configs]) if is_own(config.student.net)), None)
 
 
+def find_own_net(folder: Path, configs: Iterable[DistillConfig], teacher: Denoiser) -> Any:
+    """Find the network of a student in a folder, if it is of the user's own: named by the settings, or the teacher's.
+
+    Gives None for a student whose network is one of the package's.
+    """
+    own = read_own_net(folder)
+    return own and (name_own_net(configs) or lend_net(teacher, own))
+
+
 def load_earlier(folder: Path, stages: dict[str, DistillConfig], teacher: Denoiser) -> dict[str, Student]:
     """Load the students of all stages but the last of a finished distillation, as `student after NAME`.
 
@@ -52,7 +66,6 @@ def load_earlier(folder: Path, stages: dict[str, DistillConfig], teacher: Denois
     """
     found, configs = {}, [*stages.values()]
     for number, name in enumerate([*stages][:-1], 1):
-        own = read_own_net(folder / name / "student")
-        net = own and (name_own_net(configs[:number]) or lend_net(teacher, own))
+        net = find_own_net(folder / name / "student", configs[:number], teacher)
         found[f"student after {name}"] = load_student(folder / name, net=net)
     return found

@@ -22,13 +22,14 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] | None = None, width: float = 1.0,
-                 form: str = "trajectory") -> Student:
+                 form: str = "trajectory", **plan: Any) -> Student:
     """Make a student for the teacher: of its network and weights (Algorithm 1, line 1), or with random weights.
 
     init: `teacher`, `random`, or the folder of a student or a teacher, whose network and weights are taken.
     net: another network, {"name": ..., options}, which starts at random.
     width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3, also at random.
     form: of the student, as `Student` takes it.
+    plan: more that an objective says of it: drawing_time and times, as `Student` takes them.
 
     Dropout is off (Table 6). A teacher that has no network (a black box) needs init="random" and `net`, or a folder.
     At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
@@ -36,7 +37,7 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     """
     own = teacher if isinstance(teacher, Preconditioned) else None
     if init not in ("teacher", "random"):
-        return start_from(Path(init), teacher, net, width, form)
+        return start_from(Path(init), teacher, net, width, form, **plan)
     if init == "teacher" and width != 1:
         raise PidistillError(f"student.width={width} gives a new network, which cannot start from the teacher; "
                              "set student.init=random")
@@ -63,12 +64,12 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     if init == "random" and isinstance(preconditioning, dict) and preconditioning["name"] == "epsilon":
         preconditioning = preconditioning | {"name": "v_prediction"}
     return prepare_student(network, spec, teacher, preconditioning, form, own.fixed if own and init == "teacher" else (),
-                           null)
+                           null, **plan)
 
 
 def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
                     preconditioning: str | dict[str, Any], form: str = "trajectory",
-                    fixed: Collection[str] = (), null: Null = None) -> Student:
+                    fixed: Collection[str] = (), null: Null = None, **plan: Any) -> Student:
     """Make a student of a network, trainable and without dropout.
 
     Parameters stay that are named in its `frozen`, if it has one, or that its maker, who trains others, does not train.
@@ -79,6 +80,7 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     form: of the student, as `Student` takes it.
     fixed: more names of parameters that stay.
     null: the network's null label, as `Student` takes it.
+    plan: drawing_time and times, as `Student` takes them.
     """
     if isinstance(preconditioning, dict):  # trajectories are smooth in t, and so is the student's clock
         preconditioning = {key: value for key, value in preconditioning.items() if key != "whole"}
@@ -95,11 +97,9 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     for name, p in named.items():
         p.requires_grad_(name not in frozen and name not in declared)
     student = Student(network, {**spec, **({"dropout": 0.0} if "dropout" in spec else {})},
-                      teacher.facts(), preconditioning, teacher.decoder, form, null)
+                      teacher.facts(), preconditioning, teacher.decoder, form, null, **plan)
     student.teacher = name_teacher(teacher)
     return student
-
-
 
 
 def silence_dropout(network: nn.Module) -> None:
@@ -120,12 +120,13 @@ def lend_net(teacher: Denoiser, spec: dict[str, Any]) -> nn.Module | None:
 
 
 def start_from(path: Path, teacher: Denoiser, net: dict[str, Any] | None = None, width: float = 1.0,
-               form: str = "trajectory") -> Student:
+               form: str = "trajectory", **plan: Any) -> Student:
     """Make a student of the teacher that begins as the student or the teacher in a folder, or in the run around it.
 
     net: the folder's network, if that is of the user's own; by default the teacher's, if it has that name. Else it must be
         None, as the folder has its own, and `width` 1.
     form: of the student; one in the folder must be of this form, as its network means nothing in another.
+    plan: drawing_time and times, as `Student` takes them.
 
     Raises PidistillError in one line.
     """
@@ -158,7 +159,7 @@ def start_from(path: Path, teacher: Denoiser, net: dict[str, Any] | None = None,
         state = {key.removeprefix("model."): value for key, value in state.items()}
     load_weights(network, state, folder)
     return prepare_student(network, spec | (net or {}), teacher, config.get("preconditioning", "edm"), form,
-                           null=null if isinstance(null, int) else None)
+                           null=null if isinstance(null, int) else None, **plan)
 
 
 def scale_width(spec: dict[str, Any], width: float) -> dict[str, Any]:

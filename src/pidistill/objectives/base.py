@@ -22,6 +22,7 @@ from pidistill.models.student import Student
 
 Sample = dict[str, Any]     # the random numbers of one sample, as numpy values
 Batch = dict[str, Tensor]   # those of a batch, stacked: (B, ...)
+Needs = Literal["noise", "images", "pairs", "trajectories"]  # of the teacher's: noise and solution; and the states between
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Setup:
     student: what is trained, in the form that the objective's class names.
     teacher: frozen; it may be a black box.
     grid: the times t_0 = T > ... > t_{N-1} = eps, of the configuration's `grid.points`.
-    data: images, for objectives that need them.
+    data: images, or pairs of noise and image, for objectives that need them.
     recompute: `train.recompute`: blocks of networks are computed again in the backward pass.
     """
 
@@ -144,7 +145,7 @@ class Objective(ABC):
     """
 
     setup: ClassVar[type] = Setup                 # or TeacherSetup
-    needs: ClassVar[Literal["noise", "images"]] = "noise"
+    needs: ClassVar[Needs] = "noise"
     form: ClassVar[str] = "trajectory"            # of the student
     averaged: ClassVar[tuple[str, ...]] = ("student",)
 
@@ -190,10 +191,21 @@ class Objective(ABC):
         return {}
 
     @classmethod
+    def plan_student(cls, teacher: Denoiser, options: Mapping[str, Any], data: ImageSet | None) -> dict[str, Any]:
+        """Plan the student: arguments of `make_student` that are the objective's to say, beside init, net and width.
+
+        teacher: of the run.
+        options: of the objective, as the settings have them.
+        data: of the run, for an objective that needs trajectories; else None.
+        """
+        return {"form": cls.form}
+
+    @classmethod
     def stages(cls, config: Any) -> list[Any]:
         """Give the configurations (`DistillConfig`) of the runs, one after the other, that a distillation consists of.
 
-        `student.init=previous` of a later one starts from the student of the one before.
+        `student.init=previous` of a later one starts from the student of the one before, and `teacher=previous` learns from
+        it, if it is a `denoiser`.
         """
         return [config]
 

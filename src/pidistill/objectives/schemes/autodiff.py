@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pidistill.core.tensors import like
-from pidistill.models.student import state
+from pidistill.models.forms import interpolate
 from pidistill.objectives.schemes.base import Network, StudentSide
 
 
@@ -32,4 +32,4 @@ class Autodiff:
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")  # PyTorch's own, inside jvp
             F_i, slope = torch.func.jvp(lambda u: F(u)[0], (t_i,), (torch.ones_like(t_i),))  # type: ignore[misc]
         weight = like(t_i * (1 - t_i / t_max), z)
-        return StudentSide(state(z, t_i, F_i, t_max), t_i, F_i - weight * slope)
+        return StudentSide(interpolate(z, t_i, F_i, t_max), t_i, F_i - weight * slope)

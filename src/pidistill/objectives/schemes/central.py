@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pidistill.core.tensors import like
-from pidistill.models.student import state
+from pidistill.models.forms import interpolate
 from pidistill.objectives.schemes.base import Network, StudentSide
 
 
@@ -31,4 +31,4 @@ class Central:
         # Derivatives at t_i of the Lagrange polynomials that are 1 at a, and at b.
         w_a, w_b = (t_i - b) / ((a - t_i) * (a - b)), (t_i - a) / ((b - t_i) * (b - a))
         slope = like(w_a * (1 - a / t_max), z) * (F_a - F_i) + like(w_b * (1 - b / t_max), z) * (F_b - F_i)
-        return StudentSide(state(z, t_i, F_i, t_max), t_i, F_i - like(t_i, z) * slope)
+        return StudentSide(interpolate(z, t_i, F_i, t_max), t_i, F_i - like(t_i, z) * slope)

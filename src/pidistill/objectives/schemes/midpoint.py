@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pidistill.core.tensors import like
-from pidistill.models.student import state
+from pidistill.models.forms import interpolate
 from pidistill.objectives.schemes.base import Network, StudentSide, choose_interval
 
 
@@ -27,5 +27,5 @@ class Midpoint:
         t_i, u = choose_interval(i, t)
         F_i, F_u = F(t_i, u)
         weight = like(t_i / (t_i - u) * (1 - u / t_max), z)
-        x = (state(z, t_i, F_i, t_max) + state(z, u, F_u, t_max)) / 2
+        x = (interpolate(z, t_i, F_i, t_max) + interpolate(z, u, F_u, t_max)) / 2
         return StudentSide(x, (t_i + u) / 2, F_i + weight * (F_u - F_i))

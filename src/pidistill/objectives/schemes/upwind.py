@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pidistill.core.tensors import like
-from pidistill.models.student import state
+from pidistill.models.forms import interpolate
 from pidistill.objectives.schemes.base import Network, StudentSide, choose_interval
 
 
@@ -25,4 +25,4 @@ class Upwind:
         t_i, u = choose_interval(i, t)
         F_i, F_u = F(t_i, u)
         weight = like(t_i / (t_i - u) * (1 - u / t_max), z)
-        return StudentSide(state(z, t_i, F_i, t_max), t_i, F_i + weight * (F_u - F_i))
+        return StudentSide(interpolate(z, t_i, F_i, t_max), t_i, F_i + weight * (F_u - F_i))
