@@ -20,6 +20,7 @@ from pidistill.core.tensors import one_hot, run_outside_autocast
 from pidistill.nets.parts import native
 from pidistill.nets.parts.embeddings import FourierEmbedding, PositionalEmbedding
 from pidistill.nets.parts.initialisation import xavier
+from pidistill.nets.parts.times import SecondTime, check_times, make_temporal_layers, mix_times, split_times
 from pidistill.nets.parts.unet import SONG, Conv2d, Linear, UNetBlock, check_image_size, make_group_norm
 
 DDPMPP = dict(embedding="positional", encoder="standard", resample_filter=(1, 1), channel_mult_noise=1)
@@ -45,6 +46,9 @@ class SongUNet(nn.Module):
     augment_dim: numbers of EDM's augmentation label, whose layer is in the checkpoints and unused here.
     patch: patch x patch pixels are folded into channels at the input and unfolded at the output: for the same width and
         parameters a network with patch 2 costs about a quarter (not in EDM, whose networks have patch 1).
+    times: 2 for a network of two times, whose c_noise is (B, 2), t and s (`parts.times`).
+    temporal: M, times of a trajectory that a layer after each residual block mixes, 0 for none; the batch is (B M, ...), the
+        M times of a sample side by side.
     """
 
     def __init__(self, shape: Sequence[int], *, num_classes: int = 0, out_channels: int | None = None,
@@ -52,19 +56,21 @@ class SongUNet(nn.Module):
                  num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,), dropout: float = 0.0,
                  embedding: str = "positional", channel_mult_noise: int = 1, encoder: str = "standard",
                  decoder: str = "standard", resample_filter: Sequence[int] = (1, 1), augment_dim: int = 0,
-                 patch: int = 1):
+                 patch: int = 1, times: int = 1, temporal: int = 0):
         super().__init__()
+        check_times("song_unet", times, temporal)
         for what, name, known in (("embedding", embedding, ["positional", "fourier"]),
                                   ("encoder", encoder, ["standard", "skip", "residual"]),
                                   ("decoder", decoder, ["standard", "skip"])):
             if name not in known:
                 raise suggest_choices(f"song_unet {what}", name, known)
         channels, height = check_image_size("song_unet", shape, patch << (len(channel_mult) - 1))
-        self.num_classes, self.patch = num_classes, patch
+        self.num_classes, self.patch, self.times, self.temporal = num_classes, patch, times, temporal
         resolution, in_channels = height // patch, channels * patch**2
         out_channels = (out_channels or channels) * patch**2
         noise, emb = model_channels * channel_mult_noise, model_channels * channel_mult_emb
-        self.map_noise = {"positional": PositionalEmbedding, "fourier": FourierEmbedding}[embedding](noise)
+        embed = {"positional": PositionalEmbedding, "fourier": FourierEmbedding}[embedding]
+        self.map_noise = embed(noise)
         self.map_label = Linear(num_classes, noise) if num_classes else None
         self.map_augment = Linear(augment_dim, noise, bias=False) if augment_dim else None
         self.map_layer0, self.map_layer1 = Linear(noise, emb), Linear(emb, emb)
@@ -109,16 +115,23 @@ class SongUNet(nn.Module):
                                                        resample_filter=resample_filter)
                 self.dec[f"{res}_aux_norm"] = make_group_norm(c, SONG.eps)
                 self.dec[f"{res}_aux_conv"] = Conv2d(c, out_channels, 3, init=xavier(1e-5))
+        # Last, so that the draws of all other weights stay as they are.
+        self.map_second = SecondTime(embed(noise), noise, emb) if times == 2 else None
+        self.map_times = make_temporal_layers(self.enc, self.dec, temporal)
 
-    def embed(self, c_noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Embed noise level and class, (B, E); labels enter as one-hot vectors times sqrt(classes)."""
+    def embed(self, c_noise: Tensor, labels: Tensor | None, second: Tensor | None = None) -> Tensor:
+        """Embed noise level, class and second time, (B, E); labels enter as one-hot vectors times sqrt(classes)."""
         emb = self.map_noise(c_noise)
         if self.map_label is not None:  # its bias belongs to "no label" too
             emb = emb + self.map_label(one_hot(labels, self.num_classes, emb) * math.sqrt(self.num_classes))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_second is not None:
+            emb = emb + self.map_second(second)
+        return F.silu(emb)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        emb = run_outside_autocast(self.embed, c_noise, labels)
+        c_noise, second = split_times("song_unet", x, c_noise, self.times, self.temporal)
+        emb = run_outside_autocast(self.embed, c_noise, labels, second)
         x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         skips: list[Tensor] = []
         aux = x
@@ -131,6 +144,7 @@ class SongUNet(nn.Module):
                 x = skips[-1] = aux = (x + module(aux)) * SONG.skip_scale
             else:
                 x = module(x, emb) if isinstance(module, UNetBlock) else module(x)
+                x = mix_times(self.map_times, f"enc_{name}", x)
                 skips.append(x)
         out: Tensor | None = None
         for name, module in self.dec.items():
@@ -145,6 +159,6 @@ class SongUNet(nn.Module):
             else:
                 if "block" in name:
                     x = torch.cat([x, skips.pop()], dim=1)
-                x = module(x, emb)
+                x = mix_times(self.map_times, f"dec_{name}", module(x, emb))
         assert out is not None
         return F.pixel_shuffle(out, self.patch) if self.patch > 1 else out
