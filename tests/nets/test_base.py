@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.nets.base import build_net, copy_own, describe_net, is_own, rebuild_net, unwrap
-from tests.helpers import MLP
+from pidistill.nets.base import build_net, copy_own, describe_net, extend_net, is_own, rebuild_net, unwrap
+from tests.helpers import CLASSES, MLP, NET, shake
 from tests.own_nets import KINDS, Plain, Tied, make_shaped, make_wide
 
 SHAPE, HERE = (1, 4, 4), "python:tests.own_nets:"
@@ -117,3 +117,47 @@ def test_descriptions_are_mappings():
     assert describe_net("mlp") == {"name": "mlp"} and describe_net(MLP) == MLP and describe_net(MLP) is not MLP
     assert not any(is_own(spec) for spec in (MLP, "python:a:b", None, {"name": 3}, {}, [], {"name": "song_unet"}))
     assert copy.deepcopy(EVIL) == EVIL
+
+
+EXTENSIONS = [{"times": 2}, {"temporal": 4}, {"times": 2, "temporal": 4}]
+U_NETS = {"song_unet": NET, "dhariwal_unet": NET | {"name": "dhariwal_unet", "head_channels": 8}, "mlp": MLP,
+          "fourier": NET | {"embedding": "fourier"}}
+
+
+@pytest.mark.parametrize("extension", EXTENSIONS, ids=str)
+@pytest.mark.parametrize("name", U_NETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_extended_network_begins_as_it_was(name, extension, dtype):
+    """Bit for bit, whatever the second time is."""
+    net = shake(build_net(U_NETS[name], (1, 8, 8), CLASSES)).to(dtype).eval()
+    before = copy.deepcopy(net.state_dict())
+    extended, spec = extend_net(net, U_NETS[name], extension, (1, 8, 8), CLASSES)
+    assert spec == U_NETS[name] | extension and not extended.training
+    assert build_net(spec, (1, 8, 8), CLASSES).state_dict().keys() == extended.state_dict().keys() > before.keys()
+    x, t, y = torch.randn(8, 1, 8, 8, dtype=dtype), torch.linspace(-1.5, 1, 8, dtype=dtype), torch.arange(8) % CLASSES
+    for s in (-3.0, 0.0, 1.0):
+        c_noise = torch.stack([t, torch.full_like(t, s)], 1) if "times" in extension else t
+        assert torch.equal(extended(x, c_noise, y), net(x, t, y))
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize("spec", [{"name": "edm2_unet", "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1},
+                                  {"name": "diffusers_net"}, {"name": "object:Plain"}, {"name": HERE + "make_wide"}])
+def test_networks_without_the_option_are_named_with_those_that_have_it(spec):
+    for extension, words in zip(EXTENSIONS, ("times", "temporal", "times and temporal")):
+        with pytest.raises(PidistillError, match=rf"^the network {spec['name']} has no option {words}; networks that have: "
+                                                 r"dhariwal_unet, mlp, song_unet$"):
+            extend_net(Plain(), spec, extension, SHAPE, 0)
+    with pytest.raises(PidistillError, match=r"networks that have: none$"):
+        extend_net(Plain(), MLP, {"wings": 2}, SHAPE, 0)
+
+
+def test_only_a_network_s_own_weights_are_extended():
+    net = build_net(MLP, SHAPE, 0)
+    with pytest.raises(PidistillError, match=r"cannot be extended by times: .* has shape") as caught:
+        extend_net(net, MLP | {"width": 8}, {"times": 2}, SHAPE, 0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PidistillError, match=r"cannot be extended by times: weights 4 missing, first affine.2.bias"):
+        extend_net(net, MLP | {"depth": 3}, {"times": 2}, SHAPE, 0)
+    extended, spec = extend_net(net, MLP, {"times": 2}, SHAPE, 0)
+    assert extend_net(extended, spec, {"times": 2}, SHAPE, 0)[0].state_dict().keys() == extended.state_dict().keys()

@@ -17,9 +17,9 @@ from torch.nn.parameter import UninitializedParameter
 
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError, words_of
-from pidistill.core.registry import build, import_from_python
-from pidistill.core.tensors import copy_module
-from pidistill.files.weights import ANY, Allowance
+from pidistill.core.registry import build, find_member, import_from_python, list_members
+from pidistill.core.tensors import copy_module, find_device
+from pidistill.files.weights import ANY, Allowance, explain_misfit
 
 PYTHON, OBJECT = "python:", "object:"
 Own = nn.Module | Callable[..., nn.Module] | str | dict[str, Any]  # what a user hands over, or names, as a network
@@ -79,6 +79,36 @@ def rebuild_net(spec: dict[str, Any], shape: Sequence[int], num_classes: int, el
         raise PidistillError(f"{where}: net must be a module, a factory or python:MODULE:FACTORY, got {type(net).__name__}")
     with Allowance(elements if options else ANY, where):
         return call_factory(net, getattr(net, "__name__", "net"), shape, num_classes, options)
+
+
+def extend_net(network: nn.Module, spec: dict[str, Any], extension: dict[str, Any], shape: Sequence[int],
+               num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a network anew with more options, such as a second time, and give it the weights that it had.
+
+    The new weights are those that the options bring, and no others; they begin so that the network computes what it did
+    (`parts.times`). Gives the network, and its description.
+
+    network: has the weights; it stays as it is. spec: its description.
+    extension: the options, such as {"times": 2} or {"temporal": 4}.
+    shape, num_classes: as `build_net` takes them.
+
+    Raises PidistillError for a network without such options, and for one whose weights are not those of its description.
+    """
+    name, network = str(spec["name"]), unwrap(network)
+    takers = [member for member in list_members("nets")
+              if extension.keys() <= inspect.signature(find_member("nets", member)).parameters.keys()]
+    if name not in takers:
+        raise PidistillError(f"the network {name} has no option {' and '.join(extension)}; networks that have: "
+                             f"{', '.join(takers) or 'none'}")
+    with torch.device("meta"):
+        former = build_net(spec, shape, num_classes).state_dict()
+    extended = build_net(spec | extension, shape, num_classes)
+    weights, state = network.state_dict(), extended.state_dict()
+    if words := explain_misfit({key: value for key, value in state.items() if key in former}, weights):
+        raise PidistillError(f"the network {name} cannot be extended by {' and '.join(extension)}: {words}")
+    extended.load_state_dict(state | weights)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    return extended.to(find_device(network), dtype).train(network.training), spec | extension
 
 
 def call_factory(make: Callable[..., Any], name: str, shape: Sequence[int], num_classes: int,
