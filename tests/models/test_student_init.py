@@ -136,3 +136,25 @@ def test_nothing_of_the_student_is_dropped_by_chance(tmp_path):
             first, again, evaluated = student(z, 1.0, y), student(z, 1.0, y), student.eval()(z, 1.0, y)
         assert torch.equal(first, again)
         torch.testing.assert_close(evaluated, first, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form, extension", [("jump", {"times": 2}), ("operator", {"temporal": 3})])
+def test_a_network_is_extended_for_its_form(form, extension, tmp_path):
+    """It begins as what it would be without; a student in a folder has the extension already."""
+    teacher = tiny_teacher()
+    plan = {"form": form, "extension": extension, **({"times": (80.0, 1.0, 0.002)} if form == "operator" else {})}
+    first, x, y = make_student(teacher, **plan), torch.randn(3, *SHAPE), torch.tensor([0, 1, 2])
+    assert {key: first.net_spec[key] for key in extension} == extension
+    plain = make_student(teacher, form="trajectory" if form == "operator" else "denoiser")
+    if form == "operator":
+        torch.testing.assert_close(first(x, 1.0, y), plain(x, 1.0, y), rtol=0, atol=1e-5)
+    else:
+        s = 0.002 / 1.0
+        torch.testing.assert_close(first(x, 1.0, y), s * x + (1 - s) * plain(x, 1.0, y), rtol=0, atol=1e-5)
+    first.save(tmp_path / "s")
+    again = make_student(teacher, str(tmp_path / "s"), **plan)
+    assert again.net_spec == first.net_spec and torch.equal(again(x, 1.0, y), first(x, 1.0, y))
+    assert make_student(teacher, "random", {"name": "mlp", "width": 16}, **plan).net_spec["name"] == "mlp"
+    own = Preconditioned(teacher.model, SHAPE, 3)
+    with pytest.raises(PidistillError, match=r"has no option .*; networks that have: dhariwal_unet, mlp, song_unet"):
+        make_student(own, **plan)

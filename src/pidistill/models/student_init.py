@@ -16,7 +16,7 @@ from pidistill.files.weights import count_allowed_elements, load_weights, read_t
 from pidistill.models.denoiser import Denoiser, Preconditioned, name_teacher
 from pidistill.models.labels import Null, count_classes, count_labels, read_labels
 from pidistill.models.student import Student
-from pidistill.nets.base import build_net, copy_own, describe_net, is_own, rebuild_net
+from pidistill.nets.base import build_net, copy_own, describe_net, extend_net, is_own, rebuild_net
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
@@ -29,7 +29,8 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
     net: another network, {"name": ..., options}, which starts at random.
     width: channels as a multiple of the teacher's, such as 0.5 for the small student of Appendix A.3, also at random.
     form: of the student, as `Student` takes it.
-    plan: more that an objective says of it: drawing_time and times, as `Student` takes them.
+    plan: more that an objective says of it: drawing_time and times, as `Student` takes them, and `extension`, as
+        `prepare_student` does.
 
     Dropout is off (Table 6). A teacher that has no network (a black box) needs init="random" and `net`, or a folder.
     At random, a network of the teacher's form that predicts noise is taken to predict v: noise is amplified up to T times in
@@ -69,7 +70,8 @@ def make_student(teacher: Denoiser, init: str = "teacher", net: dict[str, Any] |
 
 def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
                     preconditioning: str | dict[str, Any], form: str = "trajectory",
-                    fixed: Collection[str] = (), null: Null = None, **plan: Any) -> Student:
+                    fixed: Collection[str] = (), null: Null = None, extension: dict[str, Any] | None = None,
+                    **plan: Any) -> Student:
     """Make a student of a network, trainable and without dropout.
 
     Parameters stay that are named in its `frozen`, if it has one, or that its maker, who trains others, does not train.
@@ -80,8 +82,12 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     form: of the student, as `Student` takes it.
     fixed: more names of parameters that stay.
     null: the network's null label, as `Student` takes it.
+    extension: options that the network must have, and gets with its weights where it has them not, as `extend_net` does.
     plan: drawing_time and times, as `Student` takes them.
     """
+    missing = {key: value for key, value in (extension or {}).items() if spec.get(key) != value}
+    if missing:
+        network, spec = extend_net(network, spec, missing, teacher.shape, count_labels(teacher.num_classes, null))
     if isinstance(preconditioning, dict):  # trajectories are smooth in t, and so is the student's clock
         preconditioning = {key: value for key, value in preconditioning.items() if key != "whole"}
     silence_dropout(network)
@@ -126,7 +132,7 @@ def start_from(path: Path, teacher: Denoiser, net: dict[str, Any] | None = None,
     net: the folder's network, if that is of the user's own; by default the teacher's, if it has that name. Else it must be
         None, as the folder has its own, and `width` 1.
     form: of the student; one in the folder must be of this form, as its network means nothing in another.
-    plan: drawing_time and times, as `Student` takes them.
+    plan: more of the student, as `make_student` takes it.
 
     Raises PidistillError in one line.
     """
