@@ -63,7 +63,8 @@ def train_teacher(preset: Preset = "digits", override: Overrides = None, out: Ru
 
 
 def reproduce(
-        experiment: Annotated[str, typer.Argument(help="table3, table7, figure3 to figure8, samples, correction, or all.")],
+        experiment: Annotated[str, typer.Argument(help="table1, table3, table7, figure3 to figure8, samples, "
+                                                   "correction, or all.")],
         scale: Annotated[str, typer.Option(help="bundled: digits, minutes a run; paper: CIFAR-10, GPU-days.")] = "bundled",
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default runs/reproduce-SCALE.")] = None,
         seeds: Annotated[int | None, typer.Option(min=1, max=10, help="Training seeds of every run.")] = None,

@@ -10,6 +10,7 @@ from typing import Any
 from pidistill.core import processes
 from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
+from pidistill.evaluation.evaluate import Evaluator
 from pidistill.files.folders import write_bytes
 from pidistill.jobs.build_objective import build_objective
 from pidistill.jobs.distillation import PICTURE, Distillation, DistillationResult
@@ -82,16 +83,9 @@ def distil_in_steps(config: DistillConfig, teacher: Denoiser | None = None, *, f
     """
     began = time.perf_counter() if began is None else began
     teacher = load_teacher(config.teacher) if teacher is None else teacher
-    stages = list_stages(config)
-    first, *later = start_anew(stages).values()
-    for stage in later:  # mistakes of all are found before the first is trained
-        build_objective(stage, teacher, "meta")
-    job = Distillation(first, teacher)
+    stages, job = plan_distillation(config, teacher)
     with claim(config, force, resume, given, step) as folder:
-        if len(stages) == 1:
-            students = yield from job.train_in_steps(folder)
-        else:
-            job, students = yield from train_stages(stages, job, folder)
+        job, students = yield from train_all(stages, job, folder)
         if students is None:
             return None
         console.print(f"evaluating {config.evaluate.num} images of teacher and student")
@@ -114,14 +108,28 @@ def resume_distillation(folder: Path, overrides: Sequence[str] = (), step: int |
                             step=step, began=began)
 
 
-def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Path) -> Generator[
-        StepTaken, None, tuple[Distillation, dict[float, Student] | None]]:
+def plan_distillation(config: DistillConfig, teacher: Denoiser) -> tuple[dict[str, DistillConfig], Distillation]:
+    """Plan the stages of a distillation, and prepare the first one: mistakes in the settings of all are found here."""
+    stages = list_stages(config)
+    first, *later = start_anew(stages).values()
+    for stage in later:
+        build_objective(stage, teacher, "meta")
+    return stages, Distillation(first, teacher)
+
+
+def train_all(stages: dict[str, DistillConfig], job: Distillation, folder: Path,
+              evaluator: Evaluator | None = None) -> Generator[
+                  StepTaken, None, tuple[Distillation, dict[float, Student] | None]]:
     """Train the stages of a distillation that are not finished, one after the other; gives the last one, and its students.
 
     stages: as `list_stages` gives them.
     job: of the first stage.
     folder: of the distillation, where the last student is saved too.
+    evaluator: as `Distillation.train_in_steps` takes it.
     """
+    if len(stages) == 1:
+        students = yield from job.train_in_steps(folder, evaluator)
+        return job, students
     teacher, *_, last = job.teacher, *stages
     for number, (name, config) in enumerate(stages.items()):
         place, previous = folder / name, folder / list(stages)[number - 1] if number else None
@@ -136,7 +144,7 @@ def train_stages(stages: dict[str, DistillConfig], job: Distillation, folder: Pa
         if processes.is_main():
             console.print(f"stage {number + 1} of {len(stages)}: {name}", soft_wrap=True)
         with claim(config.model_copy(update={"out": str(place)}), resume=begun, given=list(flatten(config.model_dump()))):
-            students = yield from job.train_in_steps(place)
+            students = yield from job.train_in_steps(place, evaluator)
     if students is not None:
         job.save(folder, students)
         if (place / PICTURE).exists():

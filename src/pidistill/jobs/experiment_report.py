@@ -16,6 +16,7 @@ from pidistill.files.folders import write_json, write_text
 from pidistill.files.reading import read_json
 from pidistill.jobs.dry_run import count_parameters
 from pidistill.jobs.experiments import CURVES, EXPERIMENTS, PAPER_TEACHER, Experiment, Run, Scale
+from pidistill.jobs.method_costs import format_methods, list_places
 from pidistill.jobs.trajectory import draw_trajectory
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import sample_teacher
@@ -26,7 +27,7 @@ COLUMNS = {"precision": ".3f", "recall": ".3f", "spread": ".3f"}  # those of the
 
 
 def write_experiment(name: str, command: str, scale: Scale, runs: list[Run], measured: dict[str, dict[str, float]],
-                     teacher: Denoiser, out: Path) -> list[Path]:
+                     teacher: Denoiser, out: Path, costs: dict[str, dict[str, Any]] | None = None) -> list[Path]:
     """Write the report of an experiment and give its paths: NAME.md, NAME.json (raw numbers) and NAME.png.
 
     name, scale: of the experiment.
@@ -36,10 +37,14 @@ def write_experiment(name: str, command: str, scale: Scale, runs: list[Run], mea
         been measured once more.
     teacher: of the runs.
     out: the folder.
+    costs: of methods, by their runs' names, as `measure_costs` gives them.
     """
     experiment = EXPERIMENTS[name]
     runs_of = {curve: [run for run in runs if run.curve == curve] for curve in experiment.paper}
     curves = {curve: gather_curve(curve, runs_of[curve], experiment.paper[curve], scale, measured) for curve in runs_of}
+    for curve, found in curves.items():
+        for run, line in zip(runs_of[curve], found.runs, strict=True):
+            line |= {"costs": costs[run.folder.name]} if costs else {}
     record = {
         "experiment": name, "title": experiment.title, "paper": experiment.source, "preset": scale.preset,
         "command": command, "teacher": measured["teacher"],
@@ -84,8 +89,8 @@ def gather_curve(name: str, runs: Sequence[Run], paper: str, scale: Scale, measu
 
 
 def read_seconds(run: Run) -> float:
-    """Read the seconds of a run, with its evaluations."""
-    return read_metrics(run.folder)[-1]["seconds"]
+    """Read the seconds of a run, with its evaluations, all stages together."""
+    return sum(read_metrics(place)[-1]["seconds"] for place in list_places(run))
 
 
 def place_curve(curve: Curve, metric: str) -> Curve:
@@ -115,28 +120,36 @@ def format_report(name: str, experiment: Experiment, scale: Scale, record: dict[
     name, experiment, scale: what was repeated.
     record: the raw numbers, as they stand in NAME.json.
     """
-    curves, teacher = record["curves"].values(), record["teacher"]
+    curves = record["curves"].values()
     trained = sorted({run["commit"][:12] for curve in curves for run in curve["runs"]})
+    methods = experiment.kind == "methods"
+    head, *rows = format_methods(experiment, scale, record) if methods else format_curves(experiment, scale, record)
+    presets = "the preset of each method" if methods else f"preset `{record['preset']}`"
+    lines = [f"## {experiment.title} ({experiment.source})", "",
+             f"`{record['command']}`, {presets}, trained at commit {', '.join(trained)}, torch "
+             f"{record['versions']['torch']}. Found there: {experiment.finding}.", "",
+             *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))]
+    if any("start" in run for curve in curves for run in curve["runs"]):
+        lines += ["", "Steps, and seconds with evaluations: of the run that a student starts from, and of its own."]
+    if experiment.kind not in ("table", "methods"):
+        lines += ["", f"![{experiment.title}]({name}.png)"]
+    if experiment.kind in ("table", "curves", "methods"):
+        lines += ["", f"![samples of the same noise]({name}-samples.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def format_curves(experiment: Experiment, scale: Scale, record: dict[str, Any]) -> list[list[str]]:
+    """Format the table of curves, a row each; the head is the first. Parameters: `format_report`."""
+    curves, teacher = record["curves"].values(), record["teacher"]
     more = [key for key in COLUMNS if any(key in run["student"] for curve in curves for run in curve["runs"])]
     reported = any(experiment.paper.values())
     head = ["run", "parameters", "steps", *(["paper, FID"] if reported else []), f"{scale.unit}, each seed", "mean",
             "r.m.s. to teacher", *more, "s"]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     if scale.metric in teacher:
         rows.append(["teacher", "", "", *([PAPER_TEACHER] if reported else []), f"{teacher[scale.metric]:.2f}", "", "0",
                      *(format_mean([teacher[key]] if key in teacher else [], COLUMNS[key]) for key in more), ""])
-    rows += [format_curve(curve, scale.metric, more, reported) for curve in curves]
-    lines = [f"## {experiment.title} ({experiment.source})", "",
-             f"`{record['command']}`, preset `{record['preset']}`, trained at commit {', '.join(trained)}, torch "
-             f"{record['versions']['torch']}. Found there: {experiment.finding}.", "",
-             *(f"| {' | '.join(row)} |" for row in rows)]
-    if any("start" in run for curve in curves for run in curve["runs"]):
-        lines += ["", "Steps, and seconds with evaluations: of the run that a student starts from, and of its own."]
-    if experiment.kind != "table":
-        lines += ["", f"![{experiment.title}]({name}.png)"]
-    if experiment.kind in ("table", "curves"):
-        lines += ["", f"![samples of the same noise]({name}-samples.png)"]
-    return "\n".join(lines) + "\n"
+    return [*rows, *(format_curve(curve, scale.metric, more, reported) for curve in curves)]
 
 
 def format_curve(curve: dict[str, Any], metric: str, more: Sequence[str], reported: bool) -> list[str]:

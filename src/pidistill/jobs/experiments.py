@@ -1,8 +1,9 @@
 """Experiments: which runs each compares, what differs in them, and the numbers that the paper reports.
 
 A curve is what one setting gives; it differs from the scale's preset in the keys given here and in nothing else, so that
-experiments share it. Of a preset that trains in stages (`objective.first`) a curve is one stage: those of the last start,
-seed by seed, from the students of one curve of the first, `SHARED_START`, which is trained once.
+experiments share it. A method of table 1 has a preset of its own, and is trained whole. Of a preset that trains in
+stages (`objective.first`) a curve is one stage: those of the last start, seed by seed, from the students of one curve of
+the first, `SHARED_START`, which is trained once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Setting:
     paper_steps, steps: how far it is trained at the paper's scale (the end of its figure's axis) and at that of the digits,
         if not as far as the preset says.
     first: the curve is the preset's first stage, instead of its last.
+    presets: by the scale's name, the curve's own presets, of which it is all stages.
     """
 
     label: str
@@ -35,12 +37,14 @@ class Setting:
     paper_steps: int | None = None
     steps: int | None = None
     first: bool = False
+    presets: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scale:
     """How large an experiment is repeated, and how its runs are measured."""
 
+    name: str         # bundled or paper
     preset: str
     metric: str       # key in the records of a run
     unit: str         # the metric's name in tables
@@ -52,11 +56,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment of a paper. kind: a table of last values, curves over iterations, trajectories, or sample grids."""
+    """An experiment of a paper.
+
+    kind: a table of last values, curves over iterations, trajectories, sample grids, or methods with what they cost.
+    """
 
     title: str
     source: str            # a section of PID's paper, or another paper
-    kind: Literal["table", "curves", "trajectories", "samples"]
+    kind: Literal["table", "curves", "trajectories", "samples", "methods"]
     paper: dict[str, str]  # by curve: what the paper reports of it
     finding: str           # the paper's, to be read against ours
     scales: dict[str, Scale] = field(default_factory=dict)  # by name, if not `SCALES`
@@ -94,6 +101,16 @@ CORRECTIONS = {
                                              1.0, overrides={"objective.first": None}, paper_steps=1_000_000, steps=585),
 }
 
+# The presets of a method are called digits_NAME and cifar10_NAME; PID's own are `digits` and `cifar10`.
+METHODS = {"method-pid": Setting("PID", presets={"bundled": "digits", "paper": "cifar10"})} | {
+    f"method-{name}": Setting(label, presets={"bundled": f"digits_{name}", "paper": f"cifar10_{name}"})
+    for name, label in {
+        "corrected": "PID and the correction", "knowledge": "Knowledge Distillation",
+        "progressive": "Progressive Distillation", "consistency": "Consistency Distillation",
+        "consistency_training": "Consistency training", "ctm": "Consistency Trajectory Model", "boot": "BOOT", "rectified_flow": "2-Rectified Flow, distilled",
+        "dsno": "DSNO", "diff_instruct": "Diff-Instruct", "sid": "Score identity Distillation",
+        "equilibrium": "Generative Equilibrium Transformer"}.items()}
+
 CURVES = {
     # First order, N = 250, teacher's weights, perceptual distance.
     "base": Setting("PID as in the paper (N = 250)", paper_steps=800_000),
@@ -106,22 +123,36 @@ CURVES = {
     "l2": Setting("L2", {"objective.distance": "l2"}, 800_000),
     **{f"N{n}": Setting(f"N = {n}", {"grid.points": n}, 200_000) for n in (35, 80, 120, 200, 500, 1000)},
     **CORRECTIONS,
+    **METHODS,
 }
 
 FID_OF_CIFAR10 = ("evaluate.every=10000", "evaluate.features=inception", "evaluate.reference=cifar10-32x32")
 
 SCALES = {
-    "bundled": Scale("digits_paper", "fd", "FD %", 2, False),
-    "paper": Scale("cifar10", "fid", "FID", 1, True, FID_OF_CIFAR10),
+    "bundled": Scale("bundled", "digits_paper", "fd", "FD %", 2, False),
+    "paper": Scale("paper", "cifar10", "fid", "FID", 1, True, FID_OF_CIFAR10),
 }
 
 CORRECTION_SCALES = {
-    "bundled": Scale("digits_corrected", "fd", "FD %", 2, False, ("evaluate.every=70", "objective.first.evaluate.every=500"),
-                     ("precision_recall",)),
-    "paper": Scale("cifar10_corrected", "fid", "FID", 1, True, (*FID_OF_CIFAR10, "objective.first.evaluate.every=10000")),
+    "bundled": Scale("bundled", "digits_corrected", "fd", "FD %", 2, False,
+                     ("evaluate.every=70", "objective.first.evaluate.every=500"), ("precision_recall",)),
+    "paper": Scale("paper", "cifar10_corrected", "fid", "FID", 1, True,
+                   (*FID_OF_CIFAR10, "objective.first.evaluate.every=10000")),
+}
+
+METHOD_SCALES = {
+    "bundled": Scale("bundled", "digits", "fd", "FD %", 2, False, metrics=("precision_recall",)),
+    "paper": Scale("paper", "cifar10", "fid", "FID", 1, False, FID_OF_CIFAR10[1:]),
 }
 
 EXPERIMENTS = {
+    "table1": Experiment("Ways to a one-step student", "Tables 1 and 4", "methods", {
+        "method-pid": "3.92", "method-corrected": "", "method-knowledge": "", "method-progressive": "8.34",
+        "method-consistency": "3.55", "method-consistency_training": "", "method-ctm": "", "method-boot": "4.38",
+        "method-rectified_flow": "4.85", "method-dsno": "3.78", "method-diff_instruct": "4.12", "method-sid": "",
+        "method-equilibrium": "6.91"},
+        "PID is competitive: of these, DSNO, which needs trajectories, and consistency distillation, which needs data, are "
+        "better", METHOD_SCALES),
     "table3": Experiment("Order of the difference scheme", "Table 3, Section 6.1", "table",
                          {"base": "3.92", "midpoint": "3.68", "central": "-"},
                          "the second order is slightly better at the same cost"),
@@ -205,6 +236,9 @@ def configure(setting: Setting, scale: Scale, seed: int, folder: Path, overrides
     seed: of its training.
     folder: where it is trained.
     """
+    if setting.presets:
+        return load_config(DistillConfig, setting.presets[scale.name], [
+            *scale.settings, *overrides, *setting.overrides.items(), ("train.seed", seed), ("out", str(folder))])
     steps = setting.paper_steps if scale.paper_steps else setting.steps
     key = "objective.first.train.steps" if setting.first else "train.steps"
     config = load_config(DistillConfig, scale.preset, [

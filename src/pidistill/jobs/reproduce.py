@@ -6,6 +6,7 @@ import functools
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,15 +16,17 @@ from pidistill.evaluation.evaluate import Evaluator
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.side_by_side import measure_models
 from pidistill.evaluation.subject import Subject
-from pidistill.jobs.distillation import Distillation
+from pidistill.jobs.distill import plan_distillation, train_all
 from pidistill.jobs.dry_run import estimate_gpu_hours, format_duration
 from pidistill.jobs.experiment_report import write_experiment
 from pidistill.jobs.experiments import CURVES, SCALES, Run, find_experiment, plan_runs
+from pidistill.jobs.method_costs import measure_costs
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student import load_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config_file import find_differences, read_yaml
 from pidistill.training.run_folder import claim, describe_changes
+from pidistill.training.trainer import exhaust
 
 
 def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator]) -> None:
@@ -36,9 +39,10 @@ def train_curve(run: Run, teacher: Denoiser, evaluator: Callable[[], Evaluator])
     given = ["student.init"] if run.start else []  # which names another place once the results have been moved
     if not run.done:
         console.print(f"{CURVES[run.curve].label}, seed {run.seed}: {run.folder}", soft_wrap=True)
-        measure, job = evaluator(), Distillation(run.config, teacher)
+        measure = evaluator()
+        stages, job = plan_distillation(run.config, teacher)
         with claim(run.config, resume=True, given=given) as folder:
-            job.train(folder, measure)
+            exhaust(train_all(stages, job, folder, measure))
     elif changed := [key for key in find_differences(read_yaml(run.folder / "config.yaml"), run.config) if key not in given]:
         raise describe_changes(run.folder, changed)
 
@@ -74,7 +78,7 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
         return Evaluator(teacher, num=options.num, batch=options.batch, features=options.features,
                          reference=options.reference, cache=out / "teacher-images.safetensors")
 
-    measure, measured = None, dict[str, dict[str, float]]()
+    measure, measured = None, dict[str, dict[str, Any]]()
     if scale.metrics:  # before the first run: what it cannot measure it says now
         measure = Measure(options.features, options.reference, teacher.image_shape, processes.choose_device(),
                           ("frechet", *scale.metrics))
@@ -82,14 +86,18 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
         train_curve(run, teacher, make_evaluator)
     if measure:
         processes.join()
-        measured = {run.folder.name: measure_student(run, measure) for run in runs}
+        measured = {run.folder.name: dict(measure_student(run, measure)) for run in runs}
     if only or not processes.is_main():
         return []
-    evaluator = make_evaluator()
+    evaluator, costs = make_evaluator(), dict[str, dict[str, Any]]()
+    if experiment.kind == "methods":
+        for run in runs:
+            measured.setdefault(run.folder.name, {}).update(evaluator(load_student(run.folder)))
+        costs = {run.folder.name: measure_costs(run, teacher) for run in runs}
     measured["teacher"] = measure(evaluator.solutions) if measure else evaluator.teacher
     command = shlex.join(["pidistill", "reproduce", name, "--scale", scale_name, *(["--seeds", str(seeds)] if seeds else []),
                           *(word for text in overrides for word in ("--set", text))])
-    return write_experiment(name, command, scale, runs, measured, teacher, out)
+    return write_experiment(name, command, scale, runs, measured, teacher, out, costs)
 
 
 def estimate_cost(names: Sequence[str], scale_name: str, out: Path, seeds: int | None = None,

@@ -191,6 +191,11 @@ class Objective(ABC):
         return {}
 
     @classmethod
+    def asks_for_gradient(cls, options: Mapping[str, Any]) -> bool:
+        """Tell whether the teacher must be differentiable, with these options, as settings have them."""
+        return False
+
+    @classmethod
     def plan_student(cls, teacher: Denoiser, options: Mapping[str, Any], data: ImageSet | None) -> dict[str, Any]:
         """Plan the student: arguments of `make_student` that are the objective's to say, beside init, net and width.
 

@@ -5,7 +5,7 @@ L = E_{i,z} d(x_i - t_i dx/dt, sg[D(x_i, t_i)]), i uniform on the grid, z ~ N(0,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -74,6 +74,10 @@ class PID(Objective):
         if hasattr(member, "check"):
             member.check(self.shape)
         super().__init__({"student": setup.student}, {"teacher": setup.teacher, "distance": member})
+
+    @classmethod
+    def asks_for_gradient(cls, options: Mapping[str, Any]) -> bool:
+        return not options.get("stop_gradient", True)
 
     def phases(self) -> list[Phase]:
         return [Phase("pid", ("student",), self.draw, self.loss)]
