@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.seeds import LABEL, NOISE, TRAIN, labels_of, noise, parse_integers, stream
+from pidistill.core.seeds import (
+    LABEL,
+    NOISE,
+    PAIR_LABEL,
+    PAIRS,
+    TRAIN,
+    labels_of,
+    noise,
+    pair_labels,
+    pair_noise,
+    parse_integers,
+    stream,
+)
 
 
 def test_draws_do_not_depend_on_the_order():
@@ -27,8 +39,9 @@ def test_the_generator_is_frozen():
 
 
 def test_streams_of_different_use_do_not_meet():
-    draws = {domain: tuple(stream(5, domain=domain).standard_normal(4)) for domain in (TRAIN, NOISE, LABEL)}
-    assert len(set(draws.values())) == 3
+    domains = (TRAIN, NOISE, LABEL, PAIRS, PAIR_LABEL)
+    draws = {domain: tuple(stream(5, domain=domain).standard_normal(4)) for domain in domains}
+    assert len(set(draws.values())) == 5
 
 
 def test_phases_of_a_step_have_streams_of_their_own():
@@ -114,3 +127,26 @@ def test_the_noise_of_a_seed_is_frozen():
     """Other values here mean that no published seed gives its image any more."""
     assert noise([17], (4,))[0].tolist() == [-0.3643823266029358, 1.5763813257217407, -0.05545790120959282,
                                              -0.28679952025413513]
+
+
+def test_pairs_have_streams_of_their_own_by_seed_and_number():
+    numbers = [5, 0, 10**9, 5, 7]
+    for shape in ((3, 5, 5), (1,)):  # an odd number of draws before must leave nothing behind
+        expected = [stream(3, k=k, domain=PAIRS).standard_normal(shape, dtype=np.float32) for k in numbers]
+        np.testing.assert_array_equal(pair_noise(3, numbers, shape).numpy(), np.stack(expected))
+    assert pair_labels(3, numbers, 10).tolist() == [int(stream(3, k=k, domain=PAIR_LABEL).integers(10)) for k in numbers]
+    assert pair_labels(3, numbers, 0) is None and pair_noise(3, [], (2,)).shape == (0, 2)
+    assert not torch.equal(pair_noise(3, [1], (4,)), pair_noise(4, [1], (4,)))
+
+
+def test_no_image_shares_its_noise_with_a_pair():
+    pairs = {float(x) for seed in range(20) for x in pair_noise(seed, range(20), (1,))}
+    others = {float(x) for number in range(3) for x in noise(range(300), (1,), number)}
+    trained = {float(np.float32(stream(seed, step, k).standard_normal(dtype=np.float32)))
+               for seed in range(4) for step in range(10) for k in range(10)}
+    assert len(pairs) == 400 and not pairs & (others | trained)
+
+
+def test_the_noise_of_a_pair_is_frozen():
+    """Other values here mean that stored solutions are those of other noise."""
+    assert pair_noise(17, [3], (3,))[0].tolist() == [-0.043476905673742294, 0.24063599109649658, -0.40303221344947815]

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 
-# Streams that must never meet: no image that is looked at or measured shares its noise with training.
-TRAIN, NOISE, LABEL = 0, 1, 2
+# Streams that must never meet: no image that is looked at or measured shares its noise with training, nor with a pair.
+TRAIN, NOISE, LABEL, PAIRS, PAIR_LABEL = 0, 1, 2, 3, 4
 MAX_SEED = 2**63
 
 
@@ -28,7 +28,7 @@ def stream(seed: int, step: int = 0, k: int = 0, domain: int = TRAIN, phase: int
     seed: the run's seed while training, the image's otherwise.
     step: the training step.
     k: the draw's number in the step, counted over the global batch.
-    domain: TRAIN, NOISE or LABEL.
+    domain: TRAIN, NOISE, LABEL, PAIRS or PAIR_LABEL.
     phase: the number of the phase in the step.
     """
     return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, phase, domain, k]))
@@ -66,6 +66,35 @@ def labels_of(seeds: Sequence[int], num_classes: int) -> Tensor | None:
     if not num_classes:
         return None
     labels = [int(generator.integers(num_classes)) for generator in streams(seeds, domain=LABEL)]
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def pair_streams(seed: int, numbers: Sequence[int], domain: int) -> Iterator[np.random.Generator]:
+    """Yield stream(seed, k=number, domain=domain) of one number after the other, as `streams` does of seeds."""
+    generator = stream(seed, domain=domain)
+    start: Any = generator.bit_generator.state
+    for number in numbers:
+        start["state"]["counter"][3] = number
+        generator.bit_generator.state = start
+        yield generator
+
+
+def pair_noise(seed: int, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Draw the unit Gaussian noise of pairs (B, *shape), float32, on the CPU; row b is a function of seed and numbers[b].
+
+    seed: of the pairs. numbers: of B of them, from 0. shape: of one image.
+    """
+    rows = np.empty((len(numbers), *shape), np.float32)
+    for row, generator in zip(rows, pair_streams(seed, numbers, PAIRS)):
+        generator.standard_normal(dtype=np.float32, out=row)
+    return torch.from_numpy(rows)
+
+
+def pair_labels(seed: int, numbers: Sequence[int], num_classes: int) -> Tensor | None:
+    """Draw the class labels of pairs (B,) int64, as `pair_noise` draws their noise; None for an unconditional model."""
+    if not num_classes:
+        return None
+    labels = [int(generator.integers(num_classes)) for generator in pair_streams(seed, numbers, PAIR_LABEL)]
     return torch.tensor(labels, dtype=torch.int64)
 
 
