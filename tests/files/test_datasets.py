@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import re
@@ -15,8 +14,8 @@ from PIL import Image
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.tensors import dequantise, quantise
-from pidistill.files import datasets
-from pidistill.files.datasets import FILE_LIMIT, LABELS_LIMIT, ImageSet, load_digits, open_images
+from pidistill.files import datasets, image_set
+from pidistill.files.datasets import FILE_LIMIT, LABELS_LIMIT, load_digits, open_images
 from tests.image_files import (
     COLOUR,
     GREY,
@@ -401,32 +400,13 @@ def test_digits_are_averages_and_500_of_each_class():
     assert torch.equal(torch.cat(list(data.read_batches(1000))), quantise(y))
 
 
-def test_a_set_of_a_tensor():
-    images, labels = torch.from_numpy(random_pixels(5, 2, 3, 4) / np.float32(128)) - 1, torch.tensor([0, 3, 1, 0, 2])
-    data = ImageSet.of(images, labels, "mine")
-    assert (len(data), data.shape, data.num_classes, data.licence) == (5, (2, 3, 4), 4, "mine")
-    for k in range(5):
-        assert np.array_equal(data.sample(k)["y"], images[k].numpy()) and data.sample(k)["labels"] == labels[k]
-        assert np.array_equal(data.read(k), quantise(images[k]).permute(1, 2, 0).numpy())
-    assert torch.equal(next(data.read_batches(5)), quantise(images))
-    assert copy.deepcopy([data])[0] is data
-    data.sample(0)["y"][:] = 3  # what a sample's owner does to it
-    assert np.array_equal(data.sample(0)["y"], images[0].numpy())
-    for other in (images.double(), images[0], images[:0]):
-        with pytest.raises(PidistillError, match=r"images must be float32 of shape \(N, C, H, W\)"):
-            ImageSet.of(other)
-    for other in (labels[:4], labels.int(), labels - 1, labels[:, None]):
-        with pytest.raises(PidistillError, match="labels must be 5 int64 from 0"):
-            ImageSet.of(images, other)
-
-
 @pytest.mark.parametrize("make", [make_folder, make_zip])
 def test_samples_are_decoded_once_while_all_images_fit_in_memory(tmp_path, monkeypatch, make):
     path = make(tmp_path / "a.zip", {name: encode(image) for name, image in zip(NAMES, COLOUR)}, RECORD)
     decoded, decode_image = [], datasets._decode_image
     monkeypatch.setattr(datasets, "_decode_image", lambda data, where: decoded.append(where) or decode_image(data, where))
     for limit, expected in ((COLOUR.nbytes, 2), (COLOUR.nbytes - 1, 5)):
-        monkeypatch.setattr(datasets, "MEMORY_LIMIT", limit)
+        monkeypatch.setattr(image_set, "MEMORY_LIMIT", limit)
         data = open_images(path)
         assert len(list(data.read_batches(2))) == 3  # which leave nothing behind
         decoded.clear()

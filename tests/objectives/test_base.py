@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.datasets import ImageSet
+from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student_init import make_student
 from pidistill.objectives.base import Follower, Objective, Phase, Setup, TeacherSetup, check_contract

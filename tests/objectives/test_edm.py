@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pidistill.core.seeds import stream
-from pidistill.files.datasets import ImageSet
+from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.objectives.base import TeacherSetup
 from pidistill.objectives.edm import EDM
@@ -50,3 +50,16 @@ def test_draws_take_an_index_then_a_time_then_noise_from_the_generator():
     assert np.array_equal(sample["y"], IMAGES[int(rng.integers(5))].numpy())
     assert sample["ln_t"] == np.float32(-0.4 + 0.7 * rng.standard_normal())
     assert np.array_equal(sample["n"], rng.standard_normal((1, 8, 8), dtype=np.float32))
+
+
+def test_flips_mirror_half_of_the_images_and_change_no_draw_without():
+    objective = EDM(TeacherSetup(tiny_teacher(), DATA), flip=True)
+    mirrored = 0
+    for k in range(200):
+        rng = stream(0, 3, k)
+        sample, image = objective.draw(stream(0, 3, k)), IMAGES[int(rng.integers(5))].numpy()
+        flip = bool(rng.integers(2))
+        assert np.array_equal(sample["y"], image[:, :, ::-1] if flip else image)
+        assert sample["ln_t"] == np.float32(-1.2 + 1.2 * rng.standard_normal())
+        mirrored += flip
+    assert 70 < mirrored < 130

@@ -18,7 +18,7 @@ from pidistill.core.registry import HOMES, build, find_member, list_members
 from pidistill.core.seeds import stream
 from pidistill.evaluation.metrics.base import ImageBatch, Reference
 from pidistill.evaluation.metrics.frechet import fit_gaussian
-from pidistill.files.datasets import ImageSet
+from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import describe_teacher, load_teacher

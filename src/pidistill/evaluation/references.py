@@ -24,9 +24,10 @@ from pidistill.core.tensors import dequantise, find_device
 from pidistill.evaluation.metrics.base import ImageBatch, Reference
 from pidistill.evaluation.metrics.frechet import Frechet, describe_few, has_variance
 from pidistill.files.archives import open_archive, read_arrays
-from pidistill.files.datasets import ImageSet, open_images
+from pidistill.files.datasets import open_images
 from pidistill.files.downloads import fetch_published
 from pidistill.files.folders import ASSETS, find_cache_folder
+from pidistill.files.image_set import ImageSet
 from pidistill.files.pickle_machine import BoundedReader, Machine, MalformedPickle, Record
 from pidistill.files.reading import open_file
 from pidistill.files.weights import read_tensors

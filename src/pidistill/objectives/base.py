@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pidistill.core.errors import PidistillError
 from pidistill.core.registry import find_member
 from pidistill.core.tensors import copy_module
-from pidistill.files.datasets import ImageSet
+from pidistill.files.image_set import ImageSet
 from pidistill.files.weights import check_saveable
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import Grid

@@ -16,15 +16,16 @@ class EDM(Objective):
     """The loss of an image y is lambda(t) |D(y + t n, t) - y|^2, averaged over its elements.
 
     p_mean, p_std: mean and standard deviation of ln t.
+    flip: every other image, by chance, is mirrored left to right: of what has no text and no left hand, twice as many.
     """
 
     setup = TeacherSetup
     needs = "images"
     averaged = ("teacher",)
 
-    def __init__(self, setup: TeacherSetup, *, p_mean: float = -1.2, p_std: float = 1.2):
+    def __init__(self, setup: TeacherSetup, *, p_mean: float = -1.2, p_std: float = 1.2, flip: bool = False):
         super().__init__({"teacher": setup.denoiser})
-        self.data, self.p_mean, self.p_std = setup.data, p_mean, p_std
+        self.data, self.p_mean, self.p_std, self.flip = setup.data, p_mean, p_std, flip
         self.shape, self.sigma_data = setup.denoiser.shape, setup.denoiser.sigma_data
         self.conditional = setup.denoiser.num_classes > 0
 
@@ -32,7 +33,8 @@ class EDM(Objective):
         return [Phase("edm", ("teacher",), self.draw, self.loss)]
 
     def draw(self, rng: np.random.Generator, step: int = 0) -> Sample:
-        sample = self.data.sample(int(rng.integers(len(self.data))))
+        index = int(rng.integers(len(self.data)))
+        sample = self.data.sample(index, flip=self.flip and bool(rng.integers(2)))
         if not self.conditional:
             sample.pop("labels", None)
         return sample | {"ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),

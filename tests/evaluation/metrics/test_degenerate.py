@@ -18,7 +18,7 @@ from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.metrics.base import ImageBatch, Reference
 from pidistill.evaluation.metrics.frechet import fit_gaussian, frechet_distance, has_variance, relative_frechet
 from pidistill.evaluation.references import load_reference, make_reference, read_npz
-from pidistill.files.datasets import ImageSet
+from pidistill.files.image_set import ImageSet
 from pidistill.nets.features.base import load_features
 
 SHAPE = (1, 16, 16)
