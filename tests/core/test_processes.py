@@ -18,6 +18,19 @@ def test_the_main_process_alone_speaks(capsys, monkeypatch):
     assert capsys.readouterr().err == "" and not processes.is_main()
 
 
+def test_sharing_ends_with_its_block(monkeypatch):
+    """A measurement by one process of several would wait for the others for ever."""
+    def join():
+        processes.group = "new"
+
+    monkeypatch.setattr(processes, "join", join)
+    monkeypatch.setattr(processes, "group", None)
+    with pytest.raises(KeyboardInterrupt), processes.sharing():
+        assert processes.group == "new"
+        raise KeyboardInterrupt
+    assert processes.group is None
+
+
 @pytest.mark.parametrize("name, words", [
     ("mps", "this is no Mac with Apple silicon, or its PyTorch is built without MPS"), ("mps:0", "no Mac"),
     ("cuda", "no GPU of NVIDIA's"), ("cuda:1", "no GPU of NVIDIA's"), ("xpu", "cannot be used"), ("meta", "cannot be used"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
 from pidistill.core.errors import PidistillError
-from pidistill.files.manifest import MANIFEST, MANIFEST_LIMIT, serialise_manifest, verify, write_manifest
+from pidistill.files.manifest import MANIFEST, MANIFEST_LIMIT, read_manifest, serialise_manifest, verify, write_manifest
 
 
 @pytest.fixture
@@ -65,3 +66,20 @@ def test_a_manifest_names_no_file_elsewhere(folder):
     record = {"files": {"../outside": {"bytes": 1, "sha256": "0" * 64}}}
     (folder / MANIFEST).write_text(serialise_manifest(record))
     assert "is missing" in refused(folder) and json.loads((folder / MANIFEST).read_text())["files"] == record["files"]
+
+
+def test_a_record_is_read_as_it_was_written_or_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(serialise_manifest({"a": [1, 0.1, None], "b": {"c": "d"}}))
+    assert read_manifest(path) == {"a": [1, 0.1, None], "b": {"c": "d"}}
+    data = path.read_bytes()
+    for k in range(0, len(data), 7):
+        path.write_bytes(data[:k] + bytes([data[k] ^ 2]) + data[k + 1:])
+        with pytest.raises(PidistillError, match=r"a\.json is damaged"):
+            read_manifest(path)
+    path.unlink()
+    with pytest.raises(PidistillError, match=r"a\.json is missing"):
+        read_manifest(path)
+    os.mkfifo(path)
+    with pytest.raises(PidistillError, match="no regular file"):
+        read_manifest(path)

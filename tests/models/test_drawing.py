@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.seeds import labels_of, noise
+from pidistill.core.seeds import labels_of, noise, pair_noise
 from pidistill.core.tensors import clip_images
 from pidistill.models.drawing import choose_labels, draw_batches, gather
 from pidistill.models.samplers.base import sample_teacher
@@ -45,6 +45,12 @@ def test_batches_of_a_stochastic_sampler_have_the_draws_of_their_own_seeds(teach
     images = sample_teacher(teacher, SEEDS, y, sampler="ddpm", steps=3)
     torch.testing.assert_close(sample_teacher(teacher, SEEDS, y, sampler="ddpm", steps=3, batch_size=6), images,
                                rtol=0, atol=1e-4)
+
+
+def test_noise_may_be_of_another_stream():
+    batches = draw_batches(lambda z, y, part: z, range(5), None, SHAPE, CPU, batch_size=2,
+                           draw_noise=lambda numbers, shape: pair_noise(3, numbers, shape))
+    assert torch.equal(torch.cat(list(batches)), pair_noise(3, range(5), SHAPE))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,18 @@ def join() -> None:
         if not distributed.is_initialized():
             distributed.init_process_group("gloo")
         group = distributed.new_group(backend="gloo")
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Share the work in the block, as after `join`, with the processes that were started together; no longer afterwards."""
+    global group
+    before = group
+    join()
+    try:
+        yield
+    finally:
+        group = before
 
 
 def is_main() -> bool:

@@ -95,7 +95,7 @@ def pair_labels(seed: int, numbers: Sequence[int], num_classes: int) -> Tensor |
     if not num_classes:
         return None
     labels = [int(generator.integers(num_classes)) for generator in pair_streams(seed, numbers, PAIR_LABEL)]
-    return torch.tensor(labels, dtype=torch.int64)
+    return torch.from_numpy(np.array(labels, np.int64))  # real ones where a dry run makes its tensors on the meta device
 
 
 def parse_integers(text: str, what: str = "seeds", most: int = 1_000_000) -> list[int]:

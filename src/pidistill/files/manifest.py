@@ -13,7 +13,7 @@ from typing import Any
 
 from pidistill.core.errors import PidistillError
 from pidistill.files.folders import mark_stage
-from pidistill.files.reading import sha256
+from pidistill.files.reading import open_file, sha256
 
 MANIFEST = "manifest.json"
 MANIFEST_LIMIT = 1_000_000  # bytes of the manifest itself
@@ -32,20 +32,34 @@ def serialise_manifest(record: dict[str, Any]) -> str:
     return json.dumps(whole, indent=1) + "\n"
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read what `serialise_manifest` wrote, without its SHA-256, which is compared. Raises PidistillError in one line."""
+    try:
+        with open_file(path) as file:  # no pipe, which would block
+            text = file.read(MANIFEST_LIMIT + 1)
+        if len(text) > MANIFEST_LIMIT:
+            raise ValueError("too large")
+        record = json.loads(text)
+        record.pop("sha256")
+        if text != serialise_manifest(record).encode():  # byte for byte: a bit that flips anywhere is found
+            raise ValueError("its own SHA-256 is another")
+        return dict(record)
+    except FileNotFoundError:
+        raise PidistillError(f"{path} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PidistillError(f"{path} is damaged ({getattr(error, 'strerror', None) or error})") from None
+
+
 def verify(folder: Path, only: Collection[str] = ()) -> None:
     """Check that every file of a folder, or those named in `only`, is there with its size and its SHA-256.
 
     Raises PidistillError in one line if one is not.
     """
     path = folder / MANIFEST
+    if not path.exists():
+        raise PidistillError(f"{path} is missing: the folder is no whole checkpoint")
+    record = read_manifest(path)
     try:
-        if path.stat().st_size > MANIFEST_LIMIT:
-            raise ValueError("too large")
-        text = path.read_bytes()
-        record = json.loads(text)
-        record.pop("sha256")
-        if text != serialise_manifest(record).encode():  # byte for byte: a bit that flips anywhere is found
-            raise ValueError("its own SHA-256 is another")
         files = dict(record["files"])
         for name in only or files:
             file, entry = folder / name, files[name]
@@ -55,7 +69,5 @@ def verify(folder: Path, only: Collection[str] = ()) -> None:
                 raise PidistillError(f"{file} has {size} bytes, not the {entry['bytes']} that were written")
             if sha256(file) != entry["sha256"]:
                 raise PidistillError(f"{file} is damaged: its SHA-256 is not that of what was written")
-    except FileNotFoundError:
-        raise PidistillError(f"{path} is missing: the folder is no whole checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PidistillError(f"{path} is damaged ({getattr(error, 'strerror', None) or error})") from None

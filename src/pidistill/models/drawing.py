@@ -20,7 +20,8 @@ from pidistill.core.threads import count_cores, run_ahead
 
 @torch.inference_mode()
 def draw_batches(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor], seeds: Sequence[int], labels: Tensor | None,
-                 shape: Sequence[int], device: torch.device, *, batch_size: int) -> Generator[Tensor, None, None]:
+                 shape: Sequence[int], device: torch.device, *, batch_size: int,
+                 draw_noise: Callable[[Sequence[int], Sequence[int]], Tensor] = noise) -> Generator[Tensor, None, None]:
     """Yield draw(noise, labels, seeds) of each batch, (B, ...) on the CPU, in the order of the seeds.
 
     Noise of the next batches is drawn meanwhile. A GPU is given the next batch before the last one is waited for, so it
@@ -29,13 +30,14 @@ def draw_batches(draw: Callable[[Tensor, Tensor | None, Sequence[int]], Tensor],
     draw: noise (B, *shape), labels (B,) or None and seeds of a batch -> images (B, ...); the tensors are on the device.
     labels: (len(seeds),) int64, or None for unconditional models.
     shape: of one sample, (C, H, W).
+    draw_noise: seeds and shape -> noise (B, *shape).
     """
     fast = device.type == "cuda"  # a CPU needs far longer for an image than one thread for its noise (44 us for 32x32)
     threads = min(4, count_cores()) if fast else 1
     starts = range(0, len(seeds), batch_size)
 
     def prepare(k: int) -> Tensor:
-        z = noise(seeds[k:k + batch_size], shape)
+        z = draw_noise(seeds[k:k + batch_size], shape)
         return z.pin_memory() if fast else z
 
     copies: deque[tuple[Tensor, torch.cuda.Event]] = deque()  # on their way to the CPU

@@ -247,3 +247,13 @@ def test_a_denoiser_of_another_shape_is_refused(name, change):
     with pytest.raises(PidistillError, match=r"the denoiser must give the shape of x, \(4, 3, 2, 2\)"):
         list(sampler.integrate(lambda x, t, labels: change(x), torch.randn(4, 3, 2, 2), torch.tensor([9.0, 1.0, 0.0]), None,
                                lambda k: torch.randn(4, 3, 2, 2)))
+
+
+@pytest.mark.parametrize("text, evaluations, states, stochastic", [
+    ("heun:4", 7, 4, False), ("euler:4", 4, 4, False), ("ddpm:4", 4, 4, True), ("ddim:4", 4, 4, False),
+    ("ddim,eta=0.5:4", 4, 4, True), ("heun,churn=9:4", 7, 4, True), ("heun,churn=9,churn_max=0:4", 7, 4, False)])
+def test_a_trace_tells_evaluations_states_and_noise(text, evaluations, states, stochastic):
+    [sampler] = parse_sampler(text)
+    trace = sampler.trace(tiny_teacher())
+    assert (trace.evaluations, len(trace.times), trace.stochastic) == (evaluations, states, stochastic)
+    assert trace.times == tuple(sampler.times(tiny_teacher())[1:].tolist())

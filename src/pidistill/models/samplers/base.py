@@ -108,23 +108,39 @@ class Sampler:
 
     def evaluations(self, teacher: Denoiser) -> int:
         """Count how often the sampler calls the teacher, by a run on numbers instead of images."""
-        count = 0
+        return self.trace(teacher).evaluations
+
+    def trace(self, teacher: Denoiser) -> Trace:
+        """Find out what the sampler does with the teacher, by a run on numbers instead of images."""
+        evaluations, draws, z = 0, 0, torch.zeros(1, 1)
 
         def denoise(x: Tensor, t: float, labels: Tensor | None) -> Tensor:
-            nonlocal count
-            count += 1
+            nonlocal evaluations
+            evaluations += 1
             return x
 
-        z = torch.zeros(1, 1)
-        for _ in self.integrate(denoise, z, self.times(teacher), None, lambda k: z):
-            pass
-        return count
+        def draw(k: int) -> Tensor:
+            nonlocal draws
+            draws += 1
+            return z
+
+        times = [float(t) for t, _ in self.integrate(denoise, z, self.times(teacher), None, draw)]
+        return Trace(evaluations, tuple(times), draws > 0)
 
     def __str__(self) -> str:
         """Write the sampler as `parse_sampler` takes it."""
         options = {**self.options, **({"spacing": self.spacing} if self.spacing != "karras" else {})}
         name = self.name + ("_fast" if options.pop("fast", False) else str(options.pop("order", "")))
         return ",".join([name, *(f"{key}={str(value).lower()}" for key, value in options.items())]) + f":{self.steps}"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a sampler does: its calls of the teacher, the times at which it gives a state, and whether it adds noise."""
+
+    evaluations: int
+    times: tuple[float, ...]
+    stochastic: bool
 
 
 def parse_sampler(text: str) -> list[Sampler]:
