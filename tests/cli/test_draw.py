@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pidistill.core.seeds import labels_of
+from pidistill.files.pairs import open_pairs
 from pidistill.models.student import load_student
 
 
@@ -54,6 +55,21 @@ def test_forced_samples_leave_no_old_pictures(tmp_path, monkeypatch, capsys):
             main()
         assert end.value.code == 0
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["000007.png"]
+
+
+def test_pairs_of_a_teacher(cli, runs, tmp_path):
+    flags = ["--teacher", runs / "teacher", "--num", 5, "--sampler", "heun:3", "--seed", 4, "--out", tmp_path / "p"]
+    result = cli("pairs", *flags, "--trajectory", 2, "--shard", 2, "--half", "--batch", 2)
+    assert result.code == 0 and "5 pairs in" in result.out and "5 evaluations each" in result.out, result.err
+    assert "float16 of the solutions: error at most" in result.out
+    pairs = open_pairs(tmp_path / "p")
+    assert (len(pairs), pairs.seed, len(pairs.times), pairs.settings.shard, pairs.settings.dtype) == (5, 4, 2, 2, "float16")
+    assert pairs.record["batch"] == 2
+    assert "holds other pairs" in cli("pairs", *flags).error()
+    assert "float16" not in cli("pairs", *flags, "--force").out and open_pairs(tmp_path / "p").times == ()
+    for flag, value, words in (("--sampler", "ddpm:3", "adds noise"), ("--trajectory", "9", "2 to 3 states"),
+                               ("--sampler", "heun:3,4", "one number of steps"), ("--num", "1", "--num")):
+        assert words in cli("pairs", *flags, flag, value).error()
 
 
 def test_pictures_of_vectors_are_refused(cli, tmp_path):

@@ -35,7 +35,7 @@ def test_no_arguments_show_the_help(cli):
 
 def test_the_verbs_are_frozen(cli):
     out = cli("--help").out
-    for verb in ("distill", "resume", "sample", "trajectory", "evaluate", "reference", "compare", "reproduce",
+    for verb in ("distill", "resume", "sample", "trajectory", "pairs", "evaluate", "reference", "compare", "reproduce",
                  "train-teacher", "inspect", "convert"):
         assert re.search(rf"^  {verb} ", out, re.MULTILINE), verb
 

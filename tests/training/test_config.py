@@ -47,7 +47,8 @@ def test_a_teacher_has_a_single_rate():
 @pytest.mark.parametrize("section, key, value", [
     ("train", "steps", 0), ("train", "seed", -1), ("train", "microbatch", "all"), ("train", "skip_limit", 0),
     ("optimizer", "lr", float("inf")), ("optimizer", "name", "sgd"), ("checkpoint", "keep", 1), ("checkpoint", "minutes", 0),
-    ("grid", "points", 1), ("evaluate", "num", 1), ("student", "width", 0), ("log", "interval", 3)])
+    ("grid", "points", 1), ("evaluate", "num", 1), ("pairs", "num", 1), ("pairs", "trajectory", 1),
+    ("student", "width", 0), ("log", "interval", 3)])
 def test_values_out_of_bounds_and_unknown_keys_are_refused(section, key, value):
     with pytest.raises(ValidationError, match=rf"{section}\.{key}"):
         DistillConfig.model_validate(LEAST | {section: {**LEAST.get(section, {}), key: value}})

@@ -1,4 +1,4 @@
-"""These verbs draw: sample, trajectory."""
+"""These verbs draw: sample, trajectory, pairs."""
 
 from __future__ import annotations
 
@@ -50,3 +50,25 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
 
     print(draw_trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=parse_rate(ema), columns=columns,
                                   device=device, force=force, net=net))
+
+
+def pairs(teacher: Annotated[str, typer.Option("--teacher", "-t", help="Spec KIND:REST, or a folder.")] = "bundled:digits",
+          num: Annotated[int, typer.Option("--num", "--images", min=2, max=10**8, help="Number of pairs. (Behind accelerate "
+                                           "launch and torchrun, which take --num for theirs: --images.)")] = 5000,
+          sampler: Annotated[str, typer.Option(help="Sampler of the ODE, without noise: heun:18, deis3:10.")] = "heun:18",
+          trajectory: Annotated[int | None, typer.Option(min=2, help="Keep so many of the sampler's states, the solution "
+                                                                     "among them. Default: the solution alone.")] = None,
+          seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the pairs; no seed of images is one.")] = 0,
+          shard: Annotated[int | None, typer.Option(min=1, help="Pairs of a file; default: 250 to 1000.")] = None,
+          half: Annotated[bool, typer.Option("--half", help="Store float16, half of the disk; says its error.")] = False,
+          batch: AutoBatch = None, out: Out = Path("pairs"), device: Device = "auto", force: Force = False) -> None:
+    """Draw pairs of noise and the teacher's solution for it; the same line goes on with what is there.
+
+    Several processes (accelerate launch) share the work and write the same files as one.
+    """
+    from pidistill.jobs.pairs import draw_pairs_of_spec
+
+    line = draw_pairs_of_spec(teacher, out, num, sampler=sampler, trajectory=trajectory, seed=seed, shard=shard, half=half,
+                              batch=batch, device=device, force=force)
+    if line:
+        print(line)

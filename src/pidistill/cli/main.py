@@ -18,8 +18,8 @@ from pidistill.core.errors import ForeignError, PidistillError, words_of
 app = typer.Typer(name="pidistill", add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Distil a diffusion model into a one-step generator with Physics Informed Distillation.")
-for verb in (train.distill, train.resume, draw.sample, draw.trajectory, measure.evaluate, measure.reference, measure.compare,
-             train.reproduce, train.train_teacher, models.inspect, models.convert):
+for verb in (train.distill, train.resume, draw.sample, draw.trajectory, draw.pairs, measure.evaluate, measure.reference,
+             measure.compare, train.reproduce, train.train_teacher, models.inspect, models.convert):
     app.command(verb.__name__.replace("_", "-"))(verb)
 
 

@@ -24,6 +24,7 @@ from pidistill.files.archives import blame, catch_damage, open_archive, open_mem
 from pidistill.files.image_arrays import read_images, say_gaps
 from pidistill.files.image_names import ENDINGS, RECORD, describe_left_out, find_root, is_hidden, is_image, name_classes
 from pidistill.files.image_set import ImageSet
+from pidistill.files.pairs import is_pairs, open_pairs
 from pidistill.files.reading import POINTER, parse_json, refuse_pointer
 
 PIL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # of the names that end in `ENDINGS`
@@ -33,7 +34,8 @@ FILE_LIMIT, LABELS_LIMIT = 100 * 10**6, 200 * 10**6  # bytes; the largest BMP ha
 
 
 def open_images(spec: str | Path) -> ImageSet:
-    """Open `digits`, a folder (searched recursively, linked folders left out), a .zip in EDM's format, or an .npz of images.
+    """Open `digits`, a folder (searched recursively, linked folders left out), a .zip in EDM's format, or an .npz of images;
+    or a folder of pairs, whose solutions are the images, to the bit.
 
     A folder and a .zip have images, sorted by name, and may have labels in `dataset.json`, {"labels": [[NAME, LABEL], ...]}
     or {"labels": null}; without it, two folders of images or more are classes, sorted (`name_classes`). What is hidden, or
@@ -49,7 +51,7 @@ def open_images(spec: str | Path) -> ImageSet:
     with catch_damage(str(path)):
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     if is_folder:
-        return _open_folder(path)
+        return open_pairs(path).take_solutions() if is_pairs(path) else _open_folder(path)
     if is_file and path.suffix.lower() == ".zip":
         return _open_zip(path)
     if is_file and path.suffix.lower() == ".npz":

@@ -126,6 +126,15 @@ class EvaluateConfig(StrictModel):
     keep_best: str | None = None  # a metric, such as fd: the student is the best of all that `every` has measured
 
 
+class PairsConfig(StrictModel):
+    """The pairs of noise and solution that a run draws of its teacher first, for objectives that need them."""
+
+    num: int = Field(5000, ge=2)
+    sampler: str = "heun:18"
+    trajectory: int | None = Field(None, ge=2)  # times of the states that are kept; none: the solution alone
+    half: bool = False  # solutions and states are stored in float16
+
+
 class RunConfig(StrictModel):
     """The settings that every training run has."""
 
@@ -146,6 +155,7 @@ class DistillConfig(RunConfig):
 
     teacher: str = "bundled:digits"
     data: str | None = None  # images, for objectives that need them
+    pairs: PairsConfig = PairsConfig()
     objective: Member = {"name": "pid"}
     grid: GridConfig = GridConfig()
     student: StudentConfig = StudentConfig()

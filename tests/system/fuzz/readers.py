@@ -8,8 +8,9 @@ import pickle
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,14 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pidistill.core.seeds import pair_labels
 from pidistill.evaluation.references import read_npz, read_pickle
 from pidistill.files.datasets import open_images
 from pidistill.files.edm_pickle import read_edm_pickle
+from pidistill.files.manifest import serialise_manifest
 from pidistill.files.onnx_file import check_onnx
-from pidistill.files.reading import read_json
+from pidistill.files.pairs import FORMAT, VERSION, PairSettings, open_pairs
+from pidistill.files.reading import read_json, sha256
 from pidistill.files.safetensors_header import read_header
 from pidistill.files.selection import choose_weights
 from pidistill.files.weights import read_contents, read_state_dict, read_tensors
@@ -127,6 +131,25 @@ def own(found: Tensor) -> bool:
         any(torch.equal(x, y) for y in ours) for x in found))
 
 
+PAIRS = PairSettings("a", None, 1.0, "heun:2", 0, 3, (2, 1, 1), 2, 80.0, (1.0, 0.0))
+SHARD = save({"x": torch.ones(3, 2, 1, 1), "labels": pair_labels(0, range(3), 2), "states": torch.ones(3, 2, 2, 1, 1)})
+
+
+def pair(path: Path) -> Any:
+    """The last of three pairs, of which the file at `path` may be damaged; a shard is signed as it is."""
+    with TemporaryDirectory() as name:
+        folder, shard = Path(name), Path(name) / "00000.safetensors"
+        for other, data in (("00000.safetensors", SHARD), ("pairs.json", record_of_pairs())):
+            (folder / other).write_bytes(path.read_bytes() if path.name == other else data)
+        record = {"settings": PAIRS.digest(), "shard_sha256": sha256(shard)}
+        shard.with_suffix(".json").write_text(serialise_manifest(record))
+        return open_pairs(folder).sample(2)
+
+
+def record_of_pairs() -> bytes:
+    return serialise_manifest({"format": FORMAT, "version": VERSION, "settings": asdict(PAIRS)}).encode()
+
+
 PNGS = {f"{k}.png": encoded("png", image) for k, image in enumerate(PIXELS)}
 LABELS = json.dumps({"labels": [[name, k] for k, name in enumerate(PNGS)]}).encode()
 NETWORK = network()
@@ -165,5 +188,8 @@ READERS = {
                    lambda record: isinstance(record, dict)),
     "metrics": Reader("metrics.jsonl", lambda path: read_metrics(path.parent), [b'{"step": 1}\n{"step": 2}\n'],
                       lambda records: all(isinstance(record, dict) for record in records)),
+    **{f"pairs: {name}": Reader(f"one/{name}", pair, [data], lambda found: found["y"].shape == (2, 1, 1)
+                                and found["states"].shape == (2, 2, 1, 1))
+       for name, data in (("pairs.json", record_of_pairs()), ("00000.safetensors", SHARD))},
     "onnx structure": Reader("a.onnx", check_onnx, [onnx_model(), onnx_model("a.onnx")], lambda nothing: nothing is None),
 }
