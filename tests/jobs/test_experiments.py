@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from pidistill.jobs.experiments import CORRECTIONS, CURVES, EXPERIMENTS, SCALES, SHARED_START, find_experiment
+from pidistill.jobs.experiments import CORRECTIONS, CURVES, EXPERIMENTS, METHODS, SCALES, SHARED_START, find_experiment
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 
 
 def test_the_issue_s_experiments_are_there():
-    assert list(EXPERIMENTS) == ["table3", "table7", *(f"figure{n}" for n in range(3, 9)), "samples", "correction"]
+    assert list(EXPERIMENTS) == ["table1", "table3", "table7", *(f"figure{n}" for n in range(3, 9)), "samples",
+                                 "correction"]
     assert {curve for experiment in EXPERIMENTS.values() for curve in experiment.paper} <= CURVES.keys()
 
 
 def test_no_curve_is_left_out_and_every_experiment_has_what_it_compares_with():
     assert {curve for experiment in EXPERIMENTS.values() for curve in experiment.paper} == CURVES.keys()
     for name, experiment in EXPERIMENTS.items():
-        assert {"base"} if name != "correction" else {SHARED_START, "pid"} <= experiment.paper.keys()
+        assert {"correction": {SHARED_START, "pid"}, "table1": {"method-pid"}}.get(name, {"base"}) <= experiment.paper.keys()
     assert CURVES["base"].overrides == {} and CURVES["base"].paper_steps == 800_000
 
 
@@ -28,7 +29,7 @@ def test_an_experiment_may_have_scales_of_its_own():
 
 
 @pytest.mark.parametrize("preset", ["digits_paper", "cifar10"])
-@pytest.mark.parametrize("curve", [curve for curve in CURVES if curve not in {"base", *CORRECTIONS}])
+@pytest.mark.parametrize("curve", [curve for curve in CURVES if curve not in {"base", *CORRECTIONS, *METHODS}])
 def test_every_override_changes_the_preset(preset, curve):
     plain, changed = (load_config(DistillConfig, preset, overrides).model_dump()
                       for overrides in ({}, CURVES[curve].overrides))

@@ -20,9 +20,11 @@ from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.pictures import drawable, write_comparison
 from pidistill.evaluation.results import Evaluation
 from pidistill.files.folders import write_json
+from pidistill.files.pairs import PlannedPairs
 from pidistill.files.reading import read_json
 from pidistill.jobs.best import FIRST_SEED, BestStudent
-from pidistill.jobs.build_objective import build_objective
+from pidistill.jobs.build_objective import build_objective, open_data
+from pidistill.jobs.pairs import fill_pairs
 from pidistill.jobs.stages import PREVIOUS, find_own_net
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import sample_teacher
@@ -62,7 +64,8 @@ class Distillation:
         self.tutor = teacher
         if config.teacher == PREVIOUS and previous:
             self.tutor = make_teacher(load_student(previous, net=find_own_net(previous / "student", [config], teacher)))
-        self.objective = build_objective(config, self.tutor, previous=previous, net=net)
+        self.data = open_data(config, self.tutor)
+        self.objective = build_objective(config, self.tutor, previous=previous, net=net, data=self.data)
         self.steps = config.train.steps
         measure = Measure(config.evaluate.features, config.evaluate.reference, teacher.image_shape,  # finds missing files
                           metrics=("frechet", "trajectory_rmse"))
@@ -80,6 +83,8 @@ class Distillation:
 
         evaluator: measures the student every `evaluate.every` steps; without it a new one does.
         """
+        if isinstance(self.data, PlannedPairs):
+            fill_pairs(self.data, self.tutor, self.config.pairs, folder / "pairs")
         trained = yield from take_steps(self.objective, self.config, folder, self.make_watchers(evaluator))
         self.steps = trained.steps
         students = select_students(trained.averages) if trained.main else None

@@ -220,8 +220,8 @@ def load_checkpoints(run: Path, config: DistillConfig, teacher: Denoiser) -> Ite
     if not checkpoints:
         raise PidistillError(f"{run} holds no checkpoints; checkpoint.every and checkpoint.keep say which are kept")
     before, net = find_previous(run, config)
-    member = find_objective(config.objective["name"])
-    data = open_data(config, member, config.objective["name"], teacher) if member.needs == "trajectories" else None
+    needs = find_objective(config.objective["name"]).needs
+    data = open_data(config, teacher) if needs == "trajectories" else None
     for folder in checkpoints:
         for rate in config.ema:
             path = folder / f"student-ema-{rate}.safetensors"

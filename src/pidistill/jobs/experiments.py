@@ -107,7 +107,8 @@ METHODS = {"method-pid": Setting("PID", presets={"bundled": "digits", "paper": "
     for name, label in {
         "corrected": "PID and the correction", "knowledge": "Knowledge Distillation",
         "progressive": "Progressive Distillation", "consistency": "Consistency Distillation",
-        "consistency_training": "Consistency training", "ctm": "Consistency Trajectory Model", "boot": "BOOT", "rectified_flow": "2-Rectified Flow, distilled",
+        "consistency_training": "Consistency training", "ctm": "Consistency Trajectory Model", "boot": "BOOT",
+        "rectified_flow": "2-Rectified Flow, distilled",
         "dsno": "DSNO", "diff_instruct": "Diff-Instruct", "sid": "Score identity Distillation",
         "equilibrium": "Generative Equilibrium Transformer"}.items()}
 

@@ -106,11 +106,13 @@ def draw_pairs(teacher: Denoiser, folder: Path, num: int, *, sampler: str | Samp
 def plan_pairs(teacher: Denoiser, config: PairsConfig, seed: int) -> PlannedPairs:
     """Plan the pairs of a run: noise and labels are there, solutions are zeros until `fill_pairs`.
 
-    config: `pairs` of the run. seed: the run's. Raises PidistillError for a sampler that gives no pairs.
+    config: `pairs` of the run.
+    seed: the run's, where the pairs have none of their own. Raises PidistillError for a sampler that gives no pairs.
     """
     with torch.device("cpu"):  # a dry run builds its objective on the meta device
         times = choose_times(teacher, parse_single_sampler(config.sampler, STEPS), config.trajectory)
-    return PlannedPairs(config.num, teacher.shape, teacher.num_classes, teacher.t_max, seed, times)
+    return PlannedPairs(config.num, teacher.shape, teacher.num_classes, teacher.t_max,
+                        seed if config.seed is None else config.seed, times)
 
 
 def fill_pairs(planned: PlannedPairs, teacher: Denoiser, config: PairsConfig, folder: Path) -> PairSet:

@@ -133,6 +133,7 @@ class PairsConfig(StrictModel):
     sampler: str = "heun:18"
     trajectory: int | None = Field(None, ge=2)  # times of the states that are kept; none: the solution alone
     half: bool = False  # solutions and states are stored in float16
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED)  # of noise and labels; none: train.seed
 
 
 class RunConfig(StrictModel):
