@@ -99,6 +99,18 @@ def test_an_unknown_form_is_one_line():
         make_student(tiny_teacher(), form="denoise")
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_network_that_does_not_look_at_the_time_is_for_forms_that_are_asked_once(form):
+    """As `drawing_time` alone: Eq. (7) and a consistency function change with t."""
+    make = lambda: make_student(tiny_teacher(), "random", {"name": "equilibrium", "width": 16, "heads": 2}, form=form)
+    if form in ("denoiser", "direct"):
+        student = make()
+        assert student.sample([0, 1]).shape == (2, *SHAPE)
+    else:
+        with pytest.raises(PidistillError, match=f"student.net: equilibrium does not look at the time, .* the form {form}"):
+            make()
+
+
 def test_a_black_box_s_student_may_begin_as_a_teacher(tmp_path):
     digits = load_teacher("bundled:digits")
     convert("bundled:digits", tmp_path / "t")

@@ -23,6 +23,7 @@ NETS = {"song_unet": {"name": "song_unet", "model_channels": 16, **SMALL},
         "dhariwal_unet": {"name": "dhariwal_unet", "model_channels": 32, **SMALL, "dropout": 0.0},
         "dhariwal_unet with dropout": {"name": "dhariwal_unet", "model_channels": 32, **SMALL, "dropout": 0.3},
         "edm2_unet": {"name": "edm2_unet", "model_channels": 16, **SMALL},
+        "equilibrium": {"name": "equilibrium", "width": 32, "heads": 2, "injection": 1, "equilibrium": 2},
         "diffusers_net": {"name": "diffusers_net", "config": {
             "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [32, 64], "layers_per_block": 1,
             "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}}}

@@ -84,7 +84,12 @@ def prepare_student(network: nn.Module, spec: dict[str, Any], teacher: Denoiser,
     null: the network's null label, as `Student` takes it.
     extension: options that the network must have, and gets with its weights where it has them not, as `extend_net` does.
     plan: drawing_time and times, as `Student` takes them.
+
+    Raises PidistillError for a network that does not look at the time, in a form that is asked at several.
     """
+    if form not in ("direct", "denoiser") and getattr(network, "timeless", False) is True:
+        raise PidistillError(f"student.net: {spec['name']} does not look at the time, and a student of the form {form} is "
+                             "asked at several; choose another network, or an objective whose student is asked at one")
     missing = {key: value for key, value in (extension or {}).items() if spec.get(key) != value}
     if missing:
         network, spec = extend_net(network, spec, missing, teacher.shape, count_labels(teacher.num_classes, null))

@@ -12,7 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pidistill.core.errors import PidistillError
 from pidistill.nets.edm2_unet import EDM2Block
+from pidistill.nets.parts.transformer import InjectedBlock
 from pidistill.nets.parts.unet import UNetBlock
+
+Block = UNetBlock | EDM2Block | InjectedBlock  # two tensors -> one
 
 
 def recompute_networks(networks: Iterable[nn.Module]) -> None:
@@ -23,7 +26,7 @@ def recompute_networks(networks: Iterable[nn.Module]) -> None:
     PidistillError if none has any. Forward-mode derivatives (torch.func.jvp) cannot be taken through it.
     """
     for block in find_recomputable_blocks(networks):
-        if isinstance(block, (UNetBlock, EDM2Block)):  # bound to the block, so that a copy's is bound to the copy
+        if isinstance(block, Block):  # bound to the block, so that a copy's is bound to the copy
             block.forward = MethodType(_forward_recomputed, block)  # type: ignore[method-assign]
         else:
             block.enable_gradient_checkpointing()
@@ -32,16 +35,16 @@ def recompute_networks(networks: Iterable[nn.Module]) -> None:
 def find_recomputable_blocks(networks: Iterable[nn.Module]) -> list[Any]:
     """Find the networks' residual blocks, or networks of diffusers. Raises PidistillError where there are none."""
     blocks = [module for network in networks for module in network.modules()
-              if isinstance(module, (UNetBlock, EDM2Block)) or hasattr(module, "enable_gradient_checkpointing")]
+              if isinstance(module, Block) or hasattr(module, "enable_gradient_checkpointing")]
     if not blocks:
         raise PidistillError("train.recompute=true needs a network with residual blocks (song_unet, dhariwal_unet, "
-                             "edm2_unet or diffusers'), and this one has none; leave it false")
+                             "edm2_unet, equilibrium or diffusers'), and this one has none; leave it false")
     return blocks
 
 
-def _forward_recomputed(block: UNetBlock | EDM2Block, x: Tensor, emb: Tensor) -> Tensor:
+def _forward_recomputed(block: Block, x: Tensor, emb: Tensor) -> Tensor:
     forward = type(block).forward
     if not torch.is_grad_enabled():
         return forward(block, x, emb)  # type: ignore[arg-type]
-    random = block.training and block.dropout > 0  # else there is no state of a generator to save and restore
+    random = block.training and getattr(block, "dropout", 0) > 0  # else there is no state of a generator to save and restore
     return checkpoint(forward, block, x, emb, use_reentrant=False, preserve_rng_state=random)
