@@ -45,7 +45,8 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     """Load the reference called `name`, in the features of a network. Raises PidistillError in one line.
 
     name: a file NAME.npz of statistics (`mu`, `sigma`: ours, EDM's, ADM's, clean-fid's), EDM2's .pkl (not unpickled), the
-        name of one that EDM published, such as `cifar10-32x32`, which is fetched; or images: a folder, a .zip, an .npz.
+        name of one that EDM published, such as `cifar10-32x32`, which is fetched; or images: a folder, a .zip, an .npz,
+        `hf:NAME`.
         None: what is bundled with the features.
     features: as `load_features` takes it. net: the network of them.
     fingerprint: of the network; a reference that another network made is refused.
@@ -57,11 +58,13 @@ def load_reference(name: str | None, features: str, net: Any, fingerprint: str |
     path, kind = Path(name), Path(name).suffix.lower()
     if kind == ".pkl":
         reference = read_pickle(path, features)
-    elif path.is_dir() or kind == ".zip" or (kind == ".npz" and path.is_file() and not has_statistics(path)):
+    elif name.startswith("hf:") or path.is_dir() or kind == ".zip" or (
+            kind == ".npz" and path.is_file() and not has_statistics(path)):
         key = (str(path.resolve()), features, fingerprint)
         if key not in REFERENCE_CACHE:
             processes.say(f"making statistics of {name}; `pidistill reference {shlex.quote(name)} --out ref.npz` keeps them")
-            REFERENCE_CACHE[key] = make_reference(open_images(path), name, net, features, fingerprint)
+            images = open_images(name if name.startswith("hf:") else path)  # a folder may be called `digits`
+            REFERENCE_CACHE[key] = make_reference(images, name, net, features, fingerprint)
         return REFERENCE_CACHE[key]
     elif kind == ".npz":
         reference = read_npz(path)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from pidistill.core import processes
 from pidistill.core.errors import PidistillError
 from pidistill.files.archives import blame, catch_damage, open_archive, open_member
+from pidistill.files.hugging_face import open_rows
 from pidistill.files.image_arrays import read_images, say_gaps
 from pidistill.files.image_names import ENDINGS, RECORD, describe_left_out, find_root, is_hidden, is_image, name_classes
 from pidistill.files.image_set import ImageSet
@@ -35,7 +36,7 @@ FILE_LIMIT, LABELS_LIMIT = 100 * 10**6, 200 * 10**6  # bytes; the largest BMP ha
 
 def open_images(spec: str | Path) -> ImageSet:
     """Open `digits`, a folder (searched recursively, linked folders left out), a .zip in EDM's format, or an .npz of images;
-    or a folder of pairs, whose solutions are the images, to the bit.
+    or a folder of pairs, whose solutions are the images, to the bit; or `hf:NAME[,split=train,...]` (`open_rows`).
 
     A folder and a .zip have images, sorted by name, and may have labels in `dataset.json`, {"labels": [[NAME, LABEL], ...]}
     or {"labels": null}; without it, two folders of images or more are classes, sorted (`name_classes`). What is hidden, or
@@ -47,6 +48,8 @@ def open_images(spec: str | Path) -> ImageSet:
         return load_digits()
     if spec == "":  # which would be the current folder
         raise PidistillError("the data has no name; images come as `digits`, a folder, a .zip or an .npz")
+    if str(spec).startswith("hf:"):
+        return _open_hugging_face(str(spec))
     path = Path(spec)
     with catch_damage(str(path)):
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
@@ -135,17 +138,32 @@ def _open_files(path: Path, names: Collection[str], read: Callable[[str, int], b
     say_gaps(path, labels)
     if left_out:
         processes.say(f"{path}: {left_out}")
-    first = _decode_image(read(images[0], FILE_LIMIT), where(images[0])).shape
+    return _make_set(len(images), lambda k: read(images[k], FILE_LIMIT), lambda k: where(images[k]), labels)
+
+
+def _open_hugging_face(spec: str) -> ImageSet:
+    rows = open_rows(spec)
+    say_gaps(spec, rows.labels)
+    return _make_set(rows.num, lambda k: rows.read(k, FILE_LIMIT), lambda k: f"{spec}: image {k}", rows.labels, rows.licence)
+
+
+def _make_set(num: int, read: Callable[[int], bytes], where: Callable[[int], str], labels: Tensor | None,
+              licence: str = "unknown") -> ImageSet:
+    """Make a set of N image files, all of the first one's size and kind.
+
+    read, where: index -> the bytes of a file, and what errors call it.
+    labels, licence: as `ImageSet` has them.
+    """
+    first = _decode_image(read(0), where(0)).shape
 
     def decode(index: int) -> np.ndarray:
-        name = images[index]
-        image = _decode_image(read(name, FILE_LIMIT), where(name))
+        image = _decode_image(read(index), where(index))
         if image.shape != first:
-            raise blame(where(name), f"{_describe_shape(*image.shape)}, but the first image, {where(images[0])}, is "
-                                     f"{_describe_shape(*first)}; all must be of one size and kind")
+            raise blame(where(index), f"{_describe_shape(*image.shape)}, but the first image, {where(0)}, is "
+                                      f"{_describe_shape(*first)}; all must be of one size and kind")
         return image
 
-    return ImageSet(len(images), (first[2], *first[:2]), decode, labels, keep=True)
+    return ImageSet(num, (first[2], *first[:2]), decode, labels, licence, keep=True)
 
 
 def _take_classes(path: Path, images: list[str], names: Collection[str]) -> Tensor | None:

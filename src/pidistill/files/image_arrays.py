@@ -45,7 +45,7 @@ def read_images(path: Path) -> tuple[np.ndarray, Tensor | None]:
     return images, labels
 
 
-def say_gaps(path: Path, labels: Tensor | None) -> None:
+def say_gaps(path: str | Path, labels: Tensor | None) -> None:
     """Say which of the classes, 0 to the largest label, have no image: a model would draw them, and has never seen one."""
     if labels is None:
         return
