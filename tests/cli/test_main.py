@@ -98,6 +98,18 @@ def test_no_permission_is_one_line(cli, runs, tmp_path):
     assert "Permission denied" in cli("distill", *QUICK, "--out", tmp_path / "locked" / "run").error()
 
 
+def test_ctrl_c_says_what_the_job_has_to_say(cli, monkeypatch):
+    from pidistill.jobs import pairs
+
+    for text in ("2 of 4 shards stay\n", ""):
+        def interrupt(*args, text=text, **options):
+            raise KeyboardInterrupt(text)
+
+        monkeypatch.setattr(pairs, "draw_pairs_of_spec", interrupt)
+        result = cli("pairs")
+        assert (result.code, result.out, result.err) == (130, "", text)
+
+
 def test_real_process_refuses_in_one_line(command, tmp_path):
     assert "choices" in command("distill", "--preset", "nope", cwd=tmp_path).error()
     assert "sample" in command("smaple", cwd=tmp_path).error()

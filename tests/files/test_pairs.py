@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import pair_labels, pair_noise
 from pidistill.core.tensors import quantise
+from pidistill.files import pairs as files
 from pidistill.files.datasets import open_images
 from pidistill.files.manifest import serialise_manifest
 from pidistill.files.pairs import PairSettings, PlannedPairs, find_difference, is_pairs, open_pairs
@@ -222,3 +224,13 @@ def test_settings_survive_json_and_differences_are_named(drawn):
     other = PairSettings(**asdict(settings) | {"sampler": "euler:10"})
     assert find_difference(settings, other) == "their sampler is heun:4, not euler:10"
     assert other.digest() != settings.digest()
+
+
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "OPEN_FILES", 2)
+    pairs = draw_pairs(tiny_teacher(), tmp_path / "p", 8, sampler="euler:2", shard=1)
+    first = [pairs.sample(k)["y"] for k in range(8)]
+    assert len(pairs._files) == 2 and torch.equal(torch.from_numpy(np.stack(first)), solutions(tmp_path / "p"))
+    with ThreadPoolExecutor(4) as threads:
+        again = list(threads.map(lambda k: pairs.sample(k % 8)["y"], range(200)))
+    assert all(np.array_equal(y, first[k % 8]) for k, y in enumerate(again))

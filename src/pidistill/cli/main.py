@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,12 +17,26 @@ from pidistill.cli import draw, measure, models, train
 from pidistill.cli.terminal import show_traceback
 from pidistill.core.errors import ForeignError, PidistillError, words_of
 
+
+def end_on_interrupt(verb: Callable[..., None]) -> Callable[..., None]:
+    """Let Ctrl-C in a verb print what the job has to say about it, and end the program; typer would drop the words."""
+    @functools.wraps(verb)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            verb(*args, **options)
+        except KeyboardInterrupt as stopped:
+            print(stopped, end="", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
+
+    return run
+
+
 app = typer.Typer(name="pidistill", add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Distil a diffusion model into a one-step generator with Physics Informed Distillation.")
 for verb in (train.distill, train.resume, draw.sample, draw.trajectory, draw.pairs, measure.evaluate, measure.reference,
              measure.compare, train.reproduce, train.train_teacher, models.inspect, models.convert):
-    app.command(verb.__name__.replace("_", "-"))(verb)
+    app.command(verb.__name__.replace("_", "-"))(end_on_interrupt(verb))
 
 
 @app.callback(invoke_without_command=True)
@@ -59,9 +75,7 @@ def main() -> Any:
         shown = show_traceback(error)
         hint = isinstance(error, ForeignError) and error.__cause__ is not None and not shown
         fail(f"{error} (PIDISTILL_TRACEBACK=1 shows where)" if hint else str(error))
-    except KeyboardInterrupt as stopped:
-        if str(stopped):
-            print(stopped, end="", file=sys.stderr)
+    except KeyboardInterrupt:  # before the verb began
         raise SystemExit(130) from None
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's usage errors, whose home module differs between versions

@@ -17,11 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from pidistill.files.safetensors_header import read_header
 RECORD_NAME = "pairs.json"
 FORMAT, VERSION = "pidistill-pairs", 1
 STORED = {"float32": ("F32", "<f4"), "float16": ("F16", "<f2")}  # safetensors' name of the type, and numpy's
+OPEN_FILES = 64  # of a set of pairs
 MOST_PAIRS, MOST_TIMES, MOST_ELEMENTS, MOST_CLASSES = 10**8, 10_000, 2**26, 10**6
 
 
@@ -184,6 +186,7 @@ class PairSet(Pairs):
                          str(record.get("licence", "unknown"))[:500])
         self.folder, self.settings, self.record = folder, settings, record
         self._places: dict[int, dict[str, int]] = {}  # of a shard that was compared: where its tensors begin
+        self._files: dict[int, BinaryIO] = {}  # open ones, OPEN_FILES at most
 
     def read_tensor(self, name: str, index: int) -> np.ndarray:
         shard, row = divmod(range(len(self))[index], self.settings.shard)
@@ -191,12 +194,18 @@ class PairSet(Pairs):
             self._places[shard] = check_shard(self.folder, shard, self.settings)
         kind = np.dtype(STORED[self.settings.dtype][1])
         shape = self.shape if name == "x" else (len(self.times), *self.shape)
-        count, path = math.prod(shape), locate_shard(self.folder, shard)
-        with catch_damage(str(path)):  # not mapped into memory: that of a file that is cut short meanwhile ends the process
-            values = np.fromfile(path, kind, count, offset=self._places[shard][name] + row * count * kind.itemsize)
-            if len(values) < count:
-                raise EOFError
-        return values.reshape(shape).astype(np.float32, copy=False)
+        size, path = math.prod(shape) * kind.itemsize, locate_shard(self.folder, shard)
+        with catch_damage(str(path)):  # not mapped into memory: a mapped file that is cut short ends the process
+            data = read_at(self._open(shard), self._places[shard][name] + row * size, size)
+        return np.frombuffer(data, kind).reshape(shape).astype(np.float32)
+
+    def _open(self, shard: int) -> BinaryIO:
+        """Give the open file of a shard; opening one anew takes a hundred times as long as reading a small image."""
+        if (file := self._files.get(shard)) is None:
+            while len(self._files) >= OPEN_FILES:  # who reads one of them holds it open
+                self._files.pop(next(iter(self._files)), None)
+            file = self._files[shard] = locate_shard(self.folder, shard).open("rb", buffering=0)
+        return file
 
 
 class PlannedPairs(Pairs):
@@ -218,6 +227,19 @@ class PlannedPairs(Pairs):
         if self.drawn:
             return self.drawn.read_tensor(name, index)
         return np.zeros(self.shape if name == "x" else (len(self.times), *self.shape), np.float32)
+
+
+def read_at(file: BinaryIO, place: int, size: int) -> bytes:
+    """Read so many bytes at a place of a file, which several threads may do at a time. Raises EOFError for fewer."""
+    if hasattr(os, "pread"):
+        data = os.pread(file.fileno(), size, place)
+    else:  # Windows
+        with open(file.name, "rb") as own:
+            own.seek(place)
+            data = own.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
 
 
 def is_pairs(path: str | Path) -> bool:
