@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
@@ -13,18 +10,18 @@ from pidistill.files.reading import read_json
 from pidistill.jobs.build_objective import build_objective
 from pidistill.jobs.distill import distil_in_steps, resume_distillation, run_distillation
 from pidistill.jobs.stages import list_stages
-from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
+from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student import load_student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
+from pidistill.objectives._correction import BANDS
 from pidistill.objectives.base import Setup, check_contract
 from pidistill.objectives.pid import PID
-from pidistill.objectives.pid_corrected import BANDS, PIDCorrected
+from pidistill.objectives.pid_corrected import PIDCorrected
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
 from pidistill.training.trainer import take_steps, train
 from tests.helpers import MLP, SHAPE, draw, grid_of, shake, tiny_teacher
-from tests.models.test_preconditioning import SPECS
 from tests.runs import metrics
 from tests.system.test_phases import launch, state
 
@@ -63,7 +60,8 @@ def close(ours: torch.Tensor, plain: torch.Tensor, rtol: float = 1e-5) -> None:
 
 
 def student_image(objective, batch):
-    return objective.networks["student"](batch["z"], objective.t_min, batch["labels"])
+    student = objective.networks["student"]
+    return student(batch["z"], student.t_min, batch["labels"])
 
 
 # The mathematics -----------------------------------------------------------------------------------------------------------
@@ -110,26 +108,6 @@ def test_the_gradient_is_that_of_sid(alpha):
     plain = ((1 - alpha) * w * (f - g) ** 2 + w * (f - g) * (g - x_g)).flatten(1).mean(1)
     torch.testing.assert_close(objective.correct(batch), plain, rtol=1e-9, atol=1e-12)
     close(ours, gradient(objective, plain.mean()))
-
-
-def test_the_fake_s_loss_is_edm_s_on_the_student_s_images():
-    objective = double(corrected())
-    batch = {key: value.double() if value.is_floating_point() else value
-             for key, value in draw(objective, range(5), number=0).items()}
-    t, s = batch["t"][:, None, None, None], objective.sigma_data
-    image = student_image(objective, batch).detach()
-    D = objective.networks["fake"](image + t * batch["n"], batch["t"], batch["labels"])
-    plain = ((t**2 + s**2) / (t * s) ** 2 * (D - image) ** 2).flatten(1).mean(1)
-    torch.testing.assert_close(objective.imitate(batch), plain, rtol=1e-12, atol=0)
-    grads = torch.autograd.grad(objective.imitate(batch).sum(), [*objective.networks["student"].parameters()],
-                                allow_unused=True)
-    assert all(g is None for g in grads)
-
-
-def test_a_fake_that_is_the_teacher_corrects_nothing():
-    objective = corrected(shaken=False)
-    batch = draw(objective, range(5), number=1, part=1)
-    assert gradient(objective, objective.correct(batch).sum()).abs().max() == 0
 
 
 # Options -------------------------------------------------------------------------------------------------------------------
@@ -241,77 +219,6 @@ def test_fake_optimizer_is_the_fake_s_alone():
     fake, student = corrected(fake_optimizer={"lr": 2e-3, "betas": (0.5, 0.9)}).phases()
     assert fake.optimizer == {"name": "adam", "lr": 2e-3, "betas": (0.5, 0.9), "weight_decay": 0.0}
     assert student.optimizer == {}
-
-
-def levels(objective, number: int, count: int = 400) -> np.ndarray:
-    part = len(objective.phases()[number].parts) - 1
-    return draw(objective, range(count), number=number, part=part)["t"].double().numpy()
-
-
-def test_levels_are_the_grid_s():
-    objective = corrected()
-    expected = objective.grid.t.float().double().numpy()
-    for number in (0, 1):
-        drawn, counts = np.unique(levels(objective, number), return_counts=True)
-        np.testing.assert_array_equal(drawn, np.sort(expected))
-        assert counts.min() > 400 / POINTS / 3
-    below = levels(corrected(level_max=2.0), 1)
-    assert below.max() <= 2 and below.min() == expected.min()
-    for kind in ("grid", "lognormal"):
-        between = levels(corrected(levels=kind, level_min=0.1, level_max=2.0, p_std=5.0), 1)
-        assert 0.1 <= between.min() < 0.3 and 1 < between.max() <= 2.0001
-
-
-def test_levels_are_lognormal():
-    objective = corrected(fake_levels="lognormal", p_mean=-0.5, p_std=0.7)
-    ln_t = np.log(levels(objective, 0))
-    assert abs(ln_t.mean() + 0.5) < 0.15 and abs(ln_t.std() - 0.7) < 0.1
-    assert len(np.unique(levels(objective, 1))) == POINTS
-    assert levels(corrected(levels="lognormal", p_mean=9.0, level_max=3.0), 1).max() == pytest.approx(3.0)
-
-
-@pytest.mark.parametrize("kind", ["grid", "lognormal"])
-def test_levels_are_those_that_the_teacher_knows(kind):
-    teacher = Preconditioned(tiny_teacher().model, SHAPE, 3, preconditioning=SPECS["epsilon"], t_min=0.1, t_max=20)
-    drawn = levels(corrected(teacher, levels=kind), 1)
-    known = teacher.times.float().double().numpy()
-    assert np.isin(drawn, known).all() and len(np.unique(drawn)) > 5
-
-
-# The fake network ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_fake_is_the_teacher_without_guidance():
-    teacher = tiny_teacher(classes=4).set_guidance(3, null=1)
-    fake = corrected(teacher, shaken=False).networks["fake"]
-    x, t, y = torch.randn(4, *SHAPE), torch.tensor([0.1, 1.0, 5.0, 40.0]), torch.tensor([0, 1, 2, 0])
-    plain = tiny_teacher(classes=4).set_guidance(null=1)
-    torch.testing.assert_close(fake(x, t, y), plain(x, t, y), rtol=0, atol=0)
-    assert not torch.allclose(fake(x, t, y), teacher(x, t, y), atol=1e-3)
-    assert all(p.requires_grad for p in fake.parameters()) and not any(p.requires_grad for p in teacher.parameters())
-
-
-def test_a_black_box_s_fake_is_named(tmp_path):
-    teacher = FunctionDenoiser(lambda x, t, y: x / (1 + t[:, None, None, None] ** 2), SHAPE, 3)
-    student = make_student(teacher, "random", net=MLP)
-    setup = Setup(student, teacher, grid_of(teacher, POINTS))
-    with pytest.raises(PidistillError, match=r"set objective.fake"):
-        PIDCorrected(setup)
-    for named in (MLP, "mlp"):
-        objective = PIDCorrected(setup, fake=named)
-        batch = draw(objective, range(3), number=1, part=1)
-        assert gradient(objective, objective.correct(batch).mean()).abs().max() > 0
-    with pytest.raises(PidistillError, match="gives"):
-        PIDCorrected(setup, fake="bundled:digits")
-
-
-def test_a_fake_of_another_teacher():
-    teacher = load_teacher("bundled:digits")
-    box = FunctionDenoiser(lambda x, t, y: teacher(x, t, y), teacher.shape, 10)
-    student = make_student(box, "random", net={"name": "mlp", "width": 8})
-    fake = PIDCorrected(Setup(student, box, grid_of(box, POINTS)), fake="bundled:digits").networks["fake"]
-    x = torch.randn(2, *teacher.shape)
-    torch.testing.assert_close(fake(x, 1.0, torch.tensor([1, 2])), teacher(x, 1.0, torch.tensor([1, 2])), rtol=0, atol=0)
 
 
 def test_score_identity_needs_the_teacher_s_gradient():
@@ -454,8 +361,3 @@ def test_pid_comes_first_as_a_stage(tmp_path):
 def test_a_first_run_that_cannot_be_is_one_line(tmp_path, first, words):
     with pytest.raises(PidistillError, match=rf"objective\.first: .*{words}"):
         list_stages(configure(tmp_path, **{"objective.first": first}))
-
-
-def test_bands_cover_all_levels():
-    edges = [edge for band in BANDS.values() for edge in band]
-    assert edges[0] == 0 and edges[-1] == math.inf and edges[1:-1:2] == edges[2::2]

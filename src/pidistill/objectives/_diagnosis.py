@@ -33,7 +33,7 @@ class Diagnosis:
         teacher's: they are as large as each other where the student draws what the teacher draws.
     alignment: cosine between the gradients of PID's loss and of the correction; below 0 they pull apart.
 
-    objective: of the run, a `PIDCorrected`. It is called on the main process, whose networks are whole.
+    objective: of the run, a `Correction`. It is called on the main process, whose networks are whole.
     """
 
     def __init__(self, objective: Any):
@@ -51,8 +51,8 @@ class Diagnosis:
         found = {"rms_to_teacher": (images - self.solutions).square().mean().sqrt().item(), "spread": spread}
         if spread < COLLAPSE and not self.warned:
             processes.say(f"WARNING: the student's images spread {spread:.2f} times as far as the teacher's: the correction "
-                          "collapses. Lower optimizer.lr, objective.weight or objective.share, or let the fake follow "
-                          "better: raise objective.fake_steps, or lr in objective.fake_optimizer")
+                          f"collapses. Lower {self.objective.levers}, or let the fake follow better: raise "
+                          "objective.fake_steps, or lr in objective.fake_optimizer")
         self.warned = spread < COLLAPSE
         networks = self.objective.networks.values()
         for network in networks:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.precision import Autocast, autocast
 from pidistill.core.registry import find_member
 from pidistill.core.tensors import copy_module
 from pidistill.files.image_set import ImageSet
@@ -148,6 +150,7 @@ class Objective(ABC):
     needs: ClassVar[Needs] = "noise"
     form: ClassVar[str] = "trajectory"            # of the student
     averaged: ClassVar[tuple[str, ...]] = ("student",)
+    teacher_precision: Autocast | None = None     # in which `call_teacher` calls it; None: as the student
 
     def __init__(self, networks: Mapping[str, nn.Module], calls: Mapping[str, Callable[..., Any]] | None = None,
                  followers: Mapping[str, Follower] | None = None):
@@ -162,6 +165,12 @@ class Objective(ABC):
     @abstractmethod
     def phases(self) -> list[Phase]:
         """Give the phases of a step, in their order; the same at every call."""
+
+    def call_teacher(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Compute the teacher's D(x, t), (B, C, H, W), in the teacher's precision."""
+        with autocast(self.teacher_precision, x.device) if self.teacher_precision else nullcontext():
+            D: Tensor = self.calls["teacher"](x, t, labels)
+        return D
 
     def note(self, name: str, values: Tensor, chosen: Tensor | None = None) -> None:
         """Note numbers of a batch's samples, (B,); the trainer logs their mean since the last line of metrics.

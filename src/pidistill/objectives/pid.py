@@ -6,7 +6,6 @@ L = E_{i,z} d(x_i - t_i dx/dt, sg[D(x_i, t_i)]), i uniform on the grid, z ~ N(0,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.precision import Autocast, autocast
+from pidistill.core.precision import Autocast
 from pidistill.core.registry import build_from_config
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
@@ -87,11 +86,6 @@ class PID(Objective):
         if self.num_classes:
             sample["labels"] = np.int64(rng.integers(self.num_classes))
         return sample | {"z": rng.standard_normal(self.shape, dtype=np.float32) * np.float32(self.t_max)}
-
-    def call_teacher(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Compute the teacher's D(x, t), (B, C, H, W), in the teacher's precision."""
-        with autocast(self.teacher_precision, x.device) if self.teacher_precision else nullcontext():
-            return self.calls["teacher"](x, t, labels)
 
     def loss(self, batch: Batch, step: int = 0) -> Tensor:
         return self.compare(*self.compute_sides(batch))
