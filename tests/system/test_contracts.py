@@ -330,7 +330,10 @@ def make_objective(name: str) -> Objective:
     data = ImageSet.of(images(3, 6)[:, :1], torch.arange(6) % CLASSES)
     if member.setup is TeacherSetup:
         return build("objectives", name, TeacherSetup(teacher.requires_grad_(True), data))
-    student, needed = make_student(teacher, form=member.form), data if member.needs == "images" else None
+    plan, needed = member.plan_student(teacher, {}, None), data if member.needs == "images" else None
+    student = make_student(teacher, **plan)
+    if "extension" in plan:
+        shake(student, scale=0.03)  # what is new begins at zero, and no gradient passes through it
     objective: Objective = build("objectives", name, Setup(student, teacher, grid_of(teacher, 10), needed))
     for other in (net for key, net in objective.networks.items() if key != "student"):
         shake(other)  # what starts as the teacher finds no fault with it

@@ -100,14 +100,18 @@ class Student(nn.Module):
     def jump(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute G(x, t, s) of Kim et al. (2024), Eq. 9: the state at s of the trajectory through x at t, (B, C, H, W).
 
-        G = (s/t) x + (1 - s/t) g, where g is the teacher's denoiser of the network, which is told t and s.
+        G = (s/t) x + (1 - s/t) g. x: (B, C, H, W). t, s: (B,), s <= t.
+        """
+        return interpolate(x, to_float64(s) / to_float64(t), self.g(x, t, s, labels), 1.0)
 
-        x: (B, C, H, W). t, s: (B,), s <= t.
+    def g(self, x: Tensor, t: Tensor, s: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute g(x, t, s) of a `jump`, (B, C, H, W): the teacher's denoiser of the network, which is told t and s.
+
+        g(x, t, t) is the mean of clean images given x at t (Kim et al., 2024, Section 3). Parameters: `jump`.
         """
         c = self.preconditioning(t)
         both = torch.stack([c.c_noise, self.preconditioning(s).c_noise], dim=1)
-        g = call_preconditioned(self.call_network, Coefficients(c.c_skip, c.c_out, c.c_in, both), x, labels)
-        return interpolate(x, to_float64(s) / to_float64(t), g, 1.0)
+        return call_preconditioned(self.call_network, Coefficients(c.c_skip, c.c_out, c.c_in, both), x, labels)
 
     def list_states(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute the states at all times of an `operator` in one call of its network: z (B, ...) at T -> (B, M, ...)."""

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from pidistill.core.tensors import like
+from pidistill.objectives._images import draw_image
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, TeacherSetup
 
 
@@ -33,10 +34,7 @@ class EDM(Objective):
         return [Phase("edm", ("teacher",), self.draw, self.loss)]
 
     def draw(self, rng: np.random.Generator, step: int = 0) -> Sample:
-        index = int(rng.integers(len(self.data)))
-        sample = self.data.sample(index, flip=self.flip and bool(rng.integers(2)))
-        if not self.conditional:
-            sample.pop("labels", None)
+        sample = draw_image(self.data, rng, self.conditional, self.flip)
         return sample | {"ln_t": np.float32(self.p_mean + self.p_std * rng.standard_normal()),
                          "n": rng.standard_normal(self.shape, dtype=np.float32)}
 
