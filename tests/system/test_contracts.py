@@ -45,6 +45,7 @@ from tests.helpers import (
     tiny_teacher,
     vgg_weights,
 )
+from tests.pairs import solve_pairs
 
 NETWORK_SAMPLES = {"upwind": 2, "midpoint": 2, "central": 3, "autodiff": 1}  # by scheme, per sample of the batch
 OFF_GRID = {"midpoint"}  # schemes that ask the teacher between two grid points
@@ -325,12 +326,13 @@ def test_feature_net_gives_one_row_an_image(name):
 
 
 def make_objective(name: str) -> Objective:
-    """An objective over tiny networks, from what its class asks for: a denoiser or a student, and images."""
+    """An objective over tiny networks, from what its class asks for: a denoiser or a student, and images or pairs."""
     teacher, member = tiny_teacher(), find_member("objectives", name)
     data = ImageSet.of(images(3, 6)[:, :1], torch.arange(6) % CLASSES)
     if member.setup is TeacherSetup:
         return build("objectives", name, TeacherSetup(teacher.requires_grad_(True), data))
-    plan, needed = member.plan_student(teacher, {}, None), data if member.needs == "images" else None
+    needed = {"images": data, "pairs": solve_pairs(teacher, 6, 0, steps=3)}.get(member.needs)
+    plan = member.plan_student(teacher, {}, needed)
     student = make_student(teacher, **plan)
     if "extension" in plan:
         shake(student, scale=0.03)  # what is new begins at zero, and no gradient passes through it
