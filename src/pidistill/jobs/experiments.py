@@ -101,8 +101,8 @@ CORRECTIONS = {
                                              1.0, overrides={"objective.first": None}, paper_steps=1_000_000, steps=585),
 }
 
-# The presets of a method are called digits_NAME and cifar10_NAME; PID's own are `digits` and `cifar10`.
-METHODS = {"method-pid": Setting("PID", presets={"bundled": "digits", "paper": "cifar10"})} | {
+# The presets of a method are called digits_NAME and cifar10_NAME; PID's own are `digits_pid` and `cifar10`.
+METHODS = {"method-pid": Setting("PID", presets={"bundled": "digits_pid", "paper": "cifar10"})} | {
     f"method-{name}": Setting(label, presets={"bundled": f"digits_{name}", "paper": f"cifar10_{name}"})
     for name, label in {
         "corrected": "PID and the correction", "knowledge": "Knowledge Distillation",
