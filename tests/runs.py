@@ -10,15 +10,17 @@ import sys
 
 import torch
 
+from pidistill.files.weights import read_tensors
 from pidistill.jobs.build_objective import build_objective
 from pidistill.models.student import Student
 from pidistill.models.student_init import make_student
+from pidistill.models.teachers.base import load_teacher
 from pidistill.models.teachers.gaussian import gaussian
 from pidistill.objectives.base import Setup
 from pidistill.objectives.pid import PID
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
-from pidistill.training.trainer import train
+from pidistill.training.trainer import take_steps, train
 from tests.helpers import MLP, grid_of, tiny_teacher
 
 VOLATILE = ("seconds", "images_per_s")
@@ -98,3 +100,25 @@ def train_student(folder, teacher, values: dict) -> Student:
     student = averages[config.ema[0]]["student"]
     student.save(folder / "student")
     return student
+
+
+def check_resumption(folder, values: dict) -> None:
+    """A short run that is left after its third step, and goes on, is equal to one that is not: every bit.
+
+    values: settings, such as {"objective": {...}}.
+    """
+    common = {"teacher": "gaussian:2,modes=4,std=0.1,classes", "student": {"init": "random", "net": MLP}, "grid.points": 10,
+              "train.steps": 6, "train.batch": 8, "log.every": 3, "checkpoint.every": 2, "checkpoint.keep": 9, "ema": 0.9,
+              "optimizer.lr": 1e-3, "evaluate.num": 8, "preview.every": 100}
+    for name, last in (("whole", 6), ("left", 3), ("left", 6)):
+        config = load_config(DistillConfig, "default", common | {"out": str(folder / name)} | values)
+        (folder / name).mkdir(exist_ok=True)
+        for step in take_steps(build_objective(config, load_teacher(config.teacher)), config, folder / name):
+            if step.number == last < config.train.steps:
+                break
+    files = {name: sorted((folder / name / "checkpoints" / "000006").glob("*.safetensors")) for name in ("whole", "left")}
+    assert [path.name for path in files["whole"]] == [path.name for path in files["left"]]
+    for one, other in zip(*files.values(), strict=True):
+        a, b = read_tensors(one), read_tensors(other)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), one.name
+    assert metrics(folder / "whole") == metrics(folder / "left")

@@ -97,8 +97,8 @@ def test_bad_files_are_one_line(tmp_path, text, words):
 
 @pytest.mark.parametrize("source, words", [
     ("digit", "did you mean 'digits'.*default"), ("/nowhere/a.yaml", "does not exist"),
-    ("a.json", "choices: cifar10, cifar10_corrected, default"),
-    ("../digits", "choices: cifar10, cifar10_corrected, default"), ("digits\0", "choices: cifar10")])
+    ("a.json", "choices: cifar10, .*cifar10_corrected, .*default"),
+    ("../digits", "choices: cifar10, .*cifar10_corrected, .*default"), ("digits\0", "choices: cifar10")])
 def test_unknown_sources_are_one_line(source, words):
     with pytest.raises(PidistillError, match=words):
         load_config(DistillConfig, source)
