@@ -104,6 +104,15 @@ def test_the_papers_presets(preset, parameters, batch, flops):
         assert unit == "GFLOP" and float(number) == pytest.approx(flops, rel=0.03)
 
 
+def test_a_run_is_counted_before_its_images_are_there(capsys):
+    """As with them; a small network, an objective that draws images."""
+    values = {"teacher": "bundled:digits", "train.steps": 10, "train.batch": 8, "out": "x", "grid.points": 10,
+              "objective": {"name": "consistency"}}
+    facts = [dryrun.dry_run(load_config(DistillConfig, "default", values | {"data": data}))
+             for data in ("digits", "nowhere/digits.zip")]
+    assert facts[0] == facts[1] and "data=nowhere/digits.zip is not there" in capsys.readouterr().out
+
+
 def test_command_prints_and_leaves_nothing(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = command("distill", "--dry-run", "--gpus", "2", "--memory", "12", "--set", "train.batch=32")

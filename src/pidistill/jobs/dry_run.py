@@ -7,18 +7,22 @@ the meta device, and the memory of a step of the run, see `footprint`. Estimated
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
-from pidistill.jobs.build_objective import build_objective
+from pidistill.files.image_set import ImageSet
+from pidistill.jobs.build_objective import OF_TEACHER, build_objective
 from pidistill.jobs.stages import list_stages, start_anew
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.teachers.base import load_teacher
-from pidistill.objectives.base import Objective
+from pidistill.objectives.base import Objective, find_objective
 from pidistill.training.config import DistillConfig, list_averages
 from pidistill.training.footprint import GPUEmulation, Rehearsal, draw_example, list_tensors
 from pidistill.training.microbatch import USABLE, fit_microbatch
@@ -52,7 +56,7 @@ def dry_run(config: DistillConfig, gpus: int = 1, memory: float = MEMORY) -> dic
 def describe_stage(config: DistillConfig, teacher: Denoiser, gpus: int, memory: float) -> dict[str, Any]:
     """Estimate what a single run needs. teacher: on the meta device. Other parameters: `dry_run`."""
     share = config.train.batch // gpus
-    objective = build_objective(config, teacher, "meta")
+    objective = build_objective(config, teacher, "meta", data=imagine_images(config, teacher))
     student = objective.networks["student"]
     operations = count_operations(objective)
     flops = sum(operations.values())
@@ -89,6 +93,20 @@ def describe_stage(config: DistillConfig, teacher: Denoiser, gpus: int, memory: 
     }
 
 
+def imagine_images(config: DistillConfig, teacher: Denoiser) -> ImageSet | None:
+    """Give an image in the place of a file of images that is not there yet; None where there is one, or none is named.
+
+    config, teacher: of the run.
+    """
+    data, needed = config.data, find_objective(config.objective["name"]).needs
+    if needed != "images" or data in (None, "digits", OF_TEACHER) or Path(data).exists():
+        return None
+    console.print(f"data={data} is not there; what is counted does not depend on it", soft_wrap=True, markup=False)
+    labels = torch.tensor([teacher.num_classes - 1]) if teacher.num_classes else None
+    blank = np.zeros((*teacher.shape[1:], teacher.shape[0]), np.float32)
+    return ImageSet(1, teacher.shape, lambda index: blank, labels)
+
+
 def describe_memory(sizes: dict[str, int], room: float, memory: float) -> dict[str, str]:
     """Describe the bytes that a phase takes, by what they are for. room: bytes that are free of `memory` GB."""
     needed = sum(sizes.values())
@@ -113,7 +131,8 @@ def estimate_snapshot(objective: Objective, config: DistillConfig) -> int:
 def estimate_gpu_hours(config: DistillConfig) -> float:
     """Estimate the hours of a single A100 that the run's steps take."""
     teacher = load_teacher(config.teacher, weights=False).to("meta")
-    flops = sum(count_operations(build_objective(config, teacher, "meta")).values())
+    objective = build_objective(config, teacher, "meta", data=imagine_images(config, teacher))
+    flops = sum(count_operations(objective).values())
     return flops * config.train.batch * config.train.steps / SUSTAINED[config.precision] / 3600
 
 
