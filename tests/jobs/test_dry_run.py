@@ -110,7 +110,7 @@ def test_a_run_is_counted_before_its_images_are_there(capsys):
               "objective": {"name": "consistency"}}
     facts = [dryrun.dry_run(load_config(DistillConfig, "default", values | {"data": data}))
              for data in ("digits", "nowhere/digits.zip")]
-    assert facts[0] == facts[1] and "data=nowhere/digits.zip is not there" in capsys.readouterr().out
+    assert facts[0] == facts[1] and "data=nowhere/digits.zip is not there" in capsys.readouterr().err
 
 
 def test_command_prints_and_leaves_nothing(command, tmp_path, monkeypatch):
