@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from pidistill.jobs.build_objective import build_objective
+from pidistill.jobs.distill import run_distillation
+from pidistill.models.student import Student, load_student
+from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
@@ -18,6 +23,20 @@ ANGLES = torch.arange(64) * math.pi / 64
 # The settings of a short run with a small network that begins at random; the objective's own come beside them.
 QUICK = {"teacher": SPEC, "grid.points": 100, "optimizer.clip": 1.0, "optimizer.decay": "cosine", "student.init": "random",
          "student.net": {"name": "mlp", "width": 64, "depth": 3}, "train.batch": 128, "optimizer.lr": 4e-3}
+
+
+def distil_mixture(folder: Path, seed: int, values: dict[str, Any]) -> Student:
+    """Distil the mixture in QUICK's settings and these, pairs and stages included; the student that the folder ends with."""
+    common = {"ema": 0.95, "log.every": 1000, "preview.every": 10**6, "evaluate.num": 4, "train.seed": seed}
+    run_distillation(load_config(DistillConfig, "default", QUICK | common | {"out": str(folder)} | values))
+    return load_student(folder)
+
+
+def measure_start(seed: int, exact: torch.Tensor, form: str = "denoiser") -> float:
+    """The distance from exact draws of what a student of QUICK's network draws before it is trained."""
+    torch.manual_seed(seed)
+    student = make_student(load_teacher(SPEC), "random", QUICK["student.net"], form=form)
+    return sliced_wasserstein(student.sample(SEEDS), exact)
 
 
 def draw_exactly(teacher, seed: int, num: int = NUM) -> torch.Tensor:

@@ -12,12 +12,13 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import noise
 from pidistill.files.reading import read_json
 from pidistill.jobs.distill import distil_in_steps, resume_distillation, run_distillation
-from pidistill.jobs.evaluate_run import Protocol, evaluate_checkpoints, evaluate_model
+from pidistill.jobs.evaluate_run import Protocol, evaluate_model, load_checkpoints, read_first_teacher
 from pidistill.jobs.stages import list_stages
 from pidistill.models.denoiser import FunctionDenoiser, Preconditioned
 from pidistill.models.samplers.base import Sampler
 from pidistill.models.student import load_student
 from pidistill.models.student_init import make_student
+from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Setup
 from pidistill.objectives.progressive import Progressive, list_times
 from pidistill.training.config import DistillConfig
@@ -286,13 +287,13 @@ def test_the_first_teacher_is_remembered_and_measures(whole):
     assert {"teacher", "student after 1-progressive", "student after 2-progressive", "student"} <= results.keys()
     table = evaluate_model(str(whole), Protocol(num=4, metrics="trajectory_rmse")).table
     assert any("student" in row[0] for row in table)
-    measured = {}
-    for name in ("1-progressive", "2-progressive", "3-progressive"):
-        out = whole / f"{name}.json"
-        evaluate_checkpoints(whole / name, Protocol(num=4, metrics="trajectory_rmse"), out=out)
-        measured[name] = read_json(out)["curves"]["0.9"]["runs"][0]["trajectory_rmse"][-1][1]
-    assert measured["3-progressive"] == pytest.approx(results["student"]["trajectory_rmse"], rel=1e-5)
-    assert measured["2-progressive"] == pytest.approx(results["student after 2-progressive"]["trajectory_rmse"], rel=1e-5)
+    for name in ("1-progressive", "2-progressive", "3-progressive"):  # as `evaluate RUN/2-progressive --checkpoints` does
+        config = load_config(DistillConfig, whole / name / "config.yaml")
+        assert read_first_teacher(whole / name, config) == TEACHER
+        *_, (step, _, student) = load_checkpoints(whole / name, config, load_teacher(TEACHER))
+        saved = load_student(whole / name)
+        assert step == 4 and student.times == saved.times
+        assert torch.equal(student.sample(range(3)), saved.sample(range(3)))
 
 
 def test_a_student_draws_in_its_steps_and_in_fewer(whole):

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
+from pidistill.files.pairs import open_pairs
 from pidistill.files.reading import read_json
-from pidistill.jobs import build_objective as job
 from pidistill.jobs.distill import distil_in_steps, resume_distillation, run_distillation
 from pidistill.jobs.stages import list_stages
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.samplers.base import Sampler
 from pidistill.models.student import load_student
 from pidistill.models.student_init import make_student
+from pidistill.models.teachers.base import load_teacher
 from pidistill.objectives.base import Setup
 from pidistill.objectives.rectified_flow import RectifiedFlow
 from pidistill.training.config import DistillConfig
@@ -108,23 +109,10 @@ def test_what_means_nothing_is_one_line(options, words, tmp_path):
 TEACHER = "gaussian:2,modes=4,std=0.1,classes"
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Every stage's pairs are its own teacher's, of its own seed; gives them in the order in which they were asked for."""
-    asked = []
-
-    def open_pairs(config, member, name, teacher):
-        asked.append((name, config.train.seed, solve_pairs(teacher, 32, config.train.seed, steps=4)))
-        return asked[-1][2]
-
-    monkeypatch.setattr(job, "open_data", open_pairs)
-    return asked
-
-
 def configure(folder, **values) -> DistillConfig:
     options = {"teacher": TEACHER, "out": str(folder), "student": {"init": "random", "net": MLP}, "train.steps": 4,
                "train.batch": 8, "log.every": 2, "checkpoint.every": 2, "optimizer.lr": 1e-2, "ema": 0.9, "evaluate.num": 4,
-               "preview.every": 100, "objective": {"name": "rectified_flow"}}
+               "preview.every": 100, "pairs": {"num": 32, "sampler": "heun:4"}, "objective": {"name": "rectified_flow"}}
     return load_config(DistillConfig, "default", options | values)
 
 
@@ -142,7 +130,8 @@ def test_stages_straighten_and_then_distil(tmp_path):
     assert [stage.teacher for stage in stages.values()] == [TEACHER, "previous", "previous"]
     assert [stage.student.init for stage in stages.values()] == ["random", "previous", "previous"]
     assert [stage.data for stage in stages.values()] == [None, "teacher", "teacher"]
-    assert [stage.train.seed for stage in stages.values()] == [0, 1, 2]
+    assert [stage.pairs.seed for stage in stages.values()] == [None, 1, 2]
+    assert list_stages(configure(tmp_path, **{"pairs.seed": 7}))["2-knowledge"].pairs.seed == 8
     assert [stage.train.steps for stage in stages.values()] == [4, 4, 9]
     alone = list_stages(configure(tmp_path, objective={"name": "rectified_flow", "distil": False}))
     assert [*alone] == ["1-rectified_flow"] and list_stages(first) == {"1-rectified_flow": first}
@@ -150,18 +139,18 @@ def test_stages_straighten_and_then_distil(tmp_path):
         list_stages(configure(tmp_path, objective={"name": "rectified_flow", "distil": {"train": {"step": 1}}}))
 
 
-def test_every_stage_has_pairs_of_its_own_teacher(tmp_path, drawn):
+def test_every_stage_has_pairs_of_its_own_teacher(tmp_path):
     """The last student learns what the reflowed one draws, at noise that the first stage has not seen."""
     run_distillation(configure(tmp_path / "run"))
-    *_, (name, seed, pairs) = drawn
-    assert (name, seed) == ("knowledge", 1)
     flow = load_student(tmp_path / "run" / "1-rectified_flow")
-    z, labels = (torch.from_numpy(pairs.arrays[key]) for key in ("z", "labels"))
+    first, last = (open_pairs(tmp_path / "run" / name / "pairs") for name in ("1-rectified_flow", "2-knowledge"))
+    first, last = ({key: torch.from_numpy(np.stack([pairs.sample(k)[key] for k in range(32)])) for key in pairs.sample(0)}
+                   for pairs in (first, last))
     sampler = Sampler("heun", 4)
-    *_, (_, y) = sampler.integrate(lambda x, t, y: flow(x, t, y), z, sampler.times(flow_teacher(flow)), labels)
-    torch.testing.assert_close(torch.from_numpy(pairs.arrays["y"]), y.detach(), rtol=1e-5, atol=1e-5)
-    first = next(pairs for name, seed, pairs in drawn if name == "rectified_flow")
-    assert not np.isin(first.arrays["z"], pairs.arrays["z"]).any()
+    for teacher, pairs in ((load_teacher(TEACHER), first), (flow_teacher(flow), last)):
+        *_, (_, y) = sampler.integrate(teacher, pairs["z"], sampler.times(teacher), pairs["labels"])
+        torch.testing.assert_close(pairs["y"], y.detach(), rtol=1e-5, atol=1e-5)
+    assert not torch.isin(first["z"], last["z"]).any()
     assert flow.times is None and load_student(tmp_path / "run").times == (80.0, 0.0)
     assert read_json(tmp_path / "run" / "student" / "provenance.json")["teacher"] == TEACHER
 
@@ -171,7 +160,7 @@ def flow_teacher(student) -> Preconditioned:
 
 
 @pytest.mark.parametrize("stage, step", [("1-rectified_flow", 3), ("1-rectified_flow", 4), ("2-knowledge", 2)])
-def test_a_distillation_that_was_left_goes_on_bit_for_bit(tmp_path, drawn, stage, step):
+def test_a_distillation_that_was_left_goes_on_bit_for_bit(tmp_path, stage, step):
     run_distillation(configure(tmp_path / "whole"))
     for taken in distil_in_steps(configure(tmp_path / "left")):
         if (taken.folder.name, taken.number) == (stage, step):

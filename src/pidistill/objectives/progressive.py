@@ -104,6 +104,7 @@ class Progressive(Objective):
 
     def draw(self, rng: np.random.Generator, step: int = 0) -> Sample:
         sample = draw_data(self.data, rng, self.num_classes, self.flip)
+        sample.pop("z", None)  # of pairs, whose solutions are images too
         return sample | {"i": np.int64(rng.integers(len(self.t) // 2)),
                          "n": rng.standard_normal(self.shape, dtype=np.float32)}
 

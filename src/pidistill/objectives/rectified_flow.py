@@ -13,10 +13,10 @@ D = y all along. In D the loss is |D(x, t) - y|^2 / r^2.
 
 A distillation takes `reflows` stages of it, from pairs of the teacher (whose own flow is in the place of the paper's first
 rectified flow), then of the student before; and at last `knowledge` on pairs of the last flow, which is the paper's
-distillation, |X_1 - X_0 - v(X_0, 0)|^2 or LPIPS of the image (Section 2.1 and Appendix D there).
+distillation, |X_1 - X_0 - v(X_0, 0)|^2 or LPIPS of the image.
 
 As there: the pairs, their straight lines, uniform s, the start from the flow before, new pairs for every stage. Their noise
-is new too: each stage's `train.seed` is one higher, so that no flow is followed from where it was fitted. The noise X_0 has
+is new too: each stage's `pairs.seed` is one higher, so that no flow is followed from where it was fitted. The noise X_0 has
 the standard deviation T/(1 + T), there 1, and s ends where t = eps. Left out: pairs that are drawn while training.
 """
 
@@ -55,8 +55,8 @@ class RectifiedFlow(Objective):
         reflows, distil = options.pop("reflows", 1), options.pop("distil", True)
         check_options(reflows, distil)
         reflow = {"objective": options | {"distil": False}}
-        on = [PREVIOUS | {"data": "teacher", "train": {"seed": (config.train.seed + k) % MAX_SEED}}
-              for k in range(reflows + 1)]
+        seed = config.train.seed if config.pairs.seed is None else config.pairs.seed
+        on = [PREVIOUS | {"data": "teacher", "pairs": {"seed": (seed + k) % MAX_SEED}} for k in range(reflows + 1)]
         runs = [change(config, reflow, on[k] if k else {}) for k in range(reflows)]
         try:
             last = [change(config, {"objective": {"name": "knowledge"}}, on[-1], distil if isinstance(distil, dict) else {})]
