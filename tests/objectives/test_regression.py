@@ -8,7 +8,7 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.models.student_init import make_student
-from pidistill.objectives._regression import draw_data, make_distance
+from pidistill.objectives._regression import draw_pair, make_distance
 from pidistill.objectives.base import Setup
 from pidistill.objectives.knowledge import Knowledge
 from pidistill.objectives.progressive import Progressive
@@ -17,19 +17,17 @@ from tests.helpers import CLASSES, SHAPE, grid_of, tiny_teacher
 from tests.pairs import Held, solve_pairs
 
 
-def test_every_datum_is_drawn_alike_and_every_other_is_mirrored():
-    data, rng = Held(y=torch.arange(4.0).reshape(4, 1, 1, 1) + torch.tensor([0.0, 0.5])), np.random.default_rng(0)
-    drawn = np.stack([draw_data(data, rng, 0, flip=True)["y"].ravel() for _ in range(800)])
-    counts = [((drawn.min(axis=1) == k) & ((drawn[:, 0] > drawn[:, 1]) == flip)).sum() for k in range(4)
-              for flip in (False, True)]
-    assert min(counts) > 70 and sum(counts) == 800
-    assert not any(np.diff(draw_data(data, rng, 0)["y"].ravel()) < 0 for _ in range(20))
+def test_every_pair_is_drawn_alike():
+    pairs, rng = Held(y=torch.arange(4.0)[:, None], z=-torch.arange(4.0)[:, None]), np.random.default_rng(0)
+    drawn = [draw_pair(pairs, rng, 0) for _ in range(400)]
+    assert all(pair["z"] == -pair["y"] for pair in drawn)
+    assert np.unique([pair["y"] for pair in drawn], return_counts=True)[1].min() > 70
 
 
-def test_labels_are_the_teacher_s_to_ask_for():
-    data = Held(y=torch.zeros(4, 2), labels=torch.arange(4))
-    assert draw_data(data, np.random.default_rng(0), 0).keys() == {"y"}
-    assert draw_data(data, np.random.default_rng(0), 4).keys() == {"y", "labels"}
+def test_labels_are_the_teacher_s_to_ask_for_and_states_are_nobody_s():
+    pairs = Held(y=torch.zeros(4, 2), z=torch.zeros(4, 2), labels=torch.arange(4), states=torch.zeros(4, 3, 2))
+    assert draw_pair(pairs, np.random.default_rng(0), 0).keys() == {"z", "y"}
+    assert draw_pair(pairs, np.random.default_rng(0), 4).keys() == {"z", "y", "labels"}
 
 
 def test_a_distance_that_does_not_suit_is_refused():
@@ -42,6 +40,15 @@ def test_only_a_denoiser_is_trained(member):
     teacher = tiny_teacher()
     with pytest.raises(PidistillError, match=r"trains a denoiser; the student's form is trajectory"):
         member(Setup(make_student(teacher), teacher, grid_of(teacher, 10), Held(y=torch.zeros(2, *SHAPE))))
+
+
+@pytest.mark.parametrize("member, words", [(Knowledge, "needs pairs"), (Progressive, "needs images"),
+                                           (RectifiedFlow, "needs pairs")])
+def test_without_data_there_is_nothing_to_learn(member, words):
+    teacher = tiny_teacher()
+    student = make_student(teacher, **member.plan_student(teacher, {}, None))
+    with pytest.raises(PidistillError, match=words):
+        member(Setup(student, teacher, grid_of(teacher, 10)))
 
 
 def test_pairs_are_those_of_the_teacher():

@@ -1,4 +1,4 @@
-"""What objectives share that fit a denoiser to targets: the check of its form, the distance, draws of data, later stages."""
+"""What objectives share that fit a denoiser to targets: the check of its form, the distance, pairs, later stages."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def make_distance(distance: str | dict[str, Any], shape: tuple[int, ...]) -> Dis
     return member
 
 
-def draw_data(data: Any, rng: np.random.Generator, num_classes: int, flip: bool = False) -> Sample:
-    """Draw an image, or a pair of noise and image, each alike; its label is left out where the teacher has no classes.
+def require_pairs(setup: Setup, name: str) -> Any:
+    """Give a setup's pairs. Raises PidistillError if it has none. name: of the objective, for the message."""
+    if setup.data is None:
+        raise PidistillError(f"the objective {name} needs pairs of noise and the teacher's solution: `pidistill pairs`, or "
+                             "from Python Setup(student, teacher, grid, data)")
+    return setup.data
 
-    data: of `Setup`. flip: whether every other image is mirrored, by chance.
-    """
-    index = int(rng.integers(len(data)))
-    sample: Sample = data.sample(index, flip=bool(rng.integers(2))) if flip else data.sample(index)
-    if not num_classes:
-        sample.pop("labels", None)
-    return sample
+
+def draw_pair(pairs: Any, rng: np.random.Generator, num_classes: int) -> Sample:
+    """Draw a pair of noise z at T and solution y, (C, H, W), each alike; its label too where the teacher has classes."""
+    sample = pairs.sample(int(rng.integers(len(pairs))))
+    return {key: value for key, value in sample.items() if key in ("z", "y") or (key == "labels" and num_classes)}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import Denoiser
-from pidistill.objectives._regression import check_denoiser, draw_data, make_distance
+from pidistill.objectives._regression import check_denoiser, draw_pair, make_distance, require_pairs
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 
 
@@ -39,7 +39,7 @@ class Knowledge(Objective):
 
     def __init__(self, setup: Setup, *, distance: Any = "l2"):
         check_denoiser(setup, "knowledge")
-        self.data: Any = setup.data
+        self.data = require_pairs(setup, "knowledge")
         self.num_classes, self.t_max = setup.student.num_classes, setup.student.t_max
         super().__init__({"student": setup.student}, {"distance": make_distance(distance, setup.student.shape)})
 
@@ -47,7 +47,7 @@ class Knowledge(Objective):
         return [Phase("knowledge", ("student",), self.draw, self.loss)]
 
     def draw(self, rng: np.random.Generator, step: int = 0) -> Sample:
-        return draw_data(self.data, rng, self.num_classes)
+        return draw_pair(self.data, rng, self.num_classes)
 
     def loss(self, batch: Batch, step: int = 0) -> Tensor:
         image = self.networks["student"](batch["z"], self.t_max, batch.get("labels"))

@@ -38,7 +38,8 @@ from pidistill.core.tensors import cast_like, home_of_float64, like
 from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import karras_times, snap
-from pidistill.objectives._regression import PREVIOUS, check_denoiser, draw_data, make_distance
+from pidistill.objectives._images import draw_image, require_images
+from pidistill.objectives._regression import PREVIOUS, check_denoiser, make_distance
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.pid_corrected import change
 
@@ -94,7 +95,7 @@ class Progressive(Objective):
         check_denoiser(setup, "progressive")
         check_factor(last_factor)
         self.t = list_times(setup.teacher, steps, student_steps or steps, times)
-        self.data, self.weighting, self.flip = setup.data, weighting, flip
+        self.data, self.weighting, self.flip = require_images(setup, "progressive"), weighting, flip
         self.shape, self.num_classes = setup.student.shape, setup.student.num_classes
         super().__init__({"student": setup.student},
                          {"teacher": setup.teacher, "distance": make_distance(distance, setup.student.shape)})
@@ -103,8 +104,7 @@ class Progressive(Objective):
         return [Phase("progressive", ("student",), self.draw, self.loss)]
 
     def draw(self, rng: np.random.Generator, step: int = 0) -> Sample:
-        sample = draw_data(self.data, rng, self.num_classes, self.flip)
-        sample.pop("z", None)  # of pairs, whose solutions are images too
+        sample = draw_image(self.data, rng, self.num_classes > 0, self.flip)
         return sample | {"i": np.int64(rng.integers(len(self.t) // 2)),
                          "n": rng.standard_normal(self.shape, dtype=np.float32)}
 

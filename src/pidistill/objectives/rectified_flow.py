@@ -31,7 +31,7 @@ from torch import Tensor
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import MAX_SEED
 from pidistill.core.tensors import like
-from pidistill.objectives._regression import PREVIOUS, check_denoiser, draw_data
+from pidistill.objectives._regression import PREVIOUS, check_denoiser, draw_pair, require_pairs
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.pid_corrected import change
 
@@ -68,7 +68,7 @@ class RectifiedFlow(Objective):
     def __init__(self, setup: Setup, *, reflows: int = 1, distil: bool | dict[str, Any] = True):
         check_denoiser(setup, "rectified_flow")
         check_options(reflows, distil)
-        self.data: Any = setup.data
+        self.data = require_pairs(setup, "rectified_flow")
         student = setup.student
         self.num_classes, self.t_min, self.t_max = student.num_classes, student.t_min, student.t_max
         self.known = None if setup.teacher.times is None else setup.teacher.times.numpy()
@@ -83,7 +83,7 @@ class RectifiedFlow(Objective):
         t = np.clip(r * self.t_max / (1 + self.t_max - r * self.t_max), self.t_min, self.t_max)
         if self.known is not None:
             t = self.known[np.abs(np.log(self.known / t)).argmin()]
-        return draw_data(self.data, rng, self.num_classes) | {"t": np.float32(t)}
+        return draw_pair(self.data, rng, self.num_classes) | {"t": np.float32(t)}
 
     def share(self, t: Any) -> Any:
         """Give the share r of the noise at t, a number or (B,): 1 at T, where x is the noise itself."""
