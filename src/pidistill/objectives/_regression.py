@@ -11,7 +11,7 @@ from pidistill.core.registry import build_from_config
 from pidistill.objectives.base import Sample, Setup
 from pidistill.objectives.distances.base import Distance
 
-PREVIOUS = {"teacher": "previous", "student": {"init": "previous", "net": None, "width": 1.0}}
+SUCCESSION = {"teacher": "previous", "student": {"init": "previous", "net": None, "width": 1.0}}
 # Settings of a stage that goes on with the student of the one before, and learns from it.
 
 

@@ -39,12 +39,12 @@ from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import karras_times, snap
 from pidistill.objectives._images import draw_image, require_images
-from pidistill.objectives._regression import PREVIOUS, check_denoiser, make_distance
+from pidistill.objectives._regression import SUCCESSION, check_denoiser, make_distance
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.pid_corrected import change
 
-STEPS, MOST_STEPS = 16, 8192  # of the first student
-Spacing = Literal["karras", "cosine"]
+FIRST_STEPS, MOST_HALVED = 16, 8192  # of the first student
+HalvedSpacing = Literal["karras", "cosine"]
 
 
 class Progressive(Objective):
@@ -67,7 +67,7 @@ class Progressive(Objective):
 
     @classmethod
     def plan_student(cls, teacher: Denoiser, options: Mapping[str, Any], data: ImageSet | None) -> dict[str, Any]:
-        steps = options.get("steps", STEPS)
+        steps = options.get("steps", FIRST_STEPS)
         t = list_times(teacher, steps, options.get("student_steps") or steps, options.get("times", "karras"))
         return {"form": cls.form, "times": t[::2].tolist()}
 
@@ -76,8 +76,8 @@ class Progressive(Objective):
         options = dict(config.objective)
         if options.get("student_steps") is not None:
             return [config]
-        steps, factor = options.get("steps", STEPS), options.pop("last_factor", 1)
-        check_steps(steps, steps)
+        steps, factor = options.get("steps", FIRST_STEPS), options.pop("last_factor", 1)
+        check_halving(steps, steps)
         check_factor(factor)
         if config.data == "teacher":
             raise PidistillError("data=teacher: a later stage's teacher knows a few times alone, and draws no pairs. Draw "
@@ -86,12 +86,12 @@ class Progressive(Objective):
         for own in (steps >> k for k in range(steps.bit_length())):
             train = {"steps": config.train.steps * (factor if own <= 2 else 1)}
             runs.append(change(config, {"objective": options | {"student_steps": own}}, {"train": train},
-                               PREVIOUS if runs else {}))
+                               SUCCESSION if runs else {}))
         return runs
 
-    def __init__(self, setup: Setup, *, steps: int = STEPS, student_steps: int | None = None, times: Spacing = "karras",
-                 weighting: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr", distance: Any = "l2",
-                 flip: bool = False, last_factor: int = 1):
+    def __init__(self, setup: Setup, *, steps: int = FIRST_STEPS, student_steps: int | None = None,
+                 times: HalvedSpacing = "karras", weighting: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr",
+                 distance: Any = "l2", flip: bool = False, last_factor: int = 1):
         check_denoiser(setup, "progressive")
         check_factor(last_factor)
         self.t = list_times(setup.teacher, steps, student_steps or steps, times)
@@ -138,16 +138,16 @@ class Progressive(Objective):
         return self.at(2 * batch["i"])
 
 
-def list_times(teacher: Denoiser, steps: int, student_steps: int, spacing: Spacing) -> Tensor:
+def list_times(teacher: Denoiser, steps: int, student_steps: int, spacing: HalvedSpacing) -> Tensor:
     """List t_0 = T > t_1 > ... > t_2N = 0 of a student of N = `student_steps` steps and its teacher, (2 N + 1,) float64.
 
     They are every k-th of those of the first student, k = steps / N, so that each student's are its teacher's too.
 
     Raises PidistillError for steps that are no powers of two, and for more than the teacher's noise levels.
     """
-    check_steps(steps, student_steps)
-    if spacing not in get_args(Spacing):
-        raise suggest_choices("objective.times", str(spacing), list(get_args(Spacing)))
+    check_halving(steps, student_steps)
+    if spacing not in get_args(HalvedSpacing):
+        raise suggest_choices("objective.times", str(spacing), list(get_args(HalvedSpacing)))
     with torch.device("cpu"):  # also of a network on the meta device
         if spacing == "karras":
             t = karras_times(2 * steps, teacher.t_min, teacher.t_max, teacher.rho)
@@ -161,9 +161,9 @@ def list_times(teacher: Denoiser, steps: int, student_steps: int, spacing: Spaci
     return torch.cat([t, t.new_zeros(1)])
 
 
-def check_steps(steps: Any, student_steps: Any) -> None:
+def check_halving(steps: Any, student_steps: Any) -> None:
     """Refuse steps of the first student, and of a later one, that are no powers of two."""
-    for key, value, most in (("steps", steps, MOST_STEPS), ("student_steps", student_steps, steps)):
+    for key, value, most in (("steps", steps, MOST_HALVED), ("student_steps", student_steps, steps)):
         if not isinstance(value, int) or value < 1 or value & (value - 1) or value > most:
             raise PidistillError(f"objective.{key} must be a power of two, 1 to {most}, got {value}")
 

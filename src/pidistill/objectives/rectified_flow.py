@@ -31,7 +31,7 @@ from torch import Tensor
 from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import MAX_SEED
 from pidistill.core.tensors import like
-from pidistill.objectives._regression import PREVIOUS, check_denoiser, draw_pair, require_pairs
+from pidistill.objectives._regression import SUCCESSION, check_denoiser, draw_pair, require_pairs
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.pid_corrected import change
 
@@ -56,7 +56,7 @@ class RectifiedFlow(Objective):
         check_options(reflows, distil)
         reflow = {"objective": options | {"distil": False}}
         seed = config.train.seed if config.pairs.seed is None else config.pairs.seed
-        on = [PREVIOUS | {"data": "teacher", "pairs": {"seed": (seed + k) % MAX_SEED}} for k in range(reflows + 1)]
+        on = [SUCCESSION | {"data": "teacher", "pairs": {"seed": (seed + k) % MAX_SEED}} for k in range(reflows + 1)]
         runs = [change(config, reflow, on[k] if k else {}) for k in range(reflows)]
         try:
             last = [change(config, {"objective": {"name": "knowledge"}}, on[-1], distil if isinstance(distil, dict) else {})]
