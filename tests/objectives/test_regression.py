@@ -8,8 +8,9 @@ import torch
 
 from pidistill.core.errors import PidistillError
 from pidistill.models.student_init import make_student
-from pidistill.objectives._regression import draw_pair, make_distance
+from pidistill.objectives._regression import draw_pair
 from pidistill.objectives.base import Setup
+from pidistill.objectives.distances.base import make_distance
 from pidistill.objectives.knowledge import Knowledge
 from pidistill.objectives.progressive import Progressive
 from pidistill.objectives.rectified_flow import RectifiedFlow

@@ -1,4 +1,4 @@
-"""What objectives share that fit a denoiser to targets: the check of its form, the distance, pairs, later stages."""
+"""What objectives share that fit a denoiser to targets: the check of its form, pairs, later stages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build_from_config
 from pidistill.objectives.base import Sample, Setup
-from pidistill.objectives.distances.base import Distance
 
 SUCCESSION = {"teacher": "previous", "student": {"init": "previous", "net": None, "width": 1.0}}
 # Settings of a stage that goes on with the student of the one before, and learns from it.
@@ -19,14 +17,6 @@ def check_denoiser(setup: Setup, name: str) -> None:
     """Refuse a student that is no denoiser. name: of the objective, for the message."""
     if setup.student.form != "denoiser":
         raise PidistillError(f"the objective {name} trains a denoiser; the student's form is {setup.student.form}")
-
-
-def make_distance(distance: str | dict[str, Any], shape: tuple[int, ...]) -> Distance:
-    """Make a distance of samples of shape (C, H, W), by its name or a mapping with its options."""
-    member: Distance = build_from_config("distances", distance)
-    if hasattr(member, "check"):
-        member.check(shape)
-    return member
 
 
 def require_pairs(setup: Setup, name: str) -> Any:

@@ -28,10 +28,9 @@ from torch import Tensor
 
 from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast
-from pidistill.core.registry import build_from_config
 from pidistill.core.tensors import like
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
-from pidistill.objectives.distances.base import Distance
+from pidistill.objectives.distances.base import make_distance
 
 
 class BOOT(Objective):
@@ -66,9 +65,7 @@ class BOOT(Objective):
         self.boundary, self.step, self.solve = boundary, step, {"euler": self.ask, "heun": self.ask_twice}[solver]
         self.shape, self.num_classes, self.t_max = student.shape, student.num_classes, student.t_max
         self.teacher_precision = teacher_precision
-        member: Distance = build_from_config("distances", distance)
-        if hasattr(member, "check"):
-            member.check(self.shape)
+        member = make_distance(distance, self.shape)
         super().__init__({"student": student}, {"teacher": setup.teacher, "distance": member})
 
     def phases(self) -> list[Phase]:

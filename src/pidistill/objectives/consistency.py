@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build_from_config
 from pidistill.core.tensors import like
 from pidistill.models.grid import karras_times
 from pidistill.objectives._images import draw_image, require_images, take_run_steps
 from pidistill.objectives._ode_steps import SOLVERS
 from pidistill.objectives.base import Batch, Follower, Objective, Phase, Sample, Setup
-from pidistill.objectives.distances.base import Distance
+from pidistill.objectives.distances.base import make_distance
 
 
 def count_adaptive_points(step: int, steps: int, s0: int, s1: int) -> int:
@@ -74,9 +73,7 @@ class Consistency(Objective):
         self.schedule, self.s0, self.s1, self.schedule_steps = schedule, s0, s1, schedule_steps
         self.shape, self.conditional = setup.student.shape, setup.student.num_classes > 0
         self.grids = Grids(setup)
-        member: Distance = build_from_config("distances", distance)
-        if hasattr(member, "check"):
-            member.check(self.shape)
+        member = make_distance(distance, self.shape)
         super().__init__({"student": setup.student}, {"teacher": setup.teacher, "distance": member},
                          {"target": Follower("student", self.find_rate)})
 

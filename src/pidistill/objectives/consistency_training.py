@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build_from_config
 from pidistill.core.tensors import like
 from pidistill.objectives._images import draw_image, require_images, take_run_steps
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.consistency import Grids, check_consistency
-from pidistill.objectives.distances.base import Distance
+from pidistill.objectives.distances.base import make_distance
 
 
 def count_doubling_points(step: int, steps: int, s0: int, s1: int) -> int:
@@ -88,9 +87,7 @@ class ConsistencyTraining(Objective):
         self.grids = Grids(setup)
         weigh_intervals(self.grids.list_times(self.count_points(0)), p_mean, p_std)
         self.ends: dict[int, np.ndarray] = {}  # by N, where each interval ends of those that [0, 1) is split into
-        member: Distance = build_from_config("distances", distance)
-        if hasattr(member, "check"):
-            member.check(self.shape)
+        member = make_distance(distance, self.shape)
         super().__init__({"student": setup.student}, {"distance": member})
 
     def phases(self) -> list[Phase]:

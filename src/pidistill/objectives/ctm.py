@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.registry import build_from_config
 from pidistill.core.tensors import like
 from pidistill.models.denoiser import Denoiser
 from pidistill.objectives._discriminator import Discriminator
 from pidistill.objectives._images import draw_image, require_images
 from pidistill.objectives._ode_steps import SOLVERS
 from pidistill.objectives.base import Batch, Follower, Objective, Phase, Sample, Setup
-from pidistill.objectives.distances.base import Distance
+from pidistill.objectives.distances.base import make_distance
 
 GOLDEN = (math.sqrt(5) - 1) / 2   # its multiples fill [0, 1) evenly, however many are taken
 P_MEAN, P_STD = -1.2, 1.2         # of ln t, as EDM's networks are trained
@@ -87,9 +86,7 @@ class CTM(Objective):
         student = setup.student
         self.shape, self.conditional, self.sigma_data = student.shape, student.num_classes > 0, student.sigma_data
         self.t_min, self.t_max, self.rho = student.t_min, student.t_max, student.rho
-        member: Distance = build_from_config("distances", distance)
-        if hasattr(member, "check"):
-            member.check(self.shape)
+        member = make_distance(distance, self.shape)
         super().__init__({"student": student}, {"teacher": setup.teacher, "distance": member},
                          {"target": Follower("student", lambda step: mu)})
         if adversarial:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import Denoiser
-from pidistill.objectives._regression import check_denoiser, draw_pair, make_distance, require_pairs
+from pidistill.objectives._regression import check_denoiser, draw_pair, require_pairs
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
+from pidistill.objectives.distances.base import make_distance
 
 
 class Knowledge(Objective):

@@ -18,7 +18,7 @@ from pidistill.core.registry import build_from_config
 from pidistill.models.grid import Grid
 from pidistill.models.student import Student
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
-from pidistill.objectives.distances.base import Distance
+from pidistill.objectives.distances.base import make_distance
 from pidistill.objectives.schemes.base import Scheme
 
 
@@ -69,9 +69,7 @@ class PID(Objective):
         self.shape, self.num_classes, self.t_max = setup.student.shape, setup.student.num_classes, setup.student.t_max
         self.scheme: Scheme = build_from_config("schemes", scheme)
         check_setup(self.scheme, setup)
-        member: Distance = build_from_config("distances", distance)
-        if hasattr(member, "check"):
-            member.check(self.shape)
+        member = make_distance(distance, self.shape)
         super().__init__({"student": setup.student}, {"teacher": setup.teacher, "distance": member})
 
     @classmethod

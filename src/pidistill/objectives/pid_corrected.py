@@ -102,6 +102,10 @@ class PIDCorrected(Correction, PID):
         self.prepare_correction(setup, kinds[levels], kinds[fake_levels or levels], fake, fake_optimizer, fake_steps, warmup)
         self.pull: tuple[int, Tensor] | None = None  # a step, and (sum, count) of the sizes of PID's gradients in it
 
+    @classmethod
+    def asks_for_gradient(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("correction") == "score_identity" or super().asks_for_gradient(options)
+
     def phases(self) -> list[Phase]:
         corrected = Part("correction", self.share, self.draw_correction, self.correct)
         followed = [Part("pid", 1 - self.share, self.draw, self.follow)] if self.share < 1 else []

@@ -10,6 +10,7 @@ C the numbers of an image and w without gradient; the gradient goes through f an
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,6 +48,10 @@ class SiD(OneStep):
     score_identity, by_error = True, True
     differentiable = ("the objective sid needs a teacher that can be differentiated; this one gives no gradient: "
                       "objective.name=diff_instruct needs none")
+
+    @classmethod
+    def asks_for_gradient(cls, options: Mapping[str, Any]) -> bool:
+        return True
 
     def __init__(self, setup: Setup, *, init_level: float | None = None, alpha: float = 1.2, reach: float = 0.8,
                  p_mean: float = -1.2, p_std: float = 1.2, fake_steps: int = 1, warmup: int = 0,

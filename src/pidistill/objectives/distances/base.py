@@ -5,11 +5,12 @@ d(a, b) >= 0, and d(a, b) = 0 exactly where a = b. It need not be a metric: the 
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.registry import build_from_config
 
 
 @runtime_checkable
@@ -22,6 +23,14 @@ class Distance(Protocol):
     """
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor: ...
+
+
+def make_distance(distance: str | dict[str, Any], shape: tuple[int, ...]) -> Distance:
+    """Make a distance of samples of shape (C, H, W), by its name or a mapping with its options. Raises PidistillError."""
+    member: Distance = build_from_config("distances", distance)
+    if hasattr(member, "check"):
+        member.check(shape)
+    return member
 
 
 def check_shapes(prediction: Tensor, target: Tensor) -> None:
