@@ -182,4 +182,4 @@ def test_a_mixture_is_learned(tmp_path, seed):
     before, after = measure_start(seed, exact), sliced_wasserstein(student.sample(SEEDS), exact)
     steps = {k: sliced_wasserstein(flow.sample(SEEDS, steps=k), exact) for k in (1, 8)}
     print(f"sliced Wasserstein distance {before:.4f} at the start, {after:.4f} after; the flow's by steps {steps}")
-    assert after < 0.1 and after < before / 4
+    assert after < 0.06 and after < before / 7 and after < steps[1]
