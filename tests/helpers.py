@@ -14,10 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from pidistill.files.pairs import Pairs
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.grid import Grid, karras_times
 from pidistill.models.student import Student
@@ -63,6 +65,18 @@ def tiny_teacher(net: dict | None = None, shape: tuple[int, ...] = SHAPE, classe
     torch.manual_seed(0)
     teacher = Preconditioned(shake(build_net(spec, shape, classes)), shape, classes, net_spec=spec, **facts)
     return teacher.eval().requires_grad_(False)
+
+
+class MadePairs(Pairs):
+    """Pairs whose solutions, and states, are unit Gaussian numbers, in memory."""
+
+    def __init__(self, num: int = 6, shape: tuple[int, ...] = SHAPE, classes: int = CLASSES, times: tuple[float, ...] = (),
+                 t_max: float = 80.0):
+        super().__init__(num, shape, classes, t_max, 0, times)
+
+    def read_tensor(self, name: str, index: int) -> np.ndarray:
+        shape = self.shape if name == "x" else (len(self.times), *self.shape)
+        return np.random.default_rng(index).standard_normal(shape, dtype=np.float32)
 
 
 def gaussian64(shape: tuple[int, ...] = (2,), mean: float = 0.3, std: float = 0.5) -> Gaussian:

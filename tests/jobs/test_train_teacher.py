@@ -99,3 +99,10 @@ def test_mistakes_are_found_before_a_folder_is_made(images_npz, tmp_path, change
     with pytest.raises(PidistillError) as caught:
         run_teacher_training(configure(images_npz, tmp_path / "a", **changes), "")
     assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
+
+
+def test_a_network_that_does_not_look_at_the_noise_level_is_refused(images_npz, tmp_path):
+    net = {"name": "equilibrium", "width": 16, "heads": 2, "injection": 1, "equilibrium": 1, "expansion": 2}
+    with pytest.raises(PidistillError, match="net=equilibrium does not look at the noise level, and a teacher has to"):
+        run_teacher_training(configure(images_npz, tmp_path / "a", net=net), "")
+    assert not (tmp_path / "a").exists()

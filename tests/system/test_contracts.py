@@ -32,6 +32,7 @@ from pidistill.training.unit import hold_constant
 from tests.helpers import (
     CLASSES,
     SHAPE,
+    MadePairs,
     draw,
     exact_network,
     exact_student,
@@ -45,7 +46,6 @@ from tests.helpers import (
     tiny_teacher,
     vgg_weights,
 )
-from tests.pairs import solve_pairs
 
 NETWORK_SAMPLES = {"upwind": 2, "midpoint": 2, "central": 3, "autodiff": 1}  # by scheme, per sample of the batch
 OFF_GRID = {"midpoint"}  # schemes that ask the teacher between two grid points
@@ -53,6 +53,7 @@ OFF_GRID = {"midpoint"}  # schemes that ask the teacher between two grid points
 SAMPLER_ORDERS = {"euler": 1, "heun": 2, "ddim": 1, "ddpm": None, "deis": 3, "dpm_solver": 3, "dpm_solver_pp": 2, "unipc": 3}
 SDE = {"ddpm"}  # samplers that are right only with noise; tests/samplers measures their order
 FEATURE_NETS = {"digit_classifier": DigitClassifier}  # with random weights; the others are too large for that
+OWN_NETS = {"equilibrium"}  # objectives that train the network of their name, and no other
 NET_OPTIONS = {"mlp": {"width": 16, "depth": 2},
                "diffusers_net": {"config": {
                    "sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4,
@@ -328,15 +329,16 @@ def test_feature_net_gives_one_row_an_image(name):
 def make_objective(name: str) -> Objective:
     """An objective over tiny networks, from what its class asks for: a denoiser or a student, and images or pairs."""
     teacher, member = tiny_teacher(), find_member("objectives", name)
-    data = ImageSet.of(images(3, 6)[:, :1], torch.arange(6) % CLASSES)
+    data = {"noise": None, "images": ImageSet.of(images(3, 6)[:, :1], torch.arange(6) % CLASSES), "pairs": MadePairs(),
+            "trajectories": MadePairs(times=(20.0, 2.0, 0.5, 0.0))}[member.needs]
     if member.setup is TeacherSetup:
         return build("objectives", name, TeacherSetup(teacher.requires_grad_(True), data))
-    needed = {"images": data, "pairs": solve_pairs(teacher, 6, 0, steps=3)}.get(member.needs)
-    plan = member.plan_student(teacher, {}, needed)
-    student = make_student(teacher, **plan)
-    if "extension" in plan:
+    net = {"name": name, **NET_OPTIONS[name]} if name in OWN_NETS else None
+    plan = member.plan_student(teacher, {}, data)
+    student = make_student(teacher, "random" if net else "teacher", net, **plan)
+    if net or "extension" in plan:
         shake(student, scale=0.03)  # what is new begins at zero, and no gradient passes through it
-    objective: Objective = build("objectives", name, Setup(student, teacher, grid_of(teacher, 10), needed))
+    objective: Objective = build("objectives", name, Setup(student, teacher, grid_of(teacher, 10), data))
     for other in (net for key, net in objective.networks.items() if key != "student"):
         shake(other)  # what starts as the teacher finds no fault with it
     return objective

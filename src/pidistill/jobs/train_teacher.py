@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
 from pidistill.core.registry import build
 from pidistill.core.seeds import labels_of, parse_integers
@@ -60,6 +61,9 @@ class TeacherTraining:
         shape = self.data.shape
         torch.manual_seed(config.train.seed)  # initial weights
         net = build_net(config.net, shape, self.num_classes, own=True)
+        if getattr(net, "timeless", False) is True:
+            raise PidistillError(f"net={config.net['name']} does not look at the noise level, and a teacher has to; take "
+                                 "another, such as song_unet")
         self.denoiser = Preconditioned(net, shape, self.num_classes, net_spec=config.net, t_min=config.t_min,
                                        t_max=config.t_max, sigma_data=config.sigma_data, rho=config.rho)
         options = dict(config.objective)

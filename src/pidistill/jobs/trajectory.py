@@ -52,16 +52,32 @@ def compute_trajectories(student: Student, teacher: Denoiser, seeds: list[int], 
     """Compute times (K,), the student's and the teacher's states (K, B, C, H, W) on the same noise.
 
     seeds, labels: of the B images; labels (B,) or None.
-    columns: K, points of the teacher's Karras grid from T to eps; where they coincide, there are fewer.
-    substeps: of Heun's method between two points, for the teacher's states.
+    columns: K, points of the teacher's Karras grid from T to eps, or of the times that a student alone knows; fewer where
+        they coincide, or the student knows fewer.
+    substeps: of Heun's method between two points of the grid, for the teacher's states.
     """
-    fine = teacher.grid_times((columns - 1) * substeps + 1)
+    fine, indices = choose_times(student, teacher, columns, substeps)
     z = noise(seeds, teacher.shape).to(find_device(teacher)) * teacher.t_max
     y = None if labels is None else labels.to(z.device)
-    indices = torch.linspace(0, len(fine) - 1, columns).round().long().unique().tolist()
-    ours = student.trajectory(z, fine[indices], y).cpu()  # first: only a student of the form `trajectory` has one
+    ours = student.trajectory(z, fine[indices], y).cpu()  # first: not all students have one
     states = [z, *(x for _, x in find_member("samplers", "heun")(teacher, z, fine, y))]
     return fine[indices], ours, torch.stack([states[k] for k in indices]).cpu()
+
+
+def choose_times(student: Student, teacher: Denoiser, columns: int, substeps: int) -> tuple[Tensor, list[int]]:
+    """Choose the times that the teacher goes by, (n,) float64 from T to eps, and which of them are shown.
+
+    A student of times of its own knows no others; the teacher comes by these too. Parameters: `compute_trajectories`.
+    """
+    fine = teacher.grid_times((columns - 1) * substeps + 1)
+    choose = lambda count: torch.linspace(0, count - 1, min(columns, count)).round().long().unique()
+    if student.times is None:
+        return fine, choose(len(fine)).tolist()
+    own = torch.tensor(student.times, dtype=fine.dtype)
+    apart = (fine[:, None] / own - 1).abs().min(dim=1).values > 1e-6  # from all of the student's
+    fine = torch.cat([fine[apart], own]).sort(descending=True).values
+    shown = own[choose(len(own))]
+    return fine, [k for k, t in enumerate(fine.tolist()) if t in shown.tolist()]
 
 
 def draw_trajectory(path: Path, student: Student, teacher: Denoiser, seeds: list[int], labels: Tensor | None,
