@@ -116,6 +116,9 @@ def open_pairs_of(data: str, name: str, trajectories: bool, teacher: Denoiser) -
                              "draw pairs with --trajectory")
     if not math.isclose(pairs.t_max, teacher.t_max, rel_tol=1e-6):
         raise PidistillError(f"{data} has noise of T={pairs.t_max:g}, the teacher's is {teacher.t_max:g}")
+    if pairs.num_classes != teacher.num_classes:  # images may have fewer
+        raise PidistillError(f"{data} has pairs in {pairs.num_classes or 'no'} classes, the teacher has "
+                             f"{teacher.num_classes or 'none'}")
     return pairs
 
 
