@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
+
+from pidistill.core.tensors import like
 
 from pidistill.jobs.build_objective import build_objective
 from pidistill.jobs.distill import run_distillation
@@ -40,15 +43,17 @@ def measure_start(seed: int, exact: torch.Tensor, form: str = "denoiser") -> flo
 
 
 def draw_exactly(teacher, seed: int, num: int = NUM) -> torch.Tensor:
-    """Draw from the mixture itself, (num, 2). Two such sets of 20,000 are less than 0.01 apart."""
+    """Draw from the mixture itself, (num, *shape). Two such sets of 20,000 are less than 0.01 apart."""
     generator = torch.Generator().manual_seed(seed)
     k = torch.randint(len(teacher.means), (num,), generator=generator)
-    return teacher.means[k] + teacher.scales[k, None] * torch.randn(num, 2, generator=generator)
+    return teacher.means[k] + like(teacher.scales[k], teacher.means) * torch.randn(num, *teacher.shape, generator=generator)
 
 
 def sliced_wasserstein(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The distance W_1 of projections of x and y (N, 2), the mean over 64 directions."""
-    directions = torch.stack([ANGLES.cos(), ANGLES.sin()])
+    """The distance W_1 of projections of x and y (N, ...), the mean over 64 directions, which are even in the plane."""
+    x, y = x.flatten(1), y.flatten(1)
+    directions = torch.stack([ANGLES.cos(), ANGLES.sin()]) if x.shape[1] == 2 else F.normalize(
+        torch.randn(x.shape[1], 64, generator=torch.Generator().manual_seed(0)), dim=0)
     return ((x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values).abs().mean().item()
 
 

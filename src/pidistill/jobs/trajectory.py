@@ -56,7 +56,7 @@ def compute_trajectories(student: Student, teacher: Denoiser, seeds: list[int], 
         they coincide, or the student knows fewer.
     substeps: of Heun's method between two points of the grid, for the teacher's states.
     """
-    fine, indices = choose_times(student, teacher, columns, substeps)
+    fine, indices = choose_shown_times(student, teacher, columns, substeps)
     z = noise(seeds, teacher.shape).to(find_device(teacher)) * teacher.t_max
     y = None if labels is None else labels.to(z.device)
     ours = student.trajectory(z, fine[indices], y).cpu()  # first: not all students have one
@@ -64,7 +64,7 @@ def compute_trajectories(student: Student, teacher: Denoiser, seeds: list[int], 
     return fine[indices], ours, torch.stack([states[k] for k in indices]).cpu()
 
 
-def choose_times(student: Student, teacher: Denoiser, columns: int, substeps: int) -> tuple[Tensor, list[int]]:
+def choose_shown_times(student: Student, teacher: Denoiser, columns: int, substeps: int) -> tuple[Tensor, list[int]]:
     """Choose the times that the teacher goes by, (n,) float64 from T to eps, and which of them are shown.
 
     A student of times of its own knows no others; the teacher comes by these too. Parameters: `compute_trajectories`.

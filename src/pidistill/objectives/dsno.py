@@ -31,9 +31,9 @@ from pidistill.models.denoiser import Denoiser
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.distances.base import Distance
 
-MOST = 1e4  # of a weight, before all are divided by their sum
+LARGEST_WEIGHT = 1e4  # of a weight, before all are divided by their sum
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "snr": lambda t: (1 / t).clamp(1, MOST),
+    "snr": lambda t: (1 / t).clamp(1, LARGEST_WEIGHT),
     "uniform": torch.ones_like}
 
 
