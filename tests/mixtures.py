@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional as F
 
 from pidistill.core.tensors import like
-
 from pidistill.jobs.build_objective import build_objective
 from pidistill.jobs.distill import run_distillation
 from pidistill.models.student import Student, load_student

@@ -66,15 +66,15 @@ class Equilibrium(nn.Module):
             raise PidistillError(f"equilibrium: width must be a multiple of heads ({heads}) and of 4, got {width}")
         if not 0 <= damping < 1:
             raise PidistillError(f"equilibrium: damping must be from 0 to below 1, got {damping}")
-        if solver not in SOLVERS:
-            raise suggest_choices("equilibrium solver", solver, list(SOLVERS))
+        if solver not in FIXED_POINT_SOLVERS:
+            raise suggest_choices("equilibrium solver", solver, list(FIXED_POINT_SOLVERS))
         self.iterations, self.eval_iterations = iterations, counts["eval_iterations"]
         if solver != "plain" and unroll >= max(self.iterations, self.eval_iterations):
             raise PidistillError(f"equilibrium: {solver} comes before the last {unroll} iterations, and there are "
                                  f"{max(self.iterations, self.eval_iterations)}; set more of them, or a smaller unroll")
         channels, height = check_image_size("equilibrium", shape, patch)
         self.shape, self.num_classes, self.patch = tuple(shape), num_classes, patch
-        self.unroll, self.damping, self.solve = unroll, damping, SOLVERS[solver]
+        self.unroll, self.damping, self.solve = unroll, damping, FIXED_POINT_SOLVERS[solver]
         pixels, places = channels * patch**2, embed_positions(height // patch, shape[2] // patch, width)
         self.register_buffer("positions", places, persistent=False)
         self.embed = Linear(pixels, width)
@@ -166,4 +166,4 @@ def weigh_residuals(g: Tensor) -> Tensor:
     return a / a.sum(1, keepdim=True)
 
 
-SOLVERS: dict[str, Callable[[Update, Tensor, int, float], Tensor]] = {"plain": iterate, "anderson": accelerate}
+FIXED_POINT_SOLVERS: dict[str, Callable[[Update, Tensor, int, float], Tensor]] = {"plain": iterate, "anderson": accelerate}
