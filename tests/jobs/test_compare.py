@@ -10,14 +10,20 @@ import torch
 from PIL import Image
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.registry import find_member, list_members
 from pidistill.core.seeds import labels_of
 from pidistill.evaluation.measure import Measure
 from pidistill.evaluation.results import Measurement
-from pidistill.files.folders import write_text
+from pidistill.evaluation.subject import Subject
+from pidistill.files.folders import write_folder, write_text
 from pidistill.files.reading import read_json
 from pidistill.jobs.compare import Method, compare, name_student, read_distance
 from pidistill.models.samplers.base import Sampler, sample_teacher
+from pidistill.models.student_init import make_student
+from pidistill.models.teachers.base import collect_tensors, describe_teacher, load_teacher
 from pidistill.models.teachers.gaussian import gaussian
+from pidistill.objectives.base import Setup
+from tests.helpers import MadePairs, tiny_teacher
 from tests.runs import run_verb
 
 SHAPE = (1, 16, 16)
@@ -54,6 +60,29 @@ def test_compare_writes_its_report(image_run, tmp_path):
     assert more.returncode == 0, more.stderr[-1000:]
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "measured").iterdir()}
     assert len(after) == len(kept) + 1 and all(after[path] == kept[path] for path in kept)  # only euler:3 was measured
+
+
+def test_students_of_all_objectives_are_in_one_table(tmp_path):
+    own, names = tiny_teacher(), []
+    write_folder(tmp_path / "t", collect_tensors(own), {"config": describe_teacher(own)})
+    teacher = load_teacher(str(tmp_path / "t"))
+    for name in list_members("objectives"):
+        member = find_member("objectives", name)
+        if member.setup is Setup:
+            net = {"name": "mlp", "width": 8} if member.form == "direct" else None
+            student = make_student(teacher, "random" if net else "teacher", net,
+                                   **member.plan_student(teacher, {}, MadePairs(times=(20.0, 2.0, 0.5, 0.0))))
+            names.append(student.save(tmp_path / name, {"teacher": teacher.spec}).name)
+    compare(teacher, [str(tmp_path / name) for name in names], ["heun:3"], tmp_path / "c", num=8, batch=4)
+    rows = read_json(tmp_path / "c" / "compare.json")["rows"]
+    assert [row["method"] for row in rows] == ["teacher, heun:3", *(f"student {name}" for name in names)]
+    assert all(row["nfe"] == 1 for row in rows[1:]) and len(names) == 13
+
+
+def test_the_level_that_a_student_draws_from_is_part_of_what_is_measured():
+    teacher = tiny_teacher()
+    near, far = (Subject.of(make_student(teacher, form="denoiser", drawing_time=t)).settings for t in (1.0, 80.0))
+    assert near["weights"] == far["weights"] and near != far
 
 
 def test_comparison_is_of_the_models(teacher, tmp_path):

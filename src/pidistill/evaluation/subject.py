@@ -41,6 +41,8 @@ class Subject:
         if isinstance(model, Student):
             student = model
             form = {} if model.form == "trajectory" else {"form": model.form}  # so that earlier records stay valid
+            form |= {"drawing_time": model.drawing_time} if model.drawing_time not in (model.t_min, model.t_max) else {}
+            form |= {"times": list(model.times)} if model.form == "operator" else {}
             return cls(model.net, lambda seeds, y, n: student.sample(seeds, y, batch_size=n, clip=False),
                        {"weights": fingerprint(model.net), **form}, model)
         teacher, solver = model, sampler or Sampler()
