@@ -140,8 +140,11 @@ def pair(path: Path) -> Any:
     with TemporaryDirectory() as name:
         folder, shard = Path(name), Path(name) / "00000.safetensors"
         for other, data in (("00000.safetensors", SHARD), ("pairs.json", record_of_pairs())):
-            (folder / other).write_bytes(path.read_bytes() if path.name == other else data)
-        record = {"settings": PAIRS.digest(), "shard_sha256": sha256(shard)}
+            if path.name == other:
+                (folder / other).symlink_to(path.absolute())  # it may be a pipe
+            else:
+                (folder / other).write_bytes(data)
+        record = {"settings": PAIRS.digest(), "shard_sha256": sha256(shard) if shard.is_file() else ""}
         shard.with_suffix(".json").write_text(serialise_manifest(record))
         return open_pairs(folder).sample(2)
 
