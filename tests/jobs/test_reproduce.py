@@ -133,8 +133,8 @@ def test_plan_says_what_is_there_and_what_it_costs(tmp_path):
 def list_trained(monkeypatch) -> list[str]:
     """Names of the folders in which runs are trained from now on."""
     trained: list[str] = []
-    train = Distillation.train
-    monkeypatch.setattr(Distillation, "train",
+    train = Distillation.train_in_steps
+    monkeypatch.setattr(Distillation, "train_in_steps",
                         lambda self, folder, *rest: (trained.append(folder.name), train(self, folder, *rest))[1])
     return trained
 

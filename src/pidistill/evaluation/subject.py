@@ -40,9 +40,10 @@ class Subject:
         """Make a subject of a student, or of a teacher with a sampler (by default Heun's)."""
         if isinstance(model, Student):
             student = model
-            form = {} if model.form == "trajectory" else {"form": model.form}  # so that earlier records stay valid
+            # So that earlier records stay valid.
+            form: dict[str, Any] = {} if model.form == "trajectory" else {"form": model.form}
             form |= {"drawing_time": model.drawing_time} if model.drawing_time not in (model.t_min, model.t_max) else {}
-            form |= {"times": list(model.times)} if model.form == "operator" else {}
+            form |= {"times": model.times} if model.form == "operator" else {}
             return cls(model.net, lambda seeds, y, n: student.sample(seeds, y, batch_size=n, clip=False),
                        {"weights": fingerprint(model.net), **form}, model)
         teacher, solver = model, sampler or Sampler()

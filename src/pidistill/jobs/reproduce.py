@@ -19,8 +19,9 @@ from pidistill.evaluation.subject import Subject
 from pidistill.jobs.distill import plan_distillation, train_all
 from pidistill.jobs.dry_run import estimate_gpu_hours, format_duration
 from pidistill.jobs.experiment_report import write_experiment
-from pidistill.jobs.experiments import CURVES, SCALES, Run, find_experiment, plan_runs
+from pidistill.jobs.experiments import CURVES, Run, find_experiment, plan_runs
 from pidistill.jobs.method_costs import measure_costs
+from pidistill.jobs.stages import list_stages, start_anew
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student import load_student
 from pidistill.models.teachers.base import load_teacher
@@ -112,14 +113,15 @@ def estimate_cost(names: Sequence[str], scale_name: str, out: Path, seeds: int |
         experiment, scale = find_experiment(name, scale_name)
         runs |= {run.folder: run for run in plan_runs(experiment, scale, out, seeds, overrides, only)}
     missing = [run for run in runs.values() if not run.done]
-    lines = [f"{'to do' if run in missing else 'done':<6} {run.config.train.steps:>7} steps of {run.config.train.batch:<5} "
+    counts = {run.folder: sum(stage.train.steps for stage in list_stages(run.config).values()) for run in runs.values()}
+    lines = [f"{'to do' if run in missing else 'done':<6} {counts[run.folder]:>7} steps of {run.config.train.batch:<5} "
              f"seed {run.seed}  {CURVES[run.curve].label}" for run in runs.values()]
-    steps = sum(run.config.train.steps for run in missing)
+    steps = sum(counts[run.folder] for run in missing)
     lines.append(f"{len(missing)} of {len(runs)} runs to train, {steps:,} steps; results in {out}")
-    if missing and SCALES[scale_name].paper_steps:
+    if missing and scale_name == "paper":
         # A student that is not there yet has the network of the run that will leave it.
-        hours = sum(estimate_gpu_hours(run.config.model_copy(update={"student": (run.start or run).config.student}))
-                    for run in missing)
+        starts = [run.config.model_copy(update={"student": (run.start or run).config.student}) for run in missing]
+        hours = sum(estimate_gpu_hours(stage) for start in starts for stage in start_anew(list_stages(start)).values())
         lines.append(f"about {hours:,.0f} hours of one A100, or {format_duration(hours * 3600 / 8)} on 8 GPUs, without the "
                      f"evaluations (accelerate launch --multi_gpu --num_processes 8 -m pidistill.cli reproduce ...); "
                      f"{torch.cuda.device_count()} GPUs are here")
