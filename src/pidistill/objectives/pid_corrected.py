@@ -19,6 +19,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.precision import Autocast
 from pidistill.objectives._correction import Correction, check_ranges
 from pidistill.objectives._levels import GridLevels, LognormalLevels
+from pidistill.objectives._stages import change
 from pidistill.objectives.base import Batch, Part, Phase, Setup
 from pidistill.objectives.pid import PID
 
@@ -145,20 +146,3 @@ class PIDCorrected(Correction, PID):
 
     def times(self, batch: Batch) -> Tensor:
         return batch["t"] if "t" in batch else PID.times(self, batch)
-
-
-def change(config: Any, *changes: Mapping[str, Any]) -> Any:
-    """Change settings: mappings are merged, but for the objective, whose options are all of them, at first."""
-    values = config.model_dump() | changes[0]
-    for later in changes[1:]:
-        values = merge(values, later)
-    return type(config).model_validate(values)
-
-
-def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings: what `changes` says, and else what `values` says."""
-    merged = dict(values)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
-        merged[key] = merge(values[key], value) if both else value
-    return merged

@@ -40,9 +40,9 @@ from pidistill.models.denoiser import Denoiser
 from pidistill.models.grid import karras_times, snap
 from pidistill.objectives._images import draw_image, require_images
 from pidistill.objectives._regression import SUCCESSION, check_denoiser
+from pidistill.objectives._stages import change
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
 from pidistill.objectives.distances.base import make_distance
-from pidistill.objectives.pid_corrected import change
 
 FIRST_STEPS, MOST_HALVED = 16, 8192  # of the first student
 HalvedSpacing = Literal["karras", "cosine"]

@@ -32,8 +32,8 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.seeds import MAX_SEED
 from pidistill.core.tensors import like
 from pidistill.objectives._regression import SUCCESSION, check_denoiser, draw_pair, require_pairs
+from pidistill.objectives._stages import change
 from pidistill.objectives.base import Batch, Objective, Phase, Sample, Setup
-from pidistill.objectives.pid_corrected import change
 
 MOST_REFLOWS = 10
 
