@@ -17,6 +17,7 @@ from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from pidistill.training.config import DistillConfig
 from pidistill.training.config_file import load_config
+from pidistill.training.trainer import exhaust
 from tests.helpers import MLP, tiny_teacher
 
 SPEC = "gaussian:2,modes=4,std=0.1"
@@ -39,7 +40,7 @@ def test_what_cannot_choose_is_one_line(tmp_path, changes, words):
 
 def test_it_trains_saves_and_measures_a_student_for_every_average(tmp_path):
     job = make_job(tmp_path)
-    students = job.train(tmp_path)
+    students = exhaust(job.train_in_steps(tmp_path))
     assert [*students] == [0.5, 0.0] and job.steps == 3
     for rate, student in students.items():
         assert torch.equal(load_student(tmp_path, ema=rate).sample(range(4)), student.sample(range(4)))

@@ -8,6 +8,7 @@ import torch
 from pidistill.jobs.distillation import Distillation
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.teachers.base import load_teacher
+from pidistill.training.trainer import exhaust
 from tests.helpers import MLP
 from tests.objectives.test_pid_corrected import configure, corrected, run, weights
 from tests.runs import metrics
@@ -20,7 +21,7 @@ def test_a_run_tells_whether_it_converges(tmp_path):
     config = configure(tmp_path / "b", **options)
     (tmp_path / "b").mkdir()
     job = Distillation(config, load_teacher(config.teacher))
-    job.train(tmp_path / "b")
+    exhaust(job.train_in_steps(tmp_path / "b"))
     assert torch.equal(weights(job.objective), plain)
     lines = [line for line in metrics(tmp_path / "b") if "spread" in line]
     assert [line["step"] for line in lines] == [3, 6]

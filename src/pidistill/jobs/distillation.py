@@ -33,7 +33,7 @@ from pidistill.models.student_teacher import make_teacher
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
 from pidistill.training.sharding import is_fsdp_launch
-from pidistill.training.trainer import Averages, StepTaken, Watcher, exhaust, take_steps, wait_for_all
+from pidistill.training.trainer import Averages, StepTaken, Watcher, take_steps, wait_for_all
 
 PICTURE = "teacher-student.png"  # of a run: the newest preview
 
@@ -72,10 +72,6 @@ class Distillation:
         self.check_best(measure)
         self.best, self.chosen = config.evaluate.keep_best, dict[str, Any]()
         self.seeds = parse_integers(config.preview.seeds, "preview.seeds", most=1000)
-
-    def train(self, folder: Path, evaluator: Evaluator | None = None) -> dict[float, Student] | None:
-        """Train (or continue) in a folder to the end. Parameters and value: `train_in_steps`."""
-        return exhaust(self.train_in_steps(folder, evaluator))
 
     def train_in_steps(self, folder: Path, evaluator: Evaluator | None = None) -> Generator[
             StepTaken, None, dict[float, Student] | None]:
