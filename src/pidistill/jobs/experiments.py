@@ -102,10 +102,12 @@ CORRECTIONS = {
 }
 
 # The presets of a method are called digits_NAME and cifar10_NAME; PID's own are `digits_pid` and `cifar10`.
-METHODS = {"method-pid": Setting("PID", presets={"bundled": "digits_pid", "paper": "cifar10"})} | {
+METHODS = {"method-pid": Setting("PID", presets={"bundled": "digits_pid", "paper": "cifar10"}),
+           "method-corrected": Setting("PID and the correction", presets={"bundled": "digits_corrected_short",
+                                                                          "paper": "cifar10_corrected"})} | {
     f"method-{name}": Setting(label, presets={"bundled": f"digits_{name}", "paper": f"cifar10_{name}"})
     for name, label in {
-        "corrected": "PID and the correction", "knowledge": "Knowledge Distillation",
+        "knowledge": "Knowledge Distillation",
         "progressive": "Progressive Distillation", "consistency": "Consistency Distillation",
         "consistency_training": "Consistency training", "ctm": "Consistency Trajectory Model", "boot": "BOOT",
         "rectified_flow": "2-Rectified Flow, distilled",
