@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from pidistill.cli.options import Force
-from pidistill.cli.terminal import format_command_line, print_facts, show_traceback
+from pidistill.cli.options import Ema, Force, Net
+from pidistill.cli.terminal import format_command_line, parse_rate, print_facts, show_traceback
 from pidistill.core.errors import PidistillError
 
 
@@ -40,6 +40,23 @@ def inspect(model: Annotated[str, typer.Argument(help="Teacher spec, or folder o
     if failure:
         sys.stdout.flush()
         raise failure
+
+
+def export(student: Annotated[str, typer.Argument(help="A student or run folder, or hf:OWNER/NAME.")],
+           form: Annotated[str, typer.Option("--format", "-f", help="safetensors, diffusers, onnx, torch-export or hub.")],
+           out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+           precision: Annotated[str | None, typer.Option(help="Of the weights: fp32, fp16, and bf16 (safetensors) or int8 "
+                                                              "(onnx).")] = None,
+           pixels: Annotated[bool, typer.Option("--pixels", help="A second output, the images as uint8 (onnx, torch-export)."
+                                                )] = False,
+           push: Annotated[str | None, typer.Option(help="Upload the folder to OWNER/NAME of the Hugging Face hub.")] = None,
+           ema: Ema = None, net: Net = None, force: Force = False) -> None:
+    """Write a student for other programs, measured against itself first (parity.json)."""
+    from pidistill.jobs.export.base import export
+
+    options = {"precision": precision, "pixels": pixels or None}
+    print(export(student, form, out, ema=parse_rate(ema), net=net, force=force, command=format_command_line(), push=push,
+                 options={key: value for key, value in options.items() if value is not None}))
 
 
 def convert(teacher: Annotated[str, typer.Argument(help="Teacher spec KIND:REST, or a folder.")],

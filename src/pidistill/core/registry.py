@@ -20,7 +20,7 @@ from pidistill.core.errors import ForeignError, PidistillError, explain
 OPEN_TO_PYTHON = ("schemes", "distances", "samplers", "objectives")
 HOMES = {"schemes": "objectives.schemes", "distances": "objectives.distances", "nets": "nets", "features": "nets.features",
          "teachers": "models.teachers", "samplers": "models.samplers", "objectives": "objectives",
-         "metrics": "evaluation.metrics"}
+         "metrics": "evaluation.metrics", "formats": "jobs.export"}
 
 
 def list_members(family: str) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of weights in files
 Copyable = TypeVar("Copyable", bound=nn.Module)
 
 
@@ -61,7 +62,7 @@ def expand_time(t: float | Tensor, x: Tensor) -> Tensor:
 def one_hot(labels: Tensor | None, classes: int, x: Tensor) -> Tensor:
     """Encode labels (B,) int64 as (B, classes) in the dtype of x: (B, ...); no label is a row of zeros, as in EDM."""
     if labels is None:
-        return x.new_zeros(len(x), classes)
+        return x.new_zeros(x.shape[0], classes)
     return F.one_hot(labels, classes).to(x.dtype)
 
 
@@ -157,3 +158,10 @@ def copy_module(module: Copyable) -> Copyable:
                 copied, tensor.storage_offset(), tensor.shape, tensor.stride())
             memo[id(tensor)] = nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
     return copy.deepcopy(module, memo)
+
+
+def cast_tensors(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Convert floating-point tensors to a type; what has several names (tied weights) is one tensor afterwards too."""
+    places = {name: locate(value) or name for name, value in tensors.items()}
+    done = {places[name]: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    return {name: done[place] for name, place in places.items()}

@@ -16,6 +16,7 @@ from pidistill.core import processes
 from pidistill.core.errors import ForeignError, words_of
 from pidistill.evaluation.results import Measurement
 from pidistill.models.denoiser import Denoiser
+from pidistill.models.exported import Exported
 from pidistill.models.samplers.base import Sampler, sample_teacher
 from pidistill.models.student import Student
 from pidistill.nets.features.base import fingerprint
@@ -36,8 +37,8 @@ class Subject:
         self.seconds, self.calls, self.batches, self.images, self.batch_size = 0.0, 0, 0, 0, 0
 
     @classmethod
-    def of(cls, model: Student | Denoiser, sampler: Sampler | None = None) -> Subject:
-        """Make a subject of a student, or of a teacher with a sampler (by default Heun's)."""
+    def of(cls, model: Student | Exported | Denoiser, sampler: Sampler | None = None) -> Subject:
+        """Make a subject of a student, as it is or exported, or of a teacher with a sampler (by default Heun's)."""
         if isinstance(model, Student):
             student = model
             # So that earlier records stay valid.
@@ -46,6 +47,10 @@ class Subject:
             form |= {"times": model.times} if model.form == "operator" else {}
             return cls(model.net, lambda seeds, y, n: student.sample(seeds, y, batch_size=n, clip=False),
                        {"weights": fingerprint(model.net), **form}, model)
+        if isinstance(model, Exported):
+            exported = model
+            return cls(model.net, lambda seeds, y, n: exported.sample(seeds, y, batch_size=n, clip=False),
+                       {"weights": model.digest, "exported": True}, model)
         teacher, solver = model, sampler or Sampler()
         return cls(model, lambda seeds, y, n: sample_teacher(teacher, seeds, y, sampler=solver, batch_size=n),
                    {"weights": fingerprint(model), "teacher": model.spec, "sampler": str(solver)})

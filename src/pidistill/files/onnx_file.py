@@ -13,8 +13,9 @@ import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pidistill.core.errors import PidistillError
+from pidistill.core.errors import PidistillError, words_of
 from pidistill.files.reading import open_file
 
 # Message -> its fields that are messages (onnx.proto3), where weights or graphs may lie.
@@ -126,3 +127,24 @@ def check_place(name: bytes, folder: Path) -> None:
         raise Malformed(f"its weights lie in {text[:100]!r}, which links out of the folder")
     if not (folder / text).is_file():
         raise Malformed(f"the file of its weights, {text[:100]!r}, is not in its folder")
+
+
+def open_session(path: Path) -> Any:
+    """Open an ONNX file in onnxruntime, once it has been looked through. Raises PidistillError in one line."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise PidistillError("this needs onnxruntime, which is not installed: pip install 'pidistill[onnx]'") from None
+    if not path.is_file():
+        raise PidistillError(f"{path} does not exist, or is no file")
+    check_onnx(path)
+    options = onnxruntime.SessionOptions()  # no library of custom operators is ever registered
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.log_severity_level = 4  # its errors come as exceptions
+    providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        _ = [(node.name, node.type) for node in (*session.get_inputs(), *session.get_outputs())]  # names that are no text
+    except Exception as error:  # onnxruntime's own classes, several
+        raise PidistillError(f"cannot read {path} as an ONNX file ({words_of(error)})") from None
+    return session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pidistill.evaluation.tables import UNITS, format_metric, order_metrics
 from pidistill.files.folders import write_json, write_text
 from pidistill.jobs.evaluate_run import pick_features
 from pidistill.models.denoiser import Denoiser
+from pidistill.models.exported import Exported, names_exported, open_exported
 from pidistill.models.load import find_student_folder, load_pair, read_own_net
 from pidistill.models.samplers.base import Sampler, is_sampler, parse_sampler, sample_teacher
 from pidistill.models.student import Student
@@ -66,7 +67,7 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     """Measure the teacher with every sampler, and every student, on the same seeds; write the report's files into `out`.
 
     teacher: a spec, or the teacher itself, on its device.
-    students: folders of students or runs.
+    students: folders of students or runs, or what was exported: an ONNX file, or a folder for diffusers.
     samplers: as `parse_sampler` takes them.
     out: the folder of the report.
     others: students and samplers, mixed.
@@ -97,7 +98,8 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     plan = [sampler for text in (*samplers, *filter(is_sampler, others)) for sampler in parse_sampler(text)]
     subjects = {f"teacher, {sampler}": Subject.of(denoiser, sampler) for sampler in plan}
     sampler_of = {f"teacher, {sampler}": sampler for sampler in plan}
-    loaded, distances = load_students([*students, *(text for text in others if not is_sampler(text))], spec, target, net)
+    named = [*students, *(text for text in others if not is_sampler(text))]
+    loaded, distances = load_students(named, spec, denoiser, target, net)
     subjects |= {name: Subject.of(student) for name, student in loaded.items()}
     if not subjects:
         raise PidistillError("there is nothing to compare: name --samplers, --students or both")
@@ -111,19 +113,22 @@ def compare(teacher: str | Denoiser, students: Sequence[str], samplers: Sequence
     return write_report(out, methods, about, published, denoiser, loaded, first_seed)
 
 
-def load_students(folders: Sequence[str], spec: str | None, device: torch.device,
-                  net: Own | None = None) -> tuple[dict[str, Student], dict[str, str]]:
-    """Load students, and give them and the distances that they were trained with by the names of their rows.
+def load_students(folders: Sequence[str], spec: str | None, teacher: Denoiser, device: torch.device,
+                  net: Own | None) -> tuple[dict[str, Student | Exported], dict[str, str]]:
+    """Load students, exported ones too, and give them and their training's distances by the names of their rows.
 
-    folders: of students or runs.
-    spec: of the teacher, whose students they must be.
+    folders: of students, runs or exported students.
+    spec, teacher: of whom they must be students.
     device: where they go.
     net: of those that have one of the user's own.
     """
-    students: dict[str, Student] = {}
+    students: dict[str, Student | Exported] = {}
     distances: dict[str, str] = {}
     for folder in folders:
         name = name_student(folder, students)
+        if names_exported(folder):
+            students[name] = check_exported(open_exported(folder), teacher).to(device)
+            continue
         place = find_student_folder(Path(folder))
         own = place is not None and read_own_net(place) is not None
         students[name] = load_pair(folder, spec, net=net if own else None)[0].to(device)
@@ -131,8 +136,16 @@ def load_students(folders: Sequence[str], spec: str | None, device: torch.device
     return students, distances
 
 
+def check_exported(student: Exported, teacher: Denoiser) -> Exported:
+    """Refuse what draws other images than the teacher, or other classes. Raises PidistillError."""
+    if (student.image_shape, student.num_classes) != (teacher.image_shape, teacher.num_classes):
+        raise PidistillError(f"the teacher gives {teacher.image_shape} in {teacher.num_classes} classes, {student.source} "
+                             f"{student.image_shape} in {student.num_classes}")
+    return student
+
+
 def write_report(out: Path, methods: Sequence[Method], about: dict[str, Any], published: str | None, teacher: Denoiser,
-                 students: dict[str, Student], first_seed: int) -> list[Path]:
+                 students: dict[str, Student | Exported], first_seed: int) -> list[Path]:
     """Write the files of `compare` and give their paths.
 
     out: the folder.
@@ -159,7 +172,7 @@ def write_report(out: Path, methods: Sequence[Method], about: dict[str, Any], pu
             if path.exists()]
 
 
-def name_student(folder: str, taken: dict[str, Student]) -> str:
+def name_student(folder: str, taken: Collection[str]) -> str:
     """Name the student in a folder: by its own name, and as much of the path as tells it from those that are taken."""
     components = [component for component in Path(folder).parts if component not in ("student", "/", ".")]
     for k in range(1, len(components) + 1):
@@ -221,7 +234,8 @@ def write_csv(path: Path, methods: Sequence[Method], paper: Sequence[PublishedRe
                           *({**row.record(), "published": True} for row in paper)])
 
 
-def draw_methods(path: Path, teacher: Denoiser, plan: Sequence[Sampler], students: dict[str, Student], first: int) -> None:
+def draw_methods(path: Path, teacher: Denoiser, plan: Sequence[Sampler], students: dict[str, Student | Exported],
+                 first: int) -> None:
     """Draw a row of images for every method, with the same seed in every column.
 
     path: of the picture.

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from pidistill.core.errors import PidistillError
 from pidistill.core.provenance import find_commit, list_versions
-from pidistill.core.tensors import locate
+from pidistill.core.tensors import DTYPES, cast_tensors
 from pidistill.files.folders import write_folder
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Preconditioned
 from pidistill.models.teachers.base import collect_tensors, describe_teacher, load_teacher
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> Path:
@@ -41,10 +36,3 @@ def convert(spec: str, out: Path, *, dtype: str = "fp32", command: str = "") -> 
         provenance |= {"source": read_json(teacher.source / "provenance.json")}
     write_folder(out, files, {"config": describe_teacher(teacher), "provenance": provenance})
     return out
-
-
-def cast_tensors(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Convert floating-point tensors to a type; what has several names (tied weights) is one tensor afterwards too."""
-    places = {name: locate(value) or name for name, value in tensors.items()}
-    done = {places[name]: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-    return {name: done[place] for name, place in places.items()}

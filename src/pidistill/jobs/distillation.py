@@ -30,6 +30,7 @@ from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_teacher import make_teacher
+from pidistill.models.teachers.base import find_licence
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
 from pidistill.training.sharding import is_fsdp_launch
@@ -102,8 +103,8 @@ class Distillation:
         """Describe where a student is from, for its provenance.json."""
         source = {"teacher_source": self.teacher.origin} if self.teacher.origin else {}
         return {"teacher": name_first_teacher(self.config, self.teacher), **source,
-                "seed": self.config.train.seed, "commit": find_commit(),
-                "versions": list_versions()}
+                "teacher_licence": find_licence(self.teacher), "seed": self.config.train.seed,
+                "commit": find_commit(), "versions": list_versions()}
 
     def check_best(self, measure: Measure) -> None:
         """Refuse to keep the best student by a metric that is not measured. measure: what is."""

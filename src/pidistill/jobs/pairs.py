@@ -39,12 +39,11 @@ from pidistill.files.pairs import (
     open_pairs,
     read_settings,
 )
-from pidistill.files.reading import read_json
 from pidistill.jobs.pair_shards import choose_states, draw_shard, make_draw, merge_errors
 from pidistill.models.batch_size import fit_batch_size
 from pidistill.models.denoiser import Denoiser, name_teacher
 from pidistill.models.samplers.base import STEPS, Sampler, parse_single_sampler
-from pidistill.models.teachers.base import load_teacher
+from pidistill.models.teachers.base import find_licence, load_teacher
 from pidistill.nets.features.base import fingerprint
 from pidistill.training.config import PairsConfig
 from pidistill.training.trainer import wait_for_all
@@ -190,11 +189,8 @@ def prepare_folder(folder: Path, settings: PairSettings, teacher: Denoiser, samp
 
 def describe_origin(teacher: Denoiser, sampler: Sampler) -> dict[str, Any]:
     """Describe what pairs are of and from: evaluations a pair, licence, and provenance."""
-    licence = (teacher.origin or {}).get("licence")
-    if teacher.source and (teacher.source / "provenance.json").exists():
-        licence = read_json(teacher.source / "provenance.json").get("data_licence", licence)
     return {"evaluations": sampler.evaluations(teacher),
-            "licence": f"drawn by {teacher.spec or name_teacher(teacher)}: {licence or 'unknown'}",
+            "licence": f"drawn by {teacher.spec or name_teacher(teacher)}: {find_licence(teacher)}",
             "provenance": {"teacher_source": teacher.origin, "device": str(find_device(teacher)), "commit": find_commit(),
                            "versions": list_versions(), "threads": torch.get_num_threads()}}
 

@@ -9,14 +9,21 @@ from pidistill.core.errors import PidistillError
 from pidistill.core.profiles import Average, Width
 from pidistill.core.registry import list_members
 from pidistill.files.folders import quote_path
+from pidistill.files.hub import PREFIX, fetch_repository
 from pidistill.files.reading import read_json
 from pidistill.models.denoiser import Denoiser
+from pidistill.models.exported import names_exported
 from pidistill.models.labels import split_spec
 from pidistill.models.snapshots import load_average
 from pidistill.models.student import Student, load_student
 from pidistill.models.student_init import lend_net
 from pidistill.models.teachers.base import load_teacher
 from pidistill.nets.base import Own, is_own
+
+
+def locate_model(spec: str) -> Path:
+    """Locate what a spec names: a path, or the folder of `hf:OWNER/NAME`, which is fetched."""
+    return fetch_repository(spec) if spec.startswith(PREFIX) else Path(spec)
 
 
 def find_student_folder(path: Path) -> Path | None:
@@ -39,7 +46,7 @@ def load_model(spec: str, ema: Average | None = None, net: Own | None = None) ->
     ema: as `load_student` takes it; of a run that trained a teacher a width alone.
     net: as `load_student` takes it; of a teacher's folder too.
     """
-    folder = find_student_folder(Path(spec))
+    folder = find_student_folder(locate_model(spec))
     if folder:
         return load_student(folder, ema, net)
     if net is not None and not Path(spec).is_dir():
@@ -48,6 +55,9 @@ def load_model(spec: str, ema: Average | None = None, net: Own | None = None) ->
     if ema is not None and not profile:
         raise PidistillError(f"{spec} is no student; only a student has averages to choose from with --ema")
     path = Path(spec)
+    if names_exported(path):
+        raise PidistillError(f"{spec} is an exported student: `pidistill compare` measures it, and its README.md says what "
+                             "draws with it")
     if path.is_file():
         raise PidistillError(f"{spec} is a file; a model is a folder with config.json and model.safetensors, or KIND:REST")
     if (path / "config.yaml").exists() and not (path / "teacher").is_dir():
@@ -66,7 +76,7 @@ def load_model(spec: str, ema: Average | None = None, net: Own | None = None) ->
 
 def read_teacher_spec(spec: str) -> str | None:
     """Read which teacher a student was made from, as its provenance says; None if it does not."""
-    folder = find_student_folder(Path(spec))
+    folder = find_student_folder(locate_model(spec))
     if folder is None or not (folder / "provenance.json").exists():
         return None
     teacher = read_json(folder / "provenance.json").get("teacher")
@@ -82,7 +92,7 @@ def load_pair(spec: str, teacher: str | None = None, ema: Average | None = None,
     ema: as `load_student` takes it; by default the first rate of its run.
     net: as `load_student` takes it; by default the teacher's, if the student has one of that name.
     """
-    folder = find_student_folder(Path(spec))
+    folder = find_student_folder(locate_model(spec))
     if folder is None:
         load_model(spec, ema, net)  # or say what it is
         raise PidistillError(f"{spec} is a teacher; a student was expected")

@@ -17,6 +17,7 @@ from pidistill.core.registry import suggest_choices
 from pidistill.core.seeds import noise
 from pidistill.core.tensors import cast_like, clip_images, expand_time, find_device, send, to_float64
 from pidistill.files.folders import write_folder
+from pidistill.files.hub import PREFIX, fetch_repository
 from pidistill.files.reading import read_json
 from pidistill.files.weights import count_allowed_elements, load_weights, read_tensors
 from pidistill.models.decoder import Decoder, read_decoder
@@ -260,6 +261,12 @@ class Student(nn.Module):
         provenance: what provenance.json holds.
         averages: the student at each EMA rate of its run, this one first; the others go to ema-RATE.safetensors.
         """
+        tensors, config = self.collect(averages)
+        write_folder(Path(path), tensors, {"config": config, "provenance": provenance or {}})
+        return Path(path)
+
+    def collect(self, averages: dict[float, Student] | None = None) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Collect what a folder of the student holds: tensors by the names of their files, and config.json."""
         rates = list(averages or {})
         config = {"format": "pidistill-student", "form": self.form, "preconditioning": self.preconditioning.spec,
                   "net": self.net_spec, **self.facts(),
@@ -271,21 +278,21 @@ class Student(nn.Module):
         others = {f"ema-{rate}": student.net.state_dict() for rate, student in list((averages or {}).items())[1:]}
         if self.decoder:
             others["decoder"] = self.decoder.state_dict()
-        write_folder(Path(path), {"model": self.net.state_dict(), **others},
-                     {"config": config, "provenance": provenance or {}})
-        return Path(path)
+        return {"model": self.net.state_dict(), **others}, config
 
 
 def load_student(path: str | Path, ema: Average | str | None = None, net: Own | None = None) -> Student:
     """Load a student from its folder, or from the run folder around it, in evaluation mode and without gradients.
 
+    path: the folder, or `hf:OWNER/NAME` for one on the Hugging Face hub, of which configurations and weights are fetched.
     ema: the rate of one of the averages that its run kept; by default the one that is the student. Or `width:0.12`: the
         average of any width, also `width:0.12@3000` after so many steps, out of the profiles in the run's folder.
     net: its network, if that is of the user's own: a module, of which a copy is taken, a factory, or
         `python:MODULE:FACTORY`. Nothing is ever imported because the folder names it.
     Raises PidistillError in one line.
     """
-    folder, ema = Path(path), parse_average(ema) if isinstance(ema, str) else ema
+    folder = fetch_repository(path) if isinstance(path, str) and path.startswith(PREFIX) else Path(path)
+    ema = parse_average(ema) if isinstance(ema, str) else ema
     if not (folder / "config.json").exists() and (folder / "student").is_dir():
         folder = folder / "student"
     config = read_json(folder / "config.json")

@@ -40,10 +40,11 @@ class DiffusersNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
         if labels is None and self.conditional:
-            labels = c_noise.new_zeros(len(x)).long()  # diffusers' conditional networks cannot do without
+            labels = c_noise.new_zeros(x.shape[0]).long()  # diffusers' conditional networks cannot do without
         x = (x + 1) / 2 if self.unit_range else x
         c_noise = c_noise.round().long() if self.whole_steps else c_noise
-        return self.net(x, c_noise.expand(len(x)), class_labels=labels if self.conditional else None, return_dict=False)[0]
+        labels = labels if self.conditional else None
+        return self.net(x, c_noise.expand(x.shape[0]), class_labels=labels, return_dict=False)[0]
 
 
 def build_from_diffusers(kind: str, config: dict[str, Any]) -> nn.Module:

@@ -94,7 +94,7 @@ class Equilibrium(nn.Module):
     def make_injections(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Give n (B, N, D), and what each block of f is given of n and the class, (B, N, 3 D)."""
         n = run_outside_autocast(self.make_tokens, x)
-        c = x.new_zeros(len(x), 3 * n.shape[2]) if self.map_label is None else self.map_label(
+        c = x.new_zeros(x.shape[0], 3 * n.shape[2]) if self.map_label is None else self.map_label(
             one_hot(labels, self.num_classes, x))
         for block in self.injection:
             n = block(n, c[:, None])

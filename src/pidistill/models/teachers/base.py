@@ -74,6 +74,14 @@ def load_teacher(spec: str, *, weights: bool = True, null: Null = None, guidance
     return teacher
 
 
+def find_licence(teacher: Denoiser) -> str:
+    """Find what is known of a teacher's licence, in words: that of its file, or of the data that it was trained on."""
+    licence = (teacher.origin or {}).get("licence")
+    if teacher.source and (teacher.source / "provenance.json").exists():
+        licence = read_json(teacher.source / "provenance.json").get("data_licence", licence)
+    return str(licence or "unknown")
+
+
 def build_network_teacher(net: dict[str, Any], shape: Sequence[int], num_classes: int, *, weights: bool = True,
                     file: Path | None = None, own: Own | None = None, **facts: Any) -> Preconditioned:
     """Build a network with random weights, in a preconditioning.

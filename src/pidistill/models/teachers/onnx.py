@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pidistill.core.console import console
-from pidistill.core.errors import PidistillError, to_line, words_of
+from pidistill.core.errors import PidistillError, to_line
 from pidistill.core.registry import suggest_choices
-from pidistill.files.onnx_file import check_onnx
+from pidistill.files.onnx_file import open_session
 from pidistill.files.reading import parse_json, sha256
 from pidistill.models.denoiser import ELEMENTS, Denoiser
 from pidistill.models.grid import RHO, SIGMA_DATA, T_MAX, T_MIN
@@ -101,24 +101,9 @@ def onnx(rest: str) -> Denoiser:
     rest: `FILE.onnx[,t_min=...][,t_max=...][,sigma_data=...][,rho=...][,classes=N][,output=NAME]`. D is the first output, or
         the one that is named. The facts may stand in the file's metadata under `pidistill`, as JSON; those of `rest` win.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise PidistillError("this needs onnxruntime, which is not installed: pip install 'pidistill[onnx]'") from None
     name, pairs = split_path(rest)
     path = Path(os.path.expanduser(name))
-    if not path.is_file():
-        raise PidistillError(f"{path} does not exist, or is no file")
-    check_onnx(path)
-    options = onnxruntime.SessionOptions()  # no library of custom operators is ever registered
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    options.log_severity_level = 4  # its errors come as exceptions
-    providers = [p for p in onnxruntime.get_available_providers() if p.startswith(("CUDA", "CPU"))]
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        _ = [(node.name, node.type) for node in (*session.get_inputs(), *session.get_outputs())]  # names that are no text
-    except Exception as error:  # onnxruntime's own classes, several
-        raise PidistillError(f"cannot read {path} as an ONNX file ({words_of(error)})") from None
+    session = open_session(path)
     output = next((pair.removeprefix("output=") for pair in pairs if pair.startswith("output=")), None)
     facts = read_facts(session, [pair for pair in pairs if not pair.startswith("output=")], rest)
     classes = int(facts.pop("classes"))

@@ -54,7 +54,7 @@ class TemporalConv(nn.Module):
         """Compute W u + F^-1(R . F u), (B M, C, ...) -> the same."""
         analysis, synthesis = make_fourier_matrices(self.times, u)
         v = u.movedim(1, -1)  # channels last, as the kernels for the CPU leave them
-        samples, modes, channels = len(u) // self.times, len(self.multiplier), v.shape[-1]
+        samples, modes, channels = u.shape[0] // self.times, len(self.multiplier), v.shape[-1]
         U = analysis @ v.reshape(samples, self.times, -1)  # real parts of all modes, then imaginary ones
         U = U.reshape(samples, 2, modes, -1, channels).permute(2, 0, 3, 1, 4).reshape(modes, -1, 2 * channels)
         real, imaginary = self.multiplier.unbind(-1)
@@ -115,7 +115,7 @@ def split_times(net: str, x: Tensor, c_noise: Tensor, times: int, temporal: int)
     if c_noise.ndim != times or (times == 2 and c_noise.shape[1] != 2):
         raise PidistillError(f"{net}: with times={times} c_noise must be {'(B, 2), t and s' if times == 2 else '(B,)'}, got "
                              f"{tuple(c_noise.shape)}")
-    if temporal and len(x) % temporal:
+    if temporal and x.shape[0] % temporal:
         raise PidistillError(f"{net}: with temporal={temporal} the batch must hold {temporal} times of each sample, side by "
                              f"side, got {len(x)}")
     return (c_noise[:, 0], c_noise[:, 1]) if times == 2 else (c_noise, None)
