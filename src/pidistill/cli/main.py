@@ -35,7 +35,7 @@ app = typer.Typer(name="pidistill", add_completion=False, pretty_exceptions_enab
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Distil a diffusion model into a one-step generator with Physics Informed Distillation.")
 for verb in (train.distill, train.resume, draw.sample, draw.trajectory, draw.pairs, measure.evaluate, measure.reference,
-             measure.compare, train.reproduce, train.train_teacher, models.inspect, models.convert,
+             measure.compare, measure.report, train.reproduce, train.train_teacher, models.inspect, models.convert,
              models.export):
     app.command(verb.__name__.replace("_", "-"))(end_on_interrupt(verb))
 

@@ -25,6 +25,22 @@ from pidistill.cli.options import (
 from pidistill.cli.terminal import format_command_line, parse_rates, print_rows
 
 
+def report(runs: Annotated[list[str], typer.Argument(help="A run's folder, or several, which are compared.")],
+           out: Annotated[Path | None, typer.Option("--out", "-o", help="The page, x.html. Default: report.html in the "
+                                                    "run's folder, or of several in the current one.")] = None,
+           teacher: Teacher = None,
+           data: Annotated[str | None, typer.Option(help="Images, as data= of a run names them: the nearest to the "
+                                                         "student's are shown.")] = None,
+           pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Whether student and teacher draw "
+                                                  "some: trajectories, largest differences.")] = True,
+           device: Device = "auto", net: Net = None, force: Force = False) -> None:
+    """Show a run, or compare several, on one page of HTML that needs nothing but a browser."""
+    from pidistill.jobs.report.write import report
+
+    print(report(runs, out, teacher=teacher, data=data, pictures=pictures, device=device, force=force, net=net,
+                 command=format_command_line()))
+
+
 def evaluate(model: Model, teacher: Teacher = None, num: Num = 5000,
              repeats: Annotated[int, typer.Option(min=1, max=100, help="Disjoint sets of seeds, in turn; shows all, "
                                                                        "their minimum and mean.")] = 1,

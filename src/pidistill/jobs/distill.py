@@ -13,7 +13,8 @@ from pidistill.core.errors import PidistillError
 from pidistill.evaluation.evaluate import Evaluator
 from pidistill.files.folders import write_bytes
 from pidistill.jobs.build_objective import build_objective
-from pidistill.jobs.distillation import PICTURE, Distillation, DistillationResult
+from pidistill.jobs.distillation import Distillation, DistillationResult
+from pidistill.jobs.report.gather import PICTURE
 from pidistill.jobs.stages import find_own_net, is_stage, list_stages, load_earlier, name_own_net, start_anew
 from pidistill.models.denoiser import Denoiser, as_denoiser
 from pidistill.models.student import Student, load_student

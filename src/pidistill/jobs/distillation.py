@@ -25,6 +25,8 @@ from pidistill.files.reading import read_json
 from pidistill.jobs.best import FIRST_SEED, BestStudent
 from pidistill.jobs.build_objective import build_objective, open_data
 from pidistill.jobs.pairs import fill_pairs
+from pidistill.jobs.report.gather import PICTURE
+from pidistill.jobs.report.write import refresh_report
 from pidistill.jobs.stages import PREVIOUS, find_own_net
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.samplers.base import sample_teacher
@@ -35,8 +37,6 @@ from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
 from pidistill.training.sharding import is_fsdp_launch
 from pidistill.training.trainer import Averages, StepTaken, Watcher, take_steps, wait_for_all
-
-PICTURE = "teacher-student.png"  # of a run: the newest preview
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,10 @@ def select_students(averages: Averages) -> dict[float, Student]:
 
 
 class Preview:
-    """Draws teacher and student for the same fixed seeds, the teacher once; the last picture is also the run's own."""
+    """Draws teacher and student for the same fixed seeds, the teacher once, and writes the run's page anew.
+
+    The last picture is also the run's own.
+    """
 
     def __init__(self, teacher: Denoiser, seeds: list[int]):
         self.teacher, self.seeds = teacher, seeds
@@ -180,3 +183,4 @@ class Preview:
             self.images = sample_teacher(self.teacher, self.seeds, self.labels)
         for path in (folder / "samples" / f"{step:06d}.png", folder / PICTURE):
             write_comparison(path, self.images, student.sample(self.seeds, self.labels))
+        refresh_report(folder)
