@@ -52,6 +52,20 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
                                   device=device, force=force, net=net))
 
 
+def demo(student: Annotated[str | None, typer.Argument(help="A student or run folder, or hf:OWNER/NAME. Default: the "
+                                                            "bundled one.")] = None,
+         teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Teacher spec; default: the one the student "
+                                                     "had; none: the student alone.")] = None,
+         host: Annotated[str, typer.Option(help="Where the page is served; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+         port: Annotated[int | None, typer.Option(min=1, max=65535, help="Default: the first free one from 7860.")] = None,
+         browser: Annotated[bool, typer.Option("--browser", help="Open it in a browser.")] = False,
+         ema: Ema = None, net: Net = None, device: Device = "auto") -> None:
+    """Serve a page on this machine that draws: seeds, classes, trajectories, one step against many, interpolation."""
+    from pidistill.jobs.demo.page import run_demo
+
+    run_demo(student, teacher=teacher, host=host, port=port, ema=parse_rate(ema), net=net, device=device, browser=browser)
+
+
 def pairs(teacher: Annotated[str, typer.Option("--teacher", "-t", help="Spec KIND:REST, or a folder.")] = "bundled:digits",
           num: Annotated[int, typer.Option("--num", "--images", min=2, max=10**8, help="Number of pairs. (Behind accelerate "
                                            "launch and torchrun, which take --num for theirs: --images.)")] = 5000,

@@ -34,9 +34,9 @@ def end_on_interrupt(verb: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer(name="pidistill", add_completion=False, pretty_exceptions_enable=False,
                   rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Distil a diffusion model into a one-step generator with Physics Informed Distillation.")
-for verb in (train.distill, train.resume, draw.sample, draw.trajectory, draw.pairs, measure.evaluate, measure.reference,
-             measure.compare, measure.report, train.reproduce, train.train_teacher, models.inspect, models.convert,
-             models.export):
+for verb in (train.distill, train.resume, draw.sample, draw.trajectory, draw.demo, draw.pairs, measure.evaluate,
+             measure.reference, measure.compare, measure.report, train.reproduce, train.train_teacher, models.inspect,
+             models.convert, models.export):
     app.command(verb.__name__.replace("_", "-"))(end_on_interrupt(verb))
 
 

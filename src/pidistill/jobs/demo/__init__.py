@@ -1,0 +1,1 @@
+"""`pidistill demo`: a student in a page on this machine."""
