@@ -9,8 +9,10 @@ import time
 import pytest
 
 from pidistill.core.errors import PidistillError
+from pidistill.core.seeds import labels_of
 from pidistill.jobs.demo.draw import Demo
 from pidistill.jobs.demo.page import build_page, load_demo, make_theme, run_demo
+from pidistill.models.samplers.base import sample_teacher
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
 from tests.helpers import tiny_teacher
@@ -27,6 +29,13 @@ def test_a_student_brings_its_teacher(tmp_path):
     assert load_demo(str(tmp_path / "alone"), None).teacher is None
     with pytest.raises(PidistillError, match="is a teacher"):
         load_demo("bundled:digits", None)
+
+
+def test_a_student_is_bundled():
+    demo = load_demo(None, None)
+    assert demo.teacher is not None and demo.classes[-1] == "9"
+    ours, theirs = demo.student.sample(range(32)), sample_teacher(demo.teacher, range(32), labels_of(range(32), 10))
+    assert (ours - theirs).square().mean().sqrt() < 0.25  # half of the images' own deviation
 
 
 def test_gradio_is_an_extra(monkeypatch):
