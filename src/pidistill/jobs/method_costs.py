@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,24 +21,30 @@ from pidistill.training.log import read_metrics
 NEEDS = {"noise": "nothing", "images": "data", "pairs": "pairs", "trajectories": "trajectories"}
 
 
-def measure_costs(run: Run, teacher: Denoiser) -> dict[str, Any]:
+def measure_all_costs(runs: Sequence[Run], teacher: Denoiser) -> dict[str, dict[str, Any]]:
+    """Measure what finished runs took, by their folders' names. Memory is counted once for the seeds of a curve."""
+    counted = {run.curve: max(count_memory(stage, teacher) for stage in start_anew(list_stages(run.config)).values())
+               for run in {run.curve: run for run in runs}.values()}
+    return {run.folder.name: measure_costs(run, counted[run.curve]) for run in runs}
+
+
+def measure_costs(run: Run, memory: int) -> dict[str, Any]:
     """Measure what a finished run took, all stages together.
 
     Gives `needs`, in words; `steps` of each stage; `seconds` of training and `pairs_seconds` of drawing pairs; of the last
     stage `ten_steps`, the seconds of ten steps (the median of its log); and `memory`, bytes of the tensors of a step at the
     fullest moment of all stages, counted and not measured (`Rehearsal`).
 
-    teacher: of the run.
+    memory: as `count_memory` gives it.
     """
-    stages, places = list_stages(run.config), list_places(run)
-    configs = [*stages.values()]
+    configs, places = [*list_stages(run.config).values()], list_places(run)
     records = [read_metrics(place) for place in places]
     speeds = [record["images_per_s"] for record in records[-1] if record.get("images_per_s")]
     pairs = [read_json(place / "pairs" / "pairs.json")["seconds"] for place in places if (place / "pairs").is_dir()]
     return {"needs": describe_needs(configs), "steps": [config.train.steps for config in configs],
             "seconds": sum(lines[-1]["seconds"] for lines in records), "pairs_seconds": sum(pairs),
             "ten_steps": 10 * configs[-1].train.batch / median(speeds) if speeds else None,
-            "memory": max(count_memory(stage, teacher) for stage in start_anew(stages).values())}
+            "memory": memory}
 
 
 def list_places(run: Run) -> list[Path]:

@@ -20,7 +20,7 @@ from pidistill.jobs.distill import plan_distillation, train_all
 from pidistill.jobs.dry_run import estimate_gpu_hours, format_duration
 from pidistill.jobs.experiment_report import write_experiment
 from pidistill.jobs.experiments import CURVES, Run, find_experiment, plan_runs
-from pidistill.jobs.method_costs import measure_costs
+from pidistill.jobs.method_costs import measure_all_costs
 from pidistill.jobs.stages import list_stages, start_anew
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.student import load_student
@@ -94,7 +94,7 @@ def reproduce(name: str, scale_name: str, out: Path, *, seeds: int | None = None
     if experiment.kind == "methods":
         for run in runs:
             measured.setdefault(run.folder.name, {}).update(evaluator(load_student(run.folder)))
-        costs = {run.folder.name: measure_costs(run, teacher) for run in runs}
+        costs = measure_all_costs(runs, teacher)
     measured["teacher"] = measure(evaluator.solutions) if measure else evaluator.teacher
     command = shlex.join(["pidistill", "reproduce", name, "--scale", scale_name, *(["--seeds", str(seeds)] if seeds else []),
                           *(word for text in overrides for word in ("--set", text))])

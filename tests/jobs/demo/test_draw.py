@@ -68,9 +68,11 @@ def test_interpolation_begins_and_ends_with_the_seeds_images(demo):
 
 
 @pytest.mark.parametrize("ask, words", [
-    (lambda demo: demo.sample("x"), "x"), (lambda demo: demo.sample("0", "9"), "outside the classes"),
+    (lambda demo: demo.sample("x"), "x"),
+    (lambda demo: demo.sample("0", "9"), "outside the classes"),
     (lambda demo: demo.sample(f"0-{MOST_IMAGES}"), str(MOST_IMAGES)),
-    (lambda demo: demo.show_state(-1, None, 0), "whole number"), (lambda demo: demo.show_state(1.5, None, 0), "whole number"),
+    (lambda demo: demo.show_state(-1, None, 0), "whole number"),
+    (lambda demo: demo.show_state(1.5, None, 0), "whole number"),
     (lambda demo: demo.show_state(None, None, 0), "whole number"),
     (lambda demo: demo.compare(0, None, "heun:5000"), "1 to 100 steps"),
     (lambda demo: demo.compare(0, None, "nope:5"), "nope"),
