@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pidistill.core.console import console
 from pidistill.core.errors import PidistillError, words_of
 from pidistill.core.registry import suggest_choices
 from pidistill.files.folders import split_options
@@ -35,6 +34,8 @@ def fetch_repository(spec: str) -> Path:
     try:
         return Path(library.snapshot_download(name, revision=revision, allow_patterns=FETCHED, local_files_only=True))
     except Exception:  # not in the cache: each version of the library says so with another class
+        from pidistill.core.console import console  # which every `sample` would wait for
+
         console.print(f"downloading {name} from the Hugging Face hub (configurations and weights)", soft_wrap=True)
     try:
         return Path(library.snapshot_download(name, revision=revision, allow_patterns=FETCHED))

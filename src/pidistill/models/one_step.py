@@ -7,7 +7,6 @@ network in place of its own that gives a constant, and keeps what it is called w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,8 +57,9 @@ def find_affine(student: Student) -> Affine:
     labels = torch.zeros(1, dtype=torch.int64) if student.num_classes else None
     images, probe = [], _Probe(0.0)
     for constant in (0.0, 1.0, 2.0):
-        probe, asked = _Probe(constant), copy.copy(student)
-        asked._modules = {**student._modules, "net": probe}  # a shallow copy: the student keeps its own network
+        probe = _Probe(constant)
+        asked = Student(probe, None, student.facts() | {"num_classes": student.num_classes}, student.preconditioning.spec,
+                        None, student.form, student.null_label, student.drawing_time, student.times)
         images.append(asked.generate(z, labels).flatten())
     u, c_noise = probe.seen
     zero, one, two = (image[0].item() for image in images)

@@ -16,6 +16,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.evaluation.charts import Points, draw_chart
 from pidistill.evaluation.tables import UNITS
 from pidistill.files.folders import ASSETS
+from pidistill.files.reading import read_json
 from pidistill.jobs.report.drawn import Drawn
 from pidistill.jobs.report.gather import RunFacts, Stage
 
@@ -142,7 +143,7 @@ def tabulate_costs(run: RunFacts) -> str:
         speeds = sorted(value for _, value in stage.curve("images_per_s"))
         train = stage.config.get("train", {})
         pairs = run.folder / stage.name / "pairs" / "pairs.json"
-        drawn = json.loads(pairs.read_text()).get("seconds") if pairs.is_file() else None
+        drawn = read_json(pairs).get("seconds") if pairs.is_file() else None
         rows.append([stage.name, f"{last.get('step', 0)} of {train.get('steps', '?')}", str(train.get("batch", "?")),
                      f"{last.get('seconds', 0):.0f}", f"{speeds[len(speeds) // 2]:.0f}" if speeds else "-",
                      f"{drawn:.0f}" if drawn is not None else "-"])
