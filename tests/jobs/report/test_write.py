@@ -14,7 +14,7 @@ import pytest
 from pidistill.core.errors import PidistillError
 from pidistill.jobs.distill import distill
 from pidistill.jobs.report.gather import gather_run
-from pidistill.jobs.report.write import NAME, report
+from pidistill.jobs.report.write import NAME, refresh_report, report
 from pidistill.models.teachers.base import load_teacher
 
 VOID = {"meta", "link", "img", "input", "line", "br"}
@@ -120,6 +120,15 @@ def test_stages_have_each_their_curves(run, tmp_path):
     report([str(whole)], tmp_path / "x.html", pictures=False)
     words = check(tmp_path / "x.html").words
     assert "1-pid: Loss" in words and "2-pid_corrected: Loss" in words and "6 + 6 steps" in words
+
+
+def test_a_page_that_cannot_be_made_ends_no_run(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "r")
+    (tmp_path / "r" / NAME).unlink()
+    (tmp_path / "r" / "config.yaml").write_text("a: [")
+    refresh_report(tmp_path / "r")
+    refresh_report(tmp_path)
+    assert not (tmp_path / "r" / NAME).exists() and not (tmp_path / NAME).exists()
 
 
 @pytest.mark.parametrize("runs, out, words", [

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pidistill.core.console import console
 from pidistill.core.errors import PidistillError
 from pidistill.core.processes import choose_device
 from pidistill.files.folders import check_free, write_text
 from pidistill.jobs.report.drawn import Drawn, draw_all
 from pidistill.jobs.report.gather import gather_run
 from pidistill.jobs.report.page import make_page
+from pidistill.jobs.stages import is_stage
 from pidistill.models.load import load_pair
 from pidistill.nets.base import Own
 
@@ -51,6 +53,16 @@ def report(runs: Sequence[str], out: Path | None = None, *, teacher: str | None 
 
 
 def refresh_report(folder: Path) -> None:
-    """Write a run's page of what its folder holds: no network is asked. A stage's is its distillation's."""
-    run = folder.parent if (folder.parent / "config.yaml").is_file() else folder
-    write_text(run / NAME, make_page([gather_run(run)]))
+    """Write a run's page of what its folder holds: no network is asked. A stage's is its distillation's.
+
+    What cannot be read, such as a file that was edited meanwhile, is said, and ends no run.
+    """
+    run = folder.parent if is_stage(folder) else folder
+    if not (run / "config.yaml").is_file():
+        return
+    try:
+        page = make_page([gather_run(run)])
+    except PidistillError as error:
+        console.print(f"no page of the run: {error}", soft_wrap=True)
+        return
+    write_text(run / NAME, page)
