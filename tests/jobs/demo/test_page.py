@@ -111,7 +111,9 @@ def test_in_a_browser(browser, address):
     box.send_keys("x")
     click("Sample")
     wait(lambda: "seeds must be numbers and ranges" in run("return document.body.innerText"))
-    click("From noise to image")
+    tab = wait(lambda: run("return [...document.querySelectorAll('[role=tab]')].find(b => b.textContent.trim() === "
+                           "'From noise to image' && b.offsetParent)"))
+    tab.click()
     click("Show")
     state = lambda: run("const i = document.querySelector('#state img'); return i && i.src")
     before = wait(state)
