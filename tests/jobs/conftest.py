@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+
 import pytest
 
 from tests.runs import run_verb
@@ -17,3 +20,23 @@ def image_run(tmp_path_factory):
                      "--set", "ema=[0.0,0.9]", "--set", "grid.points=10", "--set", "objective.distance=l1")
     assert done.returncode == 0, done.stderr[-1000:]
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's chromium, without a screen and without a network."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not program or not driver:
+        pytest.skip("no chromium and chromedriver here")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    with tempfile.TemporaryDirectory() as profile:
+        for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+                     "disable-background-networking", "disable-component-update", f"user-data-dir={profile}",
+                     "window-size=1100,1400"):
+            options.add_argument(f"--{flag}")
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+        yield chrome
+        chrome.quit()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 
 import pytest
@@ -53,24 +51,6 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
         taken.listen()
         with pytest.raises(PidistillError, match=r"cannot be served at 127\.0\.0\.1"):
             run_demo(str(tmp_path / "s"), port=taken.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("no chromium and chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    with tempfile.TemporaryDirectory() as profile:
-        for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-                     "disable-background-networking", "disable-component-update", f"user-data-dir={profile}",
-                     "window-size=1100,1200"):
-            options.add_argument(f"--{flag}")
-        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        yield chrome
-        chrome.quit()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -143,26 +142,6 @@ def test_the_command(run, tmp_path, cli):
     done = cli("report", run, "--no-pictures", "--out", tmp_path / "x.html")
     assert done.code == 0 and "x.html" in done.out
     assert "holds no run" in cli("report", tmp_path).error()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's chromium, without a screen and without a network."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not program or not driver:
-        pytest.skip("no chromium and chromedriver here")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    with tempfile.TemporaryDirectory() as profile:
-        for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
-                     "disable-background-networking", "disable-component-update", f"user-data-dir={profile}",
-                     "window-size=1100,1400"):
-            options.add_argument(f"--{flag}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        yield chrome
-        chrome.quit()
 
 
 def test_in_a_browser(page, browser):

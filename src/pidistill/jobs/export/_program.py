@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pidistill.core.errors import PidistillError, explain
-from pidistill.jobs.export._source import Source
 from pidistill.models.one_step import OneStep
 
 
@@ -20,7 +19,7 @@ def make_dynamic(step: OneStep) -> tuple[Any, ...]:
     return ({0: batch}, {0: batch})[:2 if step.num_classes else 1]
 
 
-def trace(step: OneStep, source: Source) -> torch.export.ExportedProgram:
+def trace(step: OneStep) -> torch.export.ExportedProgram:
     """Trace a step, with an example of two images. Raises PidistillError for a network that cannot be traced."""
     replace_branches(step)
     try:

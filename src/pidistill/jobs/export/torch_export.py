@@ -23,7 +23,7 @@ def torch_export(source: Source, folder: Path, *, pixels: bool = False) -> Writt
 
     pixels: a second output, the images as uint8.
     """
-    program = trace(source.make_step(pixels), source)
+    program = trace(source.make_step(pixels))
     path = folder / "student.pt2"
     torch.export.save(program, path)
     module = torch.export.load(path).module()
