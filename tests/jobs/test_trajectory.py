@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pidistill.core.errors import PidistillError
-from pidistill.jobs.trajectory import compute_trajectories
+from pidistill.evaluation.pictures import caption_grid, is_grey
+from pidistill.jobs.trajectory import compute_trajectories, draw_trajectory
 from pidistill.models.grid import karras_times
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
@@ -31,3 +34,26 @@ def test_a_student_without_trajectories_is_refused_before_the_teacher_is_asked(m
     monkeypatch.setattr(type(teacher), "denoise", lambda *_: pytest.fail("the teacher was asked"))
     with pytest.raises(PidistillError, match="a student of the form consistency has no trajectory"):
         compute_trajectories(student, teacher, [3, 4], None, columns=10)
+
+
+def test_an_animation_goes_from_noise_to_image(tmp_path):
+    """A picture for each time, the last of which is the end of the trajectories; grey stays grey, colours stay colours."""
+    for shape in ("1x4x4", "3x4x4"):
+        teacher = gaussian(f"{shape},mean=0.2,std=0.5")
+        student = make_student(teacher, "random", MLP).eval()
+        rms = draw_trajectory(tmp_path / f"{shape}.gif", student, teacher, [3, 4], None, columns=6)
+        assert rms == draw_trajectory(tmp_path / f"{shape}.png", student, teacher, [3, 4], None, columns=6)
+        with Image.open(tmp_path / f"{shape}.gif") as animation:
+            assert animation.n_frames == 6 and animation.info["loop"] == 0
+            durations, frames = [], []
+            for k in range(6):
+                animation.seek(k)
+                durations.append(animation.info["duration"])
+                frames.append(np.asarray(animation.convert("RGB")).astype(int))
+        assert durations[1:5] == [90] * 4 and durations[0] > 90 and durations[5] > durations[0]
+        assert is_grey(Image.fromarray(frames[-1].astype(np.uint8))) == (shape[0] == "1")
+        _, _, theirs = compute_trajectories(student, teacher, [3, 4], None, columns=6)
+        grid = np.asarray(caption_grid(theirs[-1], 2, [""], []))  # the upper of the two rows, below a line of words
+        rows = grid.shape[0] - 8  # without the gaps at the edges
+        shown = frames[-1][20 + 4:20 + 4 + rows, -grid.shape[1]:]
+        assert np.abs(shown[:, 80:] - grid[4:4 + rows, 80:]).mean() < 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pidistill.core.errors import PidistillError
 from pidistill.files.image_set import ImageSet
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student_init import make_student
-from pidistill.objectives.base import Follower, Objective, Phase, Setup, TeacherSetup, check_contract
+from pidistill.objectives.base import BANDS, Follower, Objective, Phase, Setup, TeacherSetup, check_contract
 from tests.helpers import grid_of, tiny_teacher
 
 
@@ -152,3 +153,20 @@ def test_models_and_images_of_several_shapes_are_refused(teacher, data):
 def test_a_teacher_is_trained_on_images_of_its_shape(shape):
     with pytest.raises(PidistillError, match=r"of one shape, got teacher \(1, 8, 8\), data"):
         TeacherSetup(tiny_teacher(), data_of(*shape))
+
+
+def test_bands_cover_all_levels():
+    edges = [edge for band in BANDS.values() for edge in band]
+    assert edges[0] == 0 and edges[-1] == math.inf and edges[1:-1:2] == edges[2::2]
+
+
+def test_notes_by_the_noise_level():
+    """Sum and count of each band, whose bounds are sigma_data and ten times that."""
+    teacher = tiny_teacher()
+    objective = Objective.__new__(Example)
+    Objective.__init__(objective, {"student": teacher})
+    t = torch.tensor([0.01, 0.99, 1.0, 9.9, 10.0]) * teacher.sigma_data
+    for k in range(2):
+        objective.note_bands("loss", torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0]) + k, t)
+    assert {name: pair.tolist() for name, pair in objective.notes.items()} == {
+        "loss/low": [8.0, 4.0], "loss/middle": [26.0, 4.0], "loss/high": [33.0, 2.0]}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -11,7 +9,6 @@ from pidistill.core.errors import PidistillError
 from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.objectives._correction import BANDS
 from pidistill.objectives.base import Setup
 from pidistill.objectives.pid_corrected import PIDCorrected
 from tests.helpers import MLP, SHAPE, draw, grid_of, tiny_teacher
@@ -69,8 +66,3 @@ def test_a_fake_of_another_teacher():
     fake = PIDCorrected(Setup(student, box, grid_of(box, POINTS)), fake="bundled:digits").networks["fake"]
     x = torch.randn(2, *teacher.shape)
     torch.testing.assert_close(fake(x, 1.0, torch.tensor([1, 2])), teacher(x, 1.0, torch.tensor([1, 2])), rtol=0, atol=0)
-
-
-def test_bands_cover_all_levels():
-    edges = [edge for band in BANDS.values() for edge in band]
-    assert edges[0] == 0 and edges[-1] == math.inf and edges[1:-1:2] == edges[2::2]

@@ -14,8 +14,7 @@ from pidistill.models.denoiser import FunctionDenoiser
 from pidistill.models.student import load_student
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.base import load_teacher
-from pidistill.objectives._correction import BANDS
-from pidistill.objectives.base import Setup, check_contract
+from pidistill.objectives.base import BANDS, Setup, check_contract
 from pidistill.objectives.pid import PID
 from pidistill.objectives.pid_corrected import PIDCorrected
 from pidistill.training.config import DistillConfig

@@ -163,7 +163,9 @@ def test_previews_and_files(tmp_path):
     assert sorted(path.name for path in (tmp_path / "a" / "checkpoints").iterdir()) == ["000004", "000006"]
     assert any((tmp_path / "a" / "tensorboard").iterdir())
     for record in metrics(tmp_path / "a"):
-        assert set(record) == {"step", "loss", "lr", "grad_norm"} and math.isfinite(record["loss"])
+        bands = {key for key in record if key.startswith("loss_by_t/")}
+        assert set(record) - bands == {"step", "loss", "lr", "grad_norm"} and math.isfinite(record["loss"])
+        assert bands and min(record[key] for key in bands) <= record["loss"] <= max(record[key] for key in bands)
 
 
 # a loop over the steps -----------------------------------------------------------------------------------------------------

@@ -45,7 +45,10 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
                columns: Annotated[int, typer.Option(min=2, max=100, help="Times from T to eps.")] = 10,
                out: Out = Path("trajectory.png"), device: Device = "auto", net: Net = None,
                force: Force = False) -> None:
-    """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8)."""
+    """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8).
+
+    --out trajectory.gif animates them, from noise to image.
+    """
     from pidistill.jobs.trajectory import draw_trajectory_of_spec
 
     print(draw_trajectory_of_spec(student, out, seeds, labels, teacher=teacher, ema=parse_rate(ema), columns=columns,

@@ -97,8 +97,36 @@ def pad_row(images: Tensor, columns: int) -> Tensor:
 
 
 def write_captioned(path: Path, images: Tensor, columns: int, rows: Sequence[str], heads: Sequence[str]) -> None:
-    """Write a grid of images as PNG, with captions.
+    """Write a grid of images as PNG, with captions. Parameters: `caption_grid`."""
+    save_png(caption_grid(images, columns, rows, heads), path)
 
+
+def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 90, rest: int = 1800) -> None:
+    """Write pictures as a GIF that begins again and again, whole or not at all; the first and the last one stay for a while.
+
+    Pictures without colours get 32 shades of grey, which fewer bytes can hold.
+
+    milliseconds: that a picture is shown. rest: how long the last one is; the first one a third of that.
+    """
+    grey = all(map(is_grey, frames))
+    flat = [picture.convert("L").quantize(32) if grey else picture.convert("RGB").quantize(256) for picture in frames]
+    content = io.BytesIO()
+    times = [rest // 3, *[milliseconds] * (len(flat) - 2), rest]
+    flat[0].save(content, format="GIF", save_all=True, append_images=flat[1:], duration=times[-len(flat):], loop=0,
+                 optimize=True)
+    write_bytes(path, content.getvalue())
+
+
+def is_grey(picture: Image.Image) -> bool:
+    """Tell whether a picture is grey throughout."""
+    red, green, blue = (np.asarray(band) for band in picture.convert("RGB").split())
+    return bool((red == green).all() and (green == blue).all())
+
+
+def caption_grid(images: Tensor, columns: int, rows: Sequence[str], heads: Sequence[str]) -> Image.Image:
+    """Lay images out as a grid with captions.
+
+    images: (N, C, H, W) in [-1, 1]. columns: of the grid.
     rows: the captions beside the rows, one each. heads: those above the columns, one each, or none.
     """
     rows, heads = [to_line(text) for text in rows], [to_line(text) for text in heads]  # a folder's name may have more
@@ -114,4 +142,4 @@ def write_captioned(path: Path, images: Tensor, columns: int, rows: Sequence[str
         draw.text((left - 6, top + (r + 0.5) * size * scale), text, "black", font, anchor="rm")
     for c, text in enumerate(heads):
         draw.text((left + (c + 0.5) * (images.shape[3] + 1) * scale, top / 2), text, "black", font, anchor="mm")
-    save_png(picture, path)
+    return picture

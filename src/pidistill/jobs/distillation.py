@@ -36,6 +36,7 @@ from pidistill.models.teachers.base import find_licence
 from pidistill.objectives.base import Objective
 from pidistill.training.config import DistillConfig
 from pidistill.training.sharding import is_fsdp_launch
+from pidistill.training.trackers import check_trackers
 from pidistill.training.trainer import Averages, StepTaken, Watcher, take_steps, wait_for_all
 
 
@@ -62,6 +63,7 @@ class Distillation:
     def __init__(self, config: DistillConfig, teacher: Denoiser, previous: Path | None = None,
                  net: dict[str, Any] | None = None):
         self.config, self.teacher = config, teacher
+        check_trackers(config.log.trackers)
         self.tutor = teacher
         if config.teacher == PREVIOUS and previous:
             self.tutor = make_teacher(load_student(previous, net=find_own_net(previous / "student", [config], teacher)))

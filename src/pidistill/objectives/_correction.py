@@ -32,7 +32,6 @@ from pidistill.objectives._diagnosis import Diagnosis
 from pidistill.objectives._levels import Levels
 from pidistill.objectives.base import Batch, Objective, Part, Phase, Sample, Setup
 
-BANDS = {"low": (0.0, 1.0), "middle": (1.0, 10.0), "high": (10.0, math.inf)}  # of t, in units of sigma_data
 ADAM = {"name": "adam", "betas": (0.0, 0.999), "weight_decay": 0.0}  # as in SiD and its kin: no memory of an older student
 
 
@@ -69,7 +68,7 @@ class Correction(Objective):
         fake_steps, warmup: as above.
         """
         self.shape, self.num_classes, self.t_max = setup.student.shape, setup.student.num_classes, setup.student.t_max
-        self.sigma_data, self.levels, self.fake_levels = setup.student.sigma_data, levels, fake_levels
+        self.levels, self.fake_levels = levels, fake_levels
         self.fake_optimizer: Mapping[str, Any] = ADAM | dict(fake_optimizer or {})
         self.fake_steps, self.warmup = fake_steps, warmup
         self.networks["fake"] = make_fake(setup.teacher, fake)
@@ -132,8 +131,7 @@ class Correction(Objective):
         if through and torch.is_grad_enabled() and not D.requires_grad:
             raise PidistillError(self.differentiable)
         gap, error = (fake - D).detach().flatten(1).abs().mean(dim=1), (image - D).detach().flatten(1).abs().mean(dim=1)
-        for name, (low, high) in BANDS.items():
-            self.note(f"gap/{name}", gap, (t >= low * self.sigma_data) & (t < high * self.sigma_data))
+        self.note_bands("gap", gap, t)
         w = like(1 / error.clip(1e-8) if self.by_error else torch.ones_like(error), image)
         if through:
             difference = D - fake

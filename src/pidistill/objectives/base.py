@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -19,12 +20,15 @@ from pidistill.core.tensors import copy_module
 from pidistill.files.image_set import ImageSet
 from pidistill.files.weights import check_saveable
 from pidistill.models.denoiser import Denoiser
-from pidistill.models.grid import Grid
+from pidistill.models.grid import SIGMA_DATA, Grid
 from pidistill.models.student import Student
 
 Sample = dict[str, Any]     # the random numbers of one sample, as numpy values
 Batch = dict[str, Tensor]   # those of a batch, stacked: (B, ...)
 Needs = Literal["noise", "images", "pairs", "trajectories"]  # of the teacher's: noise and solution; and the states between
+
+# Bands of noise levels t, in units of sigma_data, near which an image and its noise are of one size.
+BANDS = {"low": (0.0, 1.0), "middle": (1.0, 10.0), "high": (10.0, math.inf)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,8 @@ class Objective(ABC):
                  followers: Mapping[str, Follower] | None = None):
         self.networks, self.calls, self.followers = dict(networks), dict(calls or {}), dict(followers or {})
         self.notes: dict[str, Tensor] = {}  # (sum, count) of what `note` was given, until the trainer takes it
+        first = self.networks.get(self.averaged[0]) if self.averaged else None
+        self.sigma_data: float = getattr(first, "sigma_data", SIGMA_DATA)
         if strays := [follower.of for follower in self.followers.values() if follower.of not in self.networks]:
             raise PidistillError(f"{type(self).__name__}: a follower of {strays[0]!r}, which is no network")
         self.copies: dict[str, nn.Module] = {
@@ -172,14 +178,26 @@ class Objective(ABC):
             D: Tensor = self.calls["teacher"](x, t, labels)
         return D
 
-    def note(self, name: str, values: Tensor, chosen: Tensor | None = None) -> None:
+    def note(self, name: str, values: Tensor) -> None:
         """Note numbers of a batch's samples, (B,); the trainer logs their mean since the last line of metrics.
 
-        A loss notes the same names whenever it is computed. name: in metrics, such as `gap/low`.
-        chosen: which samples count, (B,) bool; by default all.
+        A loss notes the same names whenever it is computed. name: in metrics, such as `distance/image`.
         """
-        counted = torch.ones_like(values) if chosen is None else chosen.to(values)
-        pair = torch.stack([(values.detach() * counted).sum(), counted.sum()]).float()
+        self.add_note(name, torch.stack([values.detach().sum(), values.new_tensor(len(values))]).float())
+
+    def note_bands(self, name: str, values: Tensor, t: Tensor) -> None:
+        """Note numbers of a batch's samples, each in the band of its noise level (`BANDS`).
+
+        name: in metrics, where it gets /low, /middle and /high. values, t: (B,).
+        """
+        t = t / self.sigma_data
+        within = torch.stack([(t >= low) & (t < high) for low, high in BANDS.values()]).to(values)  # (bands, B)
+        pairs = torch.stack([(within * values.detach()).sum(dim=1), within.sum(dim=1)], dim=1).float()
+        for band, pair in zip(BANDS, pairs.unbind(), strict=True):
+            self.add_note(f"{name}/{band}", pair)
+
+    def add_note(self, name: str, pair: Tensor) -> None:
+        """Add a sum and a count, (2,), to a note."""
         self.notes[name] = self.notes[name] + pair if name in self.notes else pair
 
     def forget(self) -> None:

@@ -84,7 +84,7 @@ class CTM(Objective):
         self.adversarial, self.adversarial_start, self.r1 = adversarial, adversarial_start, r1
         self.discriminator_optimizer: Mapping[str, Any] = JUDGE | (discriminator_optimizer or {})
         student = setup.student
-        self.shape, self.conditional, self.sigma_data = student.shape, student.num_classes > 0, student.sigma_data
+        self.shape, self.conditional = student.shape, student.num_classes > 0
         self.t_min, self.t_max, self.rho = student.t_min, student.t_max, student.rho
         member = make_distance(distance, self.shape)
         super().__init__({"student": student}, {"teacher": setup.teacher, "distance": member},

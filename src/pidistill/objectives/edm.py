@@ -27,7 +27,7 @@ class EDM(Objective):
     def __init__(self, setup: TeacherSetup, *, p_mean: float = -1.2, p_std: float = 1.2, flip: bool = False):
         super().__init__({"teacher": setup.denoiser})
         self.data, self.p_mean, self.p_std, self.flip = setup.data, p_mean, p_std, flip
-        self.shape, self.sigma_data = setup.denoiser.shape, setup.denoiser.sigma_data
+        self.shape = setup.denoiser.shape
         self.conditional = setup.denoiser.num_classes > 0
 
     def phases(self) -> list[Phase]:

@@ -94,9 +94,11 @@ class TrainConfig(StrictModel):
 
 
 class LogConfig(StrictModel):
-    """How often metrics are written, in steps."""
+    """How often metrics are written, in steps, and which trackers get them beside the run's folder."""
 
     every: int = Field(20, ge=1)
+    trackers: tuple[str, ...] = ()  # accelerate's names: wandb, trackio, mlflow, ...
+    project: str = Field("pidistill", min_length=1)  # under which they keep the run
 
 
 class PreviewConfig(StrictModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
@@ -232,3 +232,11 @@ def dump_yaml(config: RunConfig) -> str:
     text = io.StringIO()
     writer.dump(config.model_dump(mode="json"), text)
     return text.getvalue()
+
+
+def flatten_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

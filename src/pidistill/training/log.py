@@ -18,6 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from pidistill.core.console import console
 from pidistill.files.folders import write_text
 from pidistill.files.reading import parse_json, read_bytes
+from pidistill.training.trackers import Trackers
 
 
 class GrowingFile:
@@ -48,14 +49,18 @@ class GrowingFile:
 class Log:
     """Writes a run's metrics.jsonl and TensorBoard events. Continuing drops the lines that will be written again.
 
+    It is a context, whose end is that of the trackers.
+
     PyTorch's SummaryWriter has a thread that a full disk ends, and then waits for it for ever; events are few, so they are
     written here and now.
 
     folder: of the run.
     start: the step that the run continues at; TensorBoard is told to drop what it has after it.
+    trackers: get every line too.
     """
 
-    def __init__(self, folder: Path, start: int):
+    def __init__(self, folder: Path, start: int, trackers: Trackers | None = None):
+        self.trackers = trackers
         records = [record for record in read_metrics(folder) if record["step"] <= start]
         self.path = folder / "metrics.jsonl"
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
@@ -73,6 +78,15 @@ class Log:
             restart = SessionLog(status=SessionLog.START)
             self.events.add(encode_event(Event(wall_time=time.time(), step=start + 1, session_log=restart)))
 
+    def __enter__(self) -> Log:
+        if self.trackers:
+            self.trackers.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.trackers:
+            self.trackers.__exit__(*error)
+
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step, by name, as one line and one event; of none nothing is written."""
         if not values:
@@ -81,6 +95,8 @@ class Log:
         self.lines.add((json.dumps({"step": step, **values, "seconds": seconds}) + "\n").encode())
         scalars = [Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
         self.events.add(encode_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars))))
+        if self.trackers:
+            self.trackers.write(step, values)
 
 
 def encode_event(event: Any) -> bytes:

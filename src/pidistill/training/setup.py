@@ -27,6 +27,7 @@ from pidistill.training.microbatch import find_microbatch
 from pidistill.training.recompute import recompute_networks
 from pidistill.training.sharding import is_fsdp_launch
 from pidistill.training.step import Step, place
+from pidistill.training.trackers import check_trackers
 from pidistill.training.votes import PATIENCE
 
 START: dict[str, Any] = {"step": 0, "logged": 0, "phases": {}}  # what a checkpoint records, before the first step
@@ -67,6 +68,7 @@ def prepare(objective: Objective, config: RunConfig, folder: Path) -> PreparedRu
     folder: of the run.
     """
     check_contract(objective)
+    check_trackers(config.log.trackers)
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True),
                                                InitProcessGroupKwargs(timeout=PATIENCE)])
     set_float32_products(config.precision)

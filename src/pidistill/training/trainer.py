@@ -32,6 +32,7 @@ from pidistill.training.sharding import to_local
 from pidistill.training.signals import Signals, end_for_signal
 from pidistill.training.snapshots import Snapshots
 from pidistill.training.step import Taken
+from pidistill.training.trackers import Trackers
 from pidistill.training.votes import Votes, explain_lost_processes
 
 Averages = dict[float, dict[str, nn.Module]]  # by rate, then by name
@@ -95,7 +96,7 @@ class StepTaken:
         return averages[next(iter(averages)) if rate is None else rate][name] if averages else None
 
     def log(self, values: dict[str, float]) -> None:
-        """Write numbers of this step, by name, into metrics.jsonl and TensorBoard, on the main process."""
+        """Write numbers of this step, by name, into metrics.jsonl, TensorBoard and trackers, on the main process."""
         if self._log:
             self._log.write(self.number, values)
 
@@ -147,10 +148,11 @@ def take_each_step(run: PreparedRun, objective: Objective, config: RunConfig, fo
     plan, keep, main, start = config.train, config.checkpoint, run.accelerator.is_main_process, run.start
     share = plan.batch / run.accelerator.num_processes
     batches = Batches(objective.phases(), plan.seed, range(start, plan.steps), run.microbatches, run.device)
-    log = Log(folder, start) if main else None
+    log = Log(folder, start, Trackers(config, folder)) if main else None
     snapshots = Snapshots(run.step.ema, config.profiles.every, folder, start, main)
     done, means, votes, clock, saved_at = start, Means(run), Votes(), time.monotonic(), start
-    with (closing(batches.queue), Signals() as signals, Progress(start, plan.steps, plan.batch, enabled=main) as progress,
+    with (closing(batches.queue), log or nullcontext(), Signals() as signals,
+          Progress(start, plan.steps, plan.batch, enabled=main) as progress,
           (Checkpoints(folder / "checkpoints", keep.keep, keep.keep_every, log.path)
            if log else nullcontext()) as checkpoints):
         for number in range(start, plan.steps):

@@ -25,6 +25,8 @@ class Unit(nn.Module):
         modules: Sequence[nn.Module] = gathered or [objective.networks[name] for name in phase.trains]
         self.networks = nn.ModuleList(modules)
         self.parts: list[tuple[str, Loss]] = [(part.name, part.loss) for part in phase.parts]
+        self.objective = objective
+        self.several = sum(len(each.parts) for each in objective.phases()) > 1
         for network in gathered:  # their weights are whole while the loss is computed, and until its backward pass is done
             self.parts = [(name, partial(network, loss)) for name, loss in self.parts]
 
@@ -34,6 +36,9 @@ class Unit(nn.Module):
         if loss.shape != (samples,):
             raise PidistillError(f"the phase {name} must give the loss of each of {samples} samples, ({samples},), "
                                  f"got {tuple(loss.shape)}: only the trainer averages")
+        t = self.objective.times(batch)
+        if t is not None:
+            self.objective.note_bands(f"loss_by_t/{name}" if self.several else "loss_by_t", loss, t)
         return loss
 
 

@@ -19,6 +19,8 @@ from pidistill.files.folders import ASSETS
 from pidistill.files.reading import read_json
 from pidistill.jobs.report.drawn import Drawn
 from pidistill.jobs.report.gather import RunFacts, Stage
+from pidistill.objectives.base import BANDS
+from pidistill.training.config_file import flatten_settings
 
 PREVIEWS = 12        # pictures that the slider goes through, at most
 WIDEST_PICTURE = 1000        # pixels of a picture
@@ -114,10 +116,18 @@ def show_curves(stage: Stage, named: bool) -> str:
     for key, label in CHARTS.items():
         same = [name for name in keys if name == key or name.startswith(f"{key}@")]
         charts.append((f"{prefix}{label}", UNITS.get(key, ""), {name: stage.curve(name) for name in same}))
-    gaps = {key: stage.curve(key) for key in keys if key.startswith("gap/")}
-    charts.append((f"{prefix}Gap between the fake and the teacher", "", gaps))
+    for group, label in list_bands(keys).items():
+        charts.append((f"{prefix}{label}", "", {key: stage.curve(key) for key in keys if key.startswith(f"{group}/")}))
     charts.append((f"{prefix}Speed", "images/s", {"images/s": stage.curve("images_per_s")}))
     return lay_out(show_chart(title, unit, lines) for title, unit, lines in charts)
+
+
+def list_bands(keys: Sequence[str]) -> dict[str, str]:
+    """List what metrics have by band of noise levels: keys without the band, each with its chart's title."""
+    found = dict.fromkeys(key.rpartition("/")[0] for key in keys if key.rpartition("/")[2] in BANDS)
+    title = lambda group: ("Gap between the fake and the teacher, by noise level" if group == "gap" else
+                           f"Loss by noise level{group.removeprefix('loss_by_t').replace('/', ': ')}")
+    return {group: title(group) for group in found}
 
 
 def show_chart(title: str, unit: str, lines: Mapping[str, Points]) -> str:
@@ -214,14 +224,6 @@ def tabulate_differences(names: Mapping[str, RunFacts]) -> str:
     rows = [[key, *(str(settings.get(key, "-")) for settings in flat.values())] for key in keys
             if len({str(settings.get(key, "-")) for settings in flat.values()}) > 1]
     return make_table(["setting", *names], rows) if rows else "<p>They have the same settings.</p>"
-
-
-def flatten_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flatten_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 # Parts --------------------------------------------------------------------------------------------------------------------
