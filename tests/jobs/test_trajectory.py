@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pidistill.core.errors import PidistillError
-from pidistill.evaluation.pictures import caption_grid, is_grey
+from pidistill.evaluation.pictures import ANIMATED, caption_grid, is_grey
 from pidistill.jobs.trajectory import compute_trajectories, draw_trajectory
 from pidistill.models.grid import karras_times
 from pidistill.models.student_init import make_student
@@ -36,20 +36,21 @@ def test_a_student_without_trajectories_is_refused_before_the_teacher_is_asked(m
         compute_trajectories(student, teacher, [3, 4], None, columns=10)
 
 
-def test_an_animation_goes_from_noise_to_image(tmp_path):
+@pytest.mark.parametrize("ending", ANIMATED)
+def test_an_animation_goes_from_noise_to_image(tmp_path, ending):
     """A picture for each time, the last of which is the end of the trajectories; grey stays grey, colours stay colours."""
     for shape in ("1x4x4", "3x4x4"):
         teacher = gaussian(f"{shape},mean=0.2,std=0.5")
         student = make_student(teacher, "random", MLP).eval()
-        rms = draw_trajectory(tmp_path / f"{shape}.gif", student, teacher, [3, 4], None, columns=6)
+        rms = draw_trajectory(tmp_path / f"{shape}{ending}", student, teacher, [3, 4], None, columns=6)
         assert rms == draw_trajectory(tmp_path / f"{shape}.png", student, teacher, [3, 4], None, columns=6)
-        with Image.open(tmp_path / f"{shape}.gif") as animation:
+        with Image.open(tmp_path / f"{shape}{ending}") as animation:
             assert animation.n_frames == 6 and animation.info["loop"] == 0
             durations, frames = [], []
             for k in range(6):
                 animation.seek(k)
-                durations.append(animation.info["duration"])
                 frames.append(np.asarray(animation.convert("RGB")).astype(int))
+                durations.append(animation.info["duration"])
         assert durations[1:5] == [90] * 4 and durations[0] > 90 and durations[5] > durations[0]
         assert is_grey(Image.fromarray(frames[-1].astype(np.uint8))) == (shape[0] == "1")
         _, _, theirs = compute_trajectories(student, teacher, [3, 4], None, columns=6)

@@ -47,7 +47,7 @@ def trajectory(student: Model, teacher: Teacher = None, seeds: Seeds = "0-3", la
                force: Force = False) -> None:
     """Draw the student's states from T to eps above the teacher's, for the same noise (the paper's Figure 8).
 
-    --out trajectory.gif animates them, from noise to image.
+    --out trajectory.webp (or .gif) animates them, from noise to image.
     """
     from pidistill.jobs.trajectory import draw_trajectory_of_spec
 

@@ -12,7 +12,7 @@ from pidistill.core.profiles import Average
 from pidistill.core.registry import find_member
 from pidistill.core.seeds import noise, parse_integers
 from pidistill.core.tensors import find_device
-from pidistill.evaluation.pictures import caption_grid, check_drawable, save_animation, write_captioned
+from pidistill.evaluation.pictures import ANIMATED, caption_grid, check_drawable, save_animation, write_captioned
 from pidistill.files.folders import check_free
 from pidistill.models.denoiser import Denoiser
 from pidistill.models.drawing import choose_labels
@@ -27,7 +27,7 @@ def draw_trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None
     """Draw the trajectories of the student that a spec names; gives a line on how close it is to its teacher.
 
     spec: of the student.
-    out: the picture's file; .gif makes an animation.
+    out: the picture's file; .gif and .webp make an animation.
     seeds, labels: numbers and ranges, `0-3`; without labels each seed has its own.
     teacher: another than the one that the student was made from. ema: EMA rate of the student, or the width of a profile.
     columns: times from T to eps.
@@ -84,7 +84,7 @@ def draw_trajectory(path: Path, student: Student, teacher: Denoiser, seeds: list
                     columns: int = 10) -> float:
     """Draw student and teacher, a row each for every seed; returns the r.m.s. difference of the last states, in data units.
 
-    Of a path that ends with .gif it makes an animation: a picture for each time, the teacher's states above the student's.
+    Where the path ends as `ANIMATED` says, the picture moves: at each time, the teacher's states above the student's.
 
     A state at time t is shown times sigma_data / sqrt(sigma_data^2 + t^2): at the contrast of an image.
 
@@ -95,7 +95,7 @@ def draw_trajectory(path: Path, student: Student, teacher: Denoiser, seeds: list
     ts, ours, theirs = compute_trajectories(student, teacher, seeds, labels, columns)
     contrast = (teacher.sigma_data / (teacher.sigma_data**2 + ts**2).sqrt()).float().reshape(-1, 1, 1, 1, 1)
     difference = (ours[-1].double() - theirs[-1].double()).square().mean().sqrt().item()
-    if path.suffix.lower() == ".gif":
+    if path.suffix.lower() in ANIMATED:
         save_animation([caption_grid(torch.cat([x, y]), len(seeds), ["teacher", "student"], [f"t = {t:.3g}"])
                         for t, x, y in zip(ts.tolist(), theirs * contrast, ours * contrast)], path)
         return difference
