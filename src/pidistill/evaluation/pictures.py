@@ -116,7 +116,7 @@ def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int 
     content = io.BytesIO()
     times = [rest // 3, *[milliseconds] * (len(frames) - 2), rest][-len(frames):]
     if path.suffix.lower() == ".webp":
-        form, flat, options = "WEBP", list(frames), {"lossless": True, "quality": 100, "method": 6}
+        form, flat, options = "WEBP", list(frames), {"lossless": True, "quality": 90, "method": 4}
     else:
         grey, options = all(map(is_grey, frames)), {"optimize": True}
         form, flat = "GIF", [picture.convert("L").quantize(32) if grey else picture.quantize(256) for picture in frames]
