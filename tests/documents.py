@@ -15,7 +15,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,7 +50,8 @@ SMALLER = {
                 "pairs.sampler=heun:2", "profiles.every=1"],
     "train-teacher": ["train.steps=2", "train.batch=4", "preview.seeds=0-1"],
 }
-REPLACED = {"inception": "digits", "student.net=song_unet": "student.net={name: song_unet, model_channels: 8, num_blocks: 1}"}
+REPLACED = {"inception": "digits",
+            "student.net=song_unet": "student.net={name: song_unet, model_channels: 8, num_blocks: 1}"}
 STAGES = ["objective.first.train.steps=2", "objective.first.train.batch=4"]
 LARGE = ("cifar10", "imagenet64", "OWNER/", "hf:", "checkpoint.pt")
 
@@ -76,6 +77,13 @@ def make_smaller(words: list[str]) -> list[str]:
         return words
     settings = SMALLER.get(verb, []) + (STAGES if "corrected" in " ".join(words) and "--preset" in words else [])
     return words + [part for setting in settings for part in ("--set", setting)]
+
+
+def start_smaller(start: Callable[..., Any], *args: Any, overrides: dict[str, Any] | None = None, **options: Any) -> Any:
+    """Start a run from Python, by `start`, with fewer steps, samples and images."""
+    values = {key: value for key, value in (overrides or {}).items() if key not in ("train", "pairs", "evaluate")}
+    small = {"train.steps": 4, "train.batch": 4, "evaluate.num": 8, "preview.seeds": "0-1"}
+    return start(*args, overrides=values | small | ({"pairs.num": 8} if "pairs.num" in values else {}), **options)
 
 
 def find_out(words: Sequence[str]) -> Path | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pidistill.evaluation.evaluate import evaluate
     from pidistill.jobs.check import check_teacher
     from pidistill.jobs.distill import distill, steps
+    from pidistill.jobs.export.base import export
     from pidistill.models.denoiser import Denoiser, Preconditioned
     from pidistill.models.samplers.base import Sampler, sample_teacher
     from pidistill.models.student import Student, load_student
@@ -22,10 +23,11 @@ _HOMES = {"Denoiser": "models.denoiser", "Follower": "objectives.base", "Objecti
           "Part": "objectives.base", "Phase": "objectives.base", "PidistillError": "core.errors",
           "Preconditioned": "models.denoiser", "Sampler": "models.samplers.base", "Setup": "objectives.base",
           "Student": "models.student", "check_teacher": "jobs.check", "distill": "jobs.distill",
-          "evaluate": "evaluation.evaluate", "load_student": "models.student", "load_teacher": "models.teachers.base",
-          "sample_teacher": "models.samplers.base", "steps": "jobs.distill"}
+          "evaluate": "evaluation.evaluate", "export": "jobs.export.base", "load_student": "models.student",
+          "load_teacher": "models.teachers.base", "sample_teacher": "models.samplers.base", "steps": "jobs.distill"}
 __all__ = ["Denoiser", "Follower", "Objective", "Part", "Phase", "PidistillError", "Preconditioned", "Sampler", "Setup",
-           "Student", "check_teacher", "distill", "evaluate", "load_student", "load_teacher", "sample_teacher", "steps"]
+           "Student", "check_teacher", "distill", "evaluate", "export", "load_student", "load_teacher", "sample_teacher",
+           "steps"]
 
 
 def __getattr__(name: str) -> Any:

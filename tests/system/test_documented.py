@@ -28,6 +28,7 @@ from tests.documents import (
     names_large,
     read_blocks,
     split_commands,
+    start_smaller,
     stop_at_work,
 )
 from tests.edm_pickles import write
@@ -91,18 +92,17 @@ def here(world, tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def begin_afresh(out, begun):
+def begin_afresh(out: Path | None, begun: set[Path]) -> None:
     """Delete a run that the world has and a page makes: a reader of that page has none yet."""
     if out and out not in begun:
         shutil.rmtree(out, ignore_errors=True)
         begun.add(out)
 
 
-def start_smaller(start, begun, *args, overrides=None, out=None, **options):
-    """Start a run from Python with fewer steps, samples and images."""
+def start_page(start, begun, *args, out, **options):
+    """Start a run of a page from Python."""
     begin_afresh(Path(out), begun)
-    small = {"train.steps": 4, "train.batch": 4, "evaluate.num": 8, "preview.seeds": "0-1"}
-    return start(*args, out=out, overrides=(overrides or {}) | small, **options)
+    return start_smaller(start, *args, out=out, **options)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -123,7 +123,7 @@ def test_every_block_runs(page, here, cli, monkeypatch):
         assert done.code == (1 if untrained else 0), f"pidistill {' '.join(words)}: {done.err}{done.out}"
 
     for name in ("distill", "steps"):
-        monkeypatch.setattr(pidistill, name, partial(start_smaller, getattr(pidistill, name), begun), raising=False)
+        monkeypatch.setattr(pidistill, name, partial(start_page, getattr(pidistill, name), begun), raising=False)
     names: dict[str, object] = {}
     blocks = read_blocks(page)
     for block in blocks:
@@ -131,8 +131,8 @@ def test_every_block_runs(page, here, cli, monkeypatch):
             Path(block.file).write_text(block.text)
     for block in blocks:
         if block.file:
-            pass  # a command of the page uses it
-        elif block.language == "python":
+            continue  # a command of the page uses it
+        if block.language == "python":
             exec(compile(block.text, str(page), "exec"), names)
         elif block.language == "sh":
             for words in split_commands(block.text):
