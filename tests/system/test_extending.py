@@ -19,7 +19,7 @@ from tests.helpers import start
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
-COMMANDS = re.findall(r"^    (pidistill .*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^(pidistill .*)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture

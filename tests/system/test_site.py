@@ -65,7 +65,7 @@ def test_the_reference_has_every_public_name_with_its_words(site):
 
     text = (site / "api.html").read_text(encoding="utf-8")
     assert all(re.search(rf"id=\"[\w.]+\.{name}\"", text) for name in pidistill.__all__ if name != "PidistillError")
-    assert "Eq. (7)" in text
+    assert "Eq. (7)" in text and re.search(r"<li><code>number</code>: steps taken", text)  # parameters are lists
 
 
 def test_the_search_knows_the_pages(site):
