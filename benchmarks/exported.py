@@ -1,7 +1,9 @@
 """One-step images a second of one student: here, in onnxruntime, in torch.export with AOTInductor, in diffusers.
 
 Each is timed in turn with the student as `load_student` gives it, on the same noise and as many threads; the ratios are of
-seconds, below 1 where the other is faster. Noise is drawn before; the images end in memory as float32. The student begins as
+seconds, below 1 where the other is faster. A time is of several calls, with a pause before: the threads of onnxruntime go on
+to wait for work for some milliseconds, and would take a core from whoever comes next. Noise is drawn before; the images end
+in memory as float32. The student begins as
 its teacher, since weights change no time: the bundled digits', or one of EDM's CIFAR-10 size with random weights.
 
     python -m benchmarks.exported --write benchmarks/results/exported.md          # about 10 minutes on two cores
@@ -85,6 +87,12 @@ def without_kernels(draw: Draw) -> Draw:
     return run
 
 
+def repeat(draw: Draw, given: tuple[Tensor, Tensor | None], calls: int) -> None:
+    """Draw so many times, one batch after the other."""
+    for _ in range(calls):
+        draw(*given)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="digits", help="digits, or cifar10")
@@ -111,8 +119,9 @@ def main() -> None:
         for batch in options.batches:
             given = noise(range(batch), student.shape), labels_of(range(batch), student.num_classes)
             for label, draw in others.items():
-                ratio = alternate(partial(draw, *given), partial(here, *given), options.pairs, 3)
-                speeds = [f"{batch / seconds:.0f}" for seconds in ratio.seconds]
+                calls = max(3, 24 // batch)
+                ratio = alternate(partial(repeat, draw, given, calls), partial(repeat, here, given, calls), options.pairs, 1, 0.2)
+                speeds = [f"{batch * calls / seconds:.0f}" for seconds in ratio.seconds]
                 rows.append([str(batch), label, *speeds, str(ratio)])
                 print(rows[-1], flush=True)
     head = ["images at a time", "drawn by", "images/s", "images/s here, in turn", "seconds, of ours"]

@@ -42,8 +42,9 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds of one call, a GPU's work included."""
+def timed(function: Callable[[], Any], pause: float = 0.0) -> float:
+    """Seconds of one call, a GPU's work included. pause: seconds before it."""
+    time.sleep(pause)
     synchronise()
     began = time.perf_counter()
     function()
@@ -51,13 +52,16 @@ def timed(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def alternate(a: Callable[[], Any], b: Callable[[], Any], pairs: int = 6, warm: int = 1) -> Ratio:
-    """The ratio of a's time to b's, from calls in turn; each is called `warm` times before."""
+def alternate(a: Callable[[], Any], b: Callable[[], Any], pairs: int = 6, warm: int = 1, pause: float = 0.0) -> Ratio:
+    """The ratio of a's time to b's, from calls in turn; each is called `warm` times before.
+
+    pause: seconds before each call, in which threads of the other's library that still wait for work go to sleep.
+    """
     for _ in range(warm):
         a(), b()
     times: list[tuple[float, float]] = []
     for k in range(pairs):
-        first, second = (timed(a), timed(b)) if k % 2 == 0 else (timed(b), timed(a))
+        first, second = (timed(f, pause) for f in ((a, b) if k % 2 == 0 else (b, a)))
         times.append((first, second) if k % 2 == 0 else (second, first))
     ratios = [x / y for x, y in times]
     low, _, high = statistics.quantiles(ratios, n=4) if pairs > 1 else (ratios[0],) * 3

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from pidistill.nets.base import build_net
 from pidistill.nets.parts import native
 from pidistill.nets.parts.native import build
+from pidistill.nets.parts.native.operators import KEPT
 from tests.helpers import shake
 
 pytestmark = pytest.mark.skipif(build.load_library() is None, reason="no C compiler, or not Linux")
@@ -130,3 +131,60 @@ def test_function_transforms_and_tracers_see_pytorchs_operators(monkeypatch):
     torch.jit.trace(lambda x: native.conv3x3(x, weight, None), x, check_trace=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         native.conv3x3(x, weight, None)
+
+
+# Transforms that are kept ---------------------------------------------------------------------------------------------
+
+
+def count_transforms(monkeypatch) -> list[str]:
+    """The names of kernels that are called from now on."""
+    called: list[str] = []
+    plain = build.run_kernel
+    monkeypatch.setattr(build, "run_kernel", lambda name, *arguments: (called.append(name), plain(name, *arguments)))
+    return called
+
+
+def test_a_transform_is_kept_where_no_gradient_is_asked(monkeypatch):
+    """Of constants, and in sampling; the numbers are the same to the bit."""
+    x, weight = torch.randn(2, 16, 8, 8), nn.Parameter(torch.randn(16, 16, 3, 3))
+    first = native.conv3x3(x, weight, None).detach()  # asked for a gradient: nothing is kept
+    called = count_transforms(monkeypatch)
+    with torch.inference_mode():
+        again = [native.conv3x3(x, weight, None) for _ in range(3)]
+    weight.requires_grad_(False)
+    again.append(native.conv3x3(x, weight, None))
+    assert called.count("transform_weight") == 1 and called.count("conv3x3") == 4
+    assert all(torch.equal(y, first) for y in again)
+    weight.requires_grad_(True)
+    native.conv3x3(x, weight, None)
+    assert called.count("transform_weight") == 2
+
+
+@pytest.mark.parametrize("change", [
+    lambda w: w.data.mul_(2), lambda w: w.data.view(-1)[5:6].add_(1), lambda w: w.detach().numpy().__imul__(2),
+    lambda w: setattr(w, "data", torch.ones_like(w)), lambda w: torch._foreach_mul_([w.data], 2.0)])
+def test_a_weight_that_changes_is_transformed_anew(change):
+    """However it is changed: PyTorch's counter of versions does not see all of these."""
+    x, weight = torch.randn(2, 16, 8, 8), nn.Parameter(torch.randn(16, 16, 3, 3), requires_grad=False)
+    before = native.conv3x3(x, weight, None)
+    change(weight)
+    after = native.conv3x3(x, weight, None)
+    assert not torch.equal(before, after)
+    close(after, F.conv2d(x.double(), weight.double(), padding=1))
+
+
+def test_what_is_kept_goes_with_its_weight():
+    x, held = torch.randn(1, 16, 4, 4), len(KEPT)
+    weight = nn.Parameter(torch.randn(16, 16, 3, 3), requires_grad=False)
+    native.conv3x3(x, weight, None)
+    assert len(KEPT) == held + 1
+    del weight
+    assert len(KEPT) == held
+
+
+def test_large_weights_and_those_of_no_module_are_not_kept():
+    held = len(KEPT)
+    large = nn.Parameter(torch.randn(144, 144, 3, 3), requires_grad=False)
+    native.conv3x3(torch.randn(1, 144, 4, 4), large, None)
+    native.conv3x3(torch.randn(1, 16, 4, 4), torch.randn(16, 16, 3, 3), None)
+    assert len(KEPT) == held

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pidistill.nets.parts.native import build
 from pidistill.nets.parts.native.build import is_fake
@@ -60,17 +61,43 @@ def empty_channels_last(b: int, c: int, h: int, w: int) -> Tensor:
 # Convolutions --------------------------------------------------------------------------------------------------------
 
 
-def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, adjoint: bool = False) -> Tensor:
-    """x (B, C, H, W), weight (O, C, 3, 3) -> (B, O, H, W); adjoint: (B, O, H, W) -> (B, C, H, W), the adjoint.
+KEEP = 128 * 128  # channels times channels of the largest weights whose transform is kept, of 2.4 MB
+KEPT = WeakTensorKeyDictionary()  # by weight: a copy of its values, and their transform
 
-    bias: (O,), or (B, O) for one of each sample.
+
+def is_constant(weight: Tensor) -> bool:
+    """Whether a call leaves a small weight without a gradient, as in sampling and of teachers: its transform is kept."""
+    return (isinstance(weight, torch.nn.Parameter) and not (weight.requires_grad and torch.is_grad_enabled())
+            and not is_fake(weight) and weight.shape[0] * weight.shape[1] <= KEEP)
+
+
+def transform(weight: Tensor, keep: bool, adjoint: bool = False) -> Tensor:
+    """U = G g G^T of a weight (O, C, 3, 3), which depends on nothing else: of one image it takes as long as all the rest.
+
+    keep: U is kept with a copy of the weight, and is taken again as long as the two are equal: that takes a tenth of the
+        time, and sees whatever has changed the weight.
     """
+    kept = KEPT.get(weight) if keep else None
+    if kept is not None and torch.equal(kept[0], weight):
+        return kept[1]
     out, channels = weight.shape[:2]
     steps = (channels * 9, 9)
     if adjoint:
         (out, channels), steps = (channels, out), steps[::-1]
     u = torch.empty(36 * out * channels)
     build.run_kernel("transform_weight", weight.contiguous(), out, channels, *steps, adjoint, u)
+    if keep:
+        KEPT[weight] = weight.detach().clone(), u
+    return u
+
+
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool = False, adjoint: bool = False) -> Tensor:
+    """x (B, C, H, W), weight (O, C, 3, 3) -> (B, O, H, W); adjoint: (B, O, H, W) -> (B, C, H, W), the adjoint.
+
+    bias: (O,), or (B, O) for one of each sample. keep: as in `transform`.
+    """
+    out, channels = weight.shape[1::-1] if adjoint else weight.shape[:2]
+    u = transform(weight, keep, adjoint)
     b, _, h, w = x.shape
     y = empty_channels_last(b, out, h, w)
     step = out if bias is not None and bias.ndim == 2 else 0
@@ -90,16 +117,16 @@ def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 
 class _Conv3x3(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias = 0 if bias is None else bias.ndim
-        return winograd(x, weight, bias)
+        return winograd(x, weight, bias, keep)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return conv_gradients(ctx.needs_input_grad, x, weight, ctx.bias, gradient)
+        return *conv_gradients(ctx.needs_input_grad, x, weight, ctx.bias, gradient), None
 
 
 def conv_gradients(needed: tuple[bool, ...], x: Tensor, weight: Tensor, bias: int, gradient: Tensor
@@ -117,7 +144,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     bias: (O,), or (B, O) for one of each sample.
     """
     if usable(x, *weight.shape[:2]) and weight.dtype == torch.float32:
-        return _Conv3x3.apply(x, weight, bias)
+        return _Conv3x3.apply(x, weight, bias, is_constant(weight))
     one = bias is None or bias.ndim == 1
     y = F.conv2d(x, weight, bias if one else None, padding=1)
     if usable(x):  # a network's first convolution: all that follows is channels last, and would each be adjoint
@@ -153,13 +180,13 @@ class _NormSiLUConv(torch.autograd.Function):
     """conv3x3(silu(norm(x))), of which x alone is kept: the cheap part is computed again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, groups: int, eps: float, weight: Tensor, bias: Tensor | None
-                ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, groups: int, eps: float, weight: Tensor, bias: Tensor | None,
+                keep: bool) -> Tensor:
         x = to_channels_last(x)
         h, mean, rstd = normalise(x, a, b, groups, eps)
         ctx.save_for_backward(x, a, b, mean, rstd, weight)
         ctx.groups, ctx.eps, ctx.bias = groups, eps, 0 if bias is None else bias.ndim
-        return winograd(h, weight, bias)
+        return winograd(h, weight, bias, keep)
 
     @staticmethod
     @once_differentiable
@@ -167,10 +194,10 @@ class _NormSiLUConv(torch.autograd.Function):
         x, a, b, mean, rstd, weight = ctx.saved_tensors
         needed = ctx.needs_input_grad
         h = normalise(x, a, b, ctx.groups, ctx.eps, known=(mean, rstd))[0] if needed[5] else x
-        g_h, g_weight, g_bias = conv_gradients((any(needed[:3]), *needed[5:]), h, weight, ctx.bias, gradient)
+        g_h, g_weight, g_bias = conv_gradients((any(needed[:3]), *needed[5:7]), h, weight, ctx.bias, gradient)
         del h
         g_x = (None, None, None) if g_h is None else normalise_gradients(x, a, b, mean, rstd, g_h)
-        return *g_x, None, None, g_weight, g_bias
+        return *g_x, None, None, g_weight, g_bias, None
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -212,5 +239,6 @@ def norm_silu_conv(x: Tensor, norm: torch.nn.GroupNorm, weight: Tensor, bias: Te
                    shift: Tensor | None = None) -> Tensor:
     """conv3x3(norm_silu(x, norm, scale, shift), weight, bias)."""
     if usable(x, *weight.shape[:2]):
-        return _NormSiLUConv.apply(x, *affine(x, norm, scale, shift), norm.num_groups, norm.eps, weight, bias)
+        return _NormSiLUConv.apply(x, *affine(x, norm, scale, shift), norm.num_groups, norm.eps, weight, bias,
+                                   is_constant(weight))
     return conv3x3(norm_silu(x, norm, scale, shift), weight, bias)
