@@ -120,7 +120,8 @@ def main() -> None:
             given = noise(range(batch), student.shape), labels_of(range(batch), student.num_classes)
             for label, draw in others.items():
                 calls = max(3, 24 // batch)
-                ratio = alternate(partial(repeat, draw, given, calls), partial(repeat, here, given, calls), options.pairs, 1, 0.2)
+                other, ours = (partial(repeat, each, given, calls) for each in (draw, here))
+                ratio = alternate(other, ours, options.pairs, 1, 0.2)
                 speeds = [f"{batch * calls / seconds:.0f}" for seconds in ratio.seconds]
                 rows.append([str(batch), label, *speeds, str(ratio)])
                 print(rows[-1], flush=True)
