@@ -4,20 +4,28 @@
              A^T [ (G g G^T) (B^T d B) ] A with d 6x6 pixels of the input: 36 products a pair of channels instead of 144.
    norm_silu silu(a (x - mean)/std + b), mean and std of a group of channels, a and b of each sample and channel.
 
-   Written for the compiler's vectors of 8 floats, so that no instruction set is named. The gradient for X is conv3x3 with
-   turned weights; that for g is the sum over tiles of V^T Q, transformed back. Layouts: every matrix is kept in panels that
-   the next product reads from front to back. Numbers of channels are multiples of 16. */
+   Written for the compiler's vectors, of 16 floats where the processor has AVX-512 and of 8 elsewhere; no instruction set is
+   named besides. Both compute the same sums in the same order. The gradient for X is conv3x3 with turned weights; that for g
+   is the sum over tiles of V^T Q, transformed back. Layouts: every matrix is kept in panels that the next product reads from
+   front to back. Numbers of channels are multiples of 16. */
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
-typedef int v8i __attribute__((vector_size(32)));
+#ifdef __AVX512F__
+#define W 16      /* floats of a vector */
+#define ROWS 12   /* of a product, whose sums fill the registers: 12 x 2 vectors of 32, or 6 x 2 of 16 */
+#else
+#define W 8
+#define ROWS 6
+#endif
+typedef float vec __attribute__((vector_size(4 * W), aligned(4)));
+typedef int ints __attribute__((vector_size(4 * W)));
 #define INLINE static inline __attribute__((always_inline))
 #define P 36   /* products of a tile */
-#define LOAD(p) (*(const v8 *)(p))
-#define STORE(p, v) (*(v8 *)(p) = (v))
+#define LOAD(p) (*(const vec *)(p))
+#define STORE(p, v) (*(vec *)(p) = (v))
 
 /* Scratch memory of the calling thread, kept from call to call. */
 static float *scratch(size_t floats)
@@ -39,9 +47,9 @@ static float *scratch(size_t floats)
 /* --- transforms ---------------------------------------------------------------------------------------------------- */
 
 /* B^T d along one axis: interpolation at 0, 1, -1, 2, -2 and infinity. */
-INLINE void bt(const v8 d[6], v8 o[6])
+INLINE void bt(const vec d[6], vec o[6])
 {
-    v8 p = d[4] - 4 * d[2], q = d[3] - 4 * d[1], r = d[4] - d[2], s = 2 * (d[3] - d[1]);
+    vec p = d[4] - 4 * d[2], q = d[3] - 4 * d[1], r = d[4] - d[2], s = 2 * (d[3] - d[1]);
     o[0] = 4 * d[0] - 5 * d[2] + d[4];
     o[1] = p + q;
     o[2] = p - q;
@@ -51,9 +59,9 @@ INLINE void bt(const v8 d[6], v8 o[6])
 }
 
 /* A^T m along one axis. */
-INLINE void at(const v8 m[6], v8 o[4])
+INLINE void at(const vec m[6], vec o[4])
 {
-    v8 p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
+    vec p = m[1] + m[2], q = m[1] - m[2], r = m[3] + m[4], s = m[3] - m[4];
     o[0] = m[0] + p + r;
     o[1] = q + 2 * s;
     o[2] = p + 4 * r;
@@ -61,9 +69,9 @@ INLINE void at(const v8 m[6], v8 o[4])
 }
 
 /* A y: its adjoint. */
-INLINE void a_(const v8 y[4], v8 o[6])
+INLINE void a_(const vec y[4], vec o[6])
 {
-    v8 p = y[0] + y[2], q = y[1] + y[3], r = y[0] + 4 * y[2], s = 2 * y[1] + 8 * y[3];
+    vec p = y[0] + y[2], q = y[1] + y[3], r = y[0] + 4 * y[2], s = 2 * y[1] + 8 * y[3];
     o[0] = y[0];
     o[1] = p + q;
     o[2] = p - q;
@@ -73,9 +81,9 @@ INLINE void a_(const v8 y[4], v8 o[6])
 }
 
 /* G g. */
-INLINE void g_(const v8 g[3], v8 o[6])
+INLINE void g_(const vec g[3], vec o[6])
 {
-    v8 p = (g[0] + g[2]) * (-1.f / 6), q = g[1] * (-1.f / 6), r = g[0] * (1.f / 24) + g[2] * (1.f / 6), s = g[1] * (1.f / 12);
+    vec p = (g[0] + g[2]) * (-1.f / 6), q = g[1] * (-1.f / 6), r = g[0] * (1.f / 24) + g[2] * (1.f / 6), s = g[1] * (1.f / 12);
     o[0] = g[0] * .25f;
     o[1] = p + q;
     o[2] = p - q;
@@ -85,9 +93,9 @@ INLINE void g_(const v8 g[3], v8 o[6])
 }
 
 /* G^T u: its adjoint. */
-INLINE void gt(const v8 u[6], v8 o[3])
+INLINE void gt(const vec u[6], vec o[3])
 {
-    v8 p = (u[1] + u[2]) * (-1.f / 6), q = (u[1] - u[2]) * (-1.f / 6), r = u[3] + u[4], s = u[3] - u[4];
+    vec p = (u[1] + u[2]) * (-1.f / 6), q = (u[1] - u[2]) * (-1.f / 6), r = u[3] + u[4], s = u[3] - u[4];
     o[0] = u[0] * .25f + p + r * (1.f / 24);
     o[1] = q + s * (1.f / 12);
     o[2] = p + r * (1.f / 6) + u[5];
@@ -106,12 +114,12 @@ INLINE void place(shape s, long tile, long *b, long *y, long *x)
     *b = tile / across / down;
 }
 
-/* V = B^T d B of n tiles from `first` on -> (36, channels/8, n, 8), the 36 parts `step` floats apart; of them, those
+/* V = B^T d B of n tiles from `first` on -> (36, channels/W, n, W), the 36 parts `step` floats apart; of them, those
    numbered begin ... end - 1. */
 static void transform_input(const float *x, shape s, long channels, long first, long n, long begin, long end, float *v,
                             long step)
 {
-    float zero[8] = {0};
+    float zero[W] = {0};
     for (long k = begin; k < end; k++) {
         long b, y0, x0;
         place(s, first + k, &b, &y0, &x0);
@@ -126,14 +134,14 @@ static void transform_input(const float *x, shape s, long channels, long first, 
                 stride[6 * i + j] = inside;
             }
         }
-        for (long c = 0; c < channels; c += 8) {
-            v8 t[6][6], d[6], o[6];
+        for (long c = 0; c < channels; c += W) {
+            vec t[6][6], d[6], o[6];
             for (int j = 0; j < 6; j++) {
                 for (int i = 0; i < 6; i++) d[i] = LOAD(pixels[6 * i + j] + c * stride[6 * i + j]);
                 bt(d, o);
                 for (int i = 0; i < 6; i++) t[i][j] = o[i];
             }
-            float *out = v + (c * n + k * 8);
+            float *out = v + (c * n + k * W);
             for (int i = 0; i < 6; i++) {
                 bt(t[i], o);
                 for (int j = 0; j < 6; j++) STORE(out + (6 * i + j) * step, o[j]);
@@ -146,7 +154,7 @@ static void transform_input(const float *x, shape s, long channels, long first, 
 static void transform_gradient(const float *g, shape s, long channels, long first, long n, long begin, long end, float *q,
                                long step)
 {
-    float zero[8] = {0};
+    float zero[W] = {0};
     for (long k = begin; k < end; k++) {
         long b, y0, x0;
         place(s, first + k, &b, &y0, &x0);
@@ -158,8 +166,8 @@ static void transform_gradient(const float *g, shape s, long channels, long firs
                 pixels[4 * i + j] = inside ? g + ((b * s.h + y0 + i) * s.w + x0 + j) * channels : zero;
                 stride[4 * i + j] = inside;
             }
-        for (long c = 0; c < channels; c += 8) {
-            v8 t[6][4], y[4], o[6];
+        for (long c = 0; c < channels; c += W) {
+            vec t[6][4], y[4], o[6];
             for (int j = 0; j < 4; j++) {
                 for (int i = 0; i < 4; i++) y[i] = LOAD(pixels[4 * i + j] + c * stride[4 * i + j]);
                 a_(y, o);
@@ -183,9 +191,9 @@ static void transform_output(const float *m, long step, shape s, long channels, 
         place(s, first + k, &b, &y0, &x0);
         int rows = s.h - y0 < 4 ? (int)(s.h - y0) : 4, columns = s.w - x0 < 4 ? (int)(s.w - x0) : 4;
         float *corner = y + ((b * s.h + y0) * s.w + x0) * channels;
-        for (long c = 0; c < channels; c += 8) {
+        for (long c = 0; c < channels; c += W) {
             const float *in = m + ((c / 16 * n + k) * 16 + c % 16);
-            v8 t[4][6], d[6], o[4], add = {0};
+            vec t[4][6], d[6], o[4], add = {0};
             if (bias) add = LOAD(bias + b * bias_step + c);
             for (int j = 0; j < 6; j++) {
                 for (int i = 0; i < 6; i++) d[i] = LOAD(in + (6 * i + j) * step);
@@ -209,15 +217,15 @@ void transform_weight(const float *weight, long out, long in, long step_n, long 
     for (long i = 0; i < panels * in; i++) {
         /* In the order in which the weights lie in memory. */
         long n = 16 * (step_n > step_k ? i / in : i % panels), k = step_n > step_k ? i % in : i / panels;
-        for (int half = 0; half < 16; half += 8) {
-            v8 t[6][3], o[6];
+        for (int half = 0; half < 16; half += W) {
+            vec t[6][3], o[6];
             for (int c = 0; c < 3; c++) {
-                float g[3][8];
+                float g[3][W];
                 for (int r = 0; r < 3; r++) {
                     const float *from = weight + (n + half) * step_n + k * step_k + (turned ? 8 - (3 * r + c) : 3 * r + c);
-                    for (int l = 0; l < 8; l++) g[r][l] = from[l * step_n];
+                    for (int l = 0; l < W; l++) g[r][l] = from[l * step_n];
                 }
-                g_((v8[3]){LOAD(g[0]), LOAD(g[1]), LOAD(g[2])}, o);
+                g_((vec[3]){LOAD(g[0]), LOAD(g[1]), LOAD(g[2])}, o);
                 for (int r = 0; r < 6; r++) t[r][c] = o[r];
             }
             for (int r = 0; r < 6; r++) {
@@ -230,60 +238,73 @@ void transform_weight(const float *weight, long out, long in, long step_n, long 
 
 /* --- products ------------------------------------------------------------------------------------------------------ */
 
-/* M[r, 0:16] = sum_k V[r, k] U[k, 0:16] for `rows` tiles; V in panels of 8 channels that are `panel` floats long. */
-INLINE void product(const float *v, long panel, const float *u, long depth, float *m, const int rows)
+/* M[r, :] = sum_k V[r, k] U[k, :] for `rows` tiles and `vectors` vectors of outputs, which lie `apart` in U and `below` in M;
+   V in panels of W channels that are `panel` floats long. */
+INLINE void product(const float *v, long panel, const float *u, long apart, long depth, float *m, long below, const int rows,
+                    const int vectors)
 {
-    v8 acc[6][2];
-    for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = (v8){0};
-    for (long k = 0; k < depth; k += 8, v += panel)
-        for (int l = 0; l < 8; l++, u += 16) {
-            v8 u0 = LOAD(u), u1 = LOAD(u + 8);
-#pragma GCC unroll 6
+    vec acc[ROWS][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) acc[r][0] = acc[r][1] = (vec){0};
+    for (long k = 0; k < depth; k += W, v += panel)
+        for (int l = 0; l < W; l++, u += 16) {
+            vec u0 = LOAD(u), u1 = vectors == 2 ? LOAD(u + apart) : u0;
+#pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
-                acc[r][0] += v[8 * r + l] * u0;
-                acc[r][1] += v[8 * r + l] * u1;
+                acc[r][0] += v[W * r + l] * u0;
+                if (vectors == 2) acc[r][1] += v[W * r + l] * u1;
             }
         }
+#pragma GCC unroll 12
     for (int r = 0; r < rows; r++) {
         STORE(m + 16 * r, acc[r][0]);
-        STORE(m + 16 * r + 8, acc[r][1]);
+        if (vectors == 2) STORE(m + 16 * r + below, acc[r][1]);
     }
+}
+
+/* The same for n tiles. */
+INLINE void product_of_all(const float *v, const float *u, long apart, long depth, float *m, long below, long n,
+                           const int vectors)
+{
+    long k = 0;
+    for (; k + ROWS <= n; k += ROWS)
+        product(v + W * k, W * n, u, apart, depth, m + 16 * k, below, ROWS, vectors);
+#define REST(r) case r: product(v + W * k, W * n, u, apart, depth, m + 16 * k, below, r, vectors); break;
+    switch (n - k) {
+#if ROWS == 12
+    REST(11) REST(10) REST(9) REST(8) REST(7) REST(6)
+#endif
+    REST(5) REST(4) REST(3) REST(2) REST(1)
+    }
+#undef REST
 }
 
 static void products(const float *v, const float *u, float *m, long n, long in, long out)
 {
-    for (long o = 0; o < out; o += 16, u += in * 16, m += n * 16) {
-        long k = 0;
-        for (; k + 6 <= n; k += 6) product(v + 8 * k, 8 * n, u, in, m + 16 * k, 6);
-        switch (n - k) {
-        case 5: product(v + 8 * k, 8 * n, u, in, m + 16 * k, 5); break;
-        case 4: product(v + 8 * k, 8 * n, u, in, m + 16 * k, 4); break;
-        case 3: product(v + 8 * k, 8 * n, u, in, m + 16 * k, 3); break;
-        case 2: product(v + 8 * k, 8 * n, u, in, m + 16 * k, 2); break;
-        case 1: product(v + 8 * k, 8 * n, u, in, m + 16 * k, 1); break;
-        }
-    }
+#if W == 16   /* 32 outputs at a time, which are two panels */
+    for (; out >= 32; out -= 32, u += 2 * in * 16, m += 2 * n * 16) product_of_all(v, u, in * 16, in, m, n * 16, n, 2);
+    if (out) product_of_all(v, u, 0, in, m, 0, n, 1);
+#else         /* 16, which are two halves of a panel */
+    for (; out; out -= 16, u += in * 16, m += n * 16) product_of_all(v, u, 8, in, m, 8, n, 2);
+#endif
 }
 
-/* dU[c, 0:16] += sum_k V[k, c] Q[k, 0:16] over tiles k, for 4 channels c. */
+#define OUTER (W == 16 ? 16 : 4)   /* channels at a time, whose sums fill half of the registers */
+
+/* dU[c, 0:16] += sum_k V[k, c] Q[k, 0:16] over tiles k, for OUTER channels c. */
 INLINE void outer(const float *v, const float *q, long n, float *du)
 {
-    v8 acc[4][2];
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) acc[r][0] = LOAD(du + 16 * r), acc[r][1] = LOAD(du + 16 * r + 8);
-    for (long k = 0; k < n; k++, v += 8, q += 16) {
-        v8 q0 = LOAD(q), q1 = LOAD(q + 8);
-#pragma GCC unroll 4
-        for (int r = 0; r < 4; r++) {
-            acc[r][0] += v[r] * q0;
-            acc[r][1] += v[r] * q1;
-        }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < 4; r++) {
-        STORE(du + 16 * r, acc[r][0]);
-        STORE(du + 16 * r + 8, acc[r][1]);
-    }
+    vec acc[OUTER][16 / W];
+#pragma GCC unroll 16
+    for (int r = 0; r < OUTER; r++)
+        for (int i = 0; i < 16 / W; i++) acc[r][i] = LOAD(du + 16 * r + W * i);
+    for (long k = 0; k < n; k++, v += W, q += 16)
+#pragma GCC unroll 16
+        for (int r = 0; r < OUTER; r++)
+            for (int i = 0; i < 16 / W; i++) acc[r][i] += v[r] * LOAD(q + W * i);
+#pragma GCC unroll 16
+    for (int r = 0; r < OUTER; r++)
+        for (int i = 0; i < 16 / W; i++) STORE(du + 16 * r + W * i, acc[r][i]);
 }
 
 /* --- convolutions -------------------------------------------------------------------------------------------------- */
@@ -301,7 +322,7 @@ void conv3x3(const float *x, const float *u, const float *bias, long bias_step, 
     shape s = {b, h, w};
     long tiles = tiles_of(s);
     /* Many tiles at a time use the weights well, few stay in the second-level cache. */
-    long block = larger(48, 220000 / (P * (in + out)) / 6 * 6);
+    long block = larger(48, 220000 / (P * (in + out)) / ROWS * ROWS);
     block = smaller(block, (tiles + threads - 1) / threads);
     long blocks = (tiles + block - 1) / block;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
@@ -336,15 +357,15 @@ void conv3x3_weight(const float *x, const float *g, float *weight, long b, long 
 #pragma omp for schedule(dynamic)
             for (long p = 0; p < P; p++)
                 for (long o = 0; o < out; o += 16)
-                    for (long c = 0; c < in; c += 4)
-                        outer(v + p * step_v + (c / 8 * n) * 8 + c % 8, q + p * step_q + o * n, n,
+                    for (long c = 0; c < in; c += OUTER)
+                        outer(v + p * step_v + (c / W * n) * W + c % W, q + p * step_q + o * n, n,
                               du + p * step_u + o * in + c * 16);
         }
     }
 #pragma omp parallel for num_threads(threads) collapse(2)
-    for (long o = 0; o < out; o += 8)
+    for (long o = 0; o < out; o += W)
         for (long c = 0; c < in; c++) {
-            v8 t[3][6], m[6], r[3];
+            vec t[3][6], m[6], r[3];
             for (int j = 0; j < 6; j++) {
                 for (int i = 0; i < 6; i++) m[i] = LOAD(du + (6 * i + j) * step_u + (o / 16 * in + c) * 16 + o % 16);
                 gt(m, r);
@@ -353,32 +374,32 @@ void conv3x3_weight(const float *x, const float *g, float *weight, long b, long 
             for (int i = 0; i < 3; i++) {
                 gt(t[i], r);
                 for (int j = 0; j < 3; j++)
-                    for (int l = 0; l < 8; l++) weight[((o + l) * in + c) * 9 + 3 * i + j] = r[j][l];
+                    for (int l = 0; l < W; l++) weight[((o + l) * in + c) * 9 + 3 * i + j] = r[j][l];
             }
         }
 }
 
 /* --- group normalisation and SiLU ---------------------------------------------------------------------------------- */
 
-INLINE v8 between(v8 x, float low, float high)
+INLINE vec between(vec x, float low, float high)
 {
-    v8i under = x < low, over = x > high;
-    return (v8)(((v8i)x & ~(under | over)) | ((v8i)((v8){0} + low) & under) | ((v8i)((v8){0} + high) & over));
+    ints under = x < low, over = x > high;
+    return (vec)(((ints)x & ~(under | over)) | ((ints)((vec){0} + low) & under) | ((ints)((vec){0} + high) & over));
 }
 
 /* 1 / (1 + exp(-x)); exp as 2^n times a polynomial of degree 6 on [-ln 2/2, ln 2/2], relative error 1e-7. */
-INLINE v8 sigmoid(v8 x)
+INLINE vec sigmoid(vec x)
 {
     x = between(x, -87.f, 87.f);
-    v8 shifted = x * -1.44269504f + 12582912.f;   /* 1.5 * 2^23: n is in the last bits */
-    v8 n = shifted - 12582912.f, r = n * 2.12194440e-4f - (n * 0.693359375f + x);
-    v8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    vec shifted = x * -1.44269504f + 12582912.f;   /* 1.5 * 2^23: n is in the last bits */
+    vec n = shifted - 12582912.f, r = n * 2.12194440e-4f - (n * 0.693359375f + x);
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.f);
-    return 1.f / (1.f + p * (v8)(((v8i)shifted + (127 - 0x4b400000)) << 23));
+    return 1.f / (1.f + p * (vec)(((ints)shifted + (127 - 0x4b400000)) << 23));
 }
 
 /* Sums over pixels of each channel, to the mean of each channel's group. */
@@ -395,23 +416,23 @@ static void of_groups(float *sums, long channels, long groups, long pixels)
 /* Sums over pixels of x, or of (x - mean)^2, for n vectors of channels, which stay in registers. */
 INLINE void moments(const float *x, const float *mean, float *sums, long pixels, long channels, const int n)
 {
-    v8 s[8], m[8];
-    for (int i = 0; i < n; i++) s[i] = (v8){0}, m[i] = mean ? LOAD(mean + 8 * i) : (v8){0};
+    vec s[8], m[8];
+    for (int i = 0; i < n; i++) s[i] = (vec){0}, m[i] = mean ? LOAD(mean + W * i) : (vec){0};
     for (long p = 0; p < pixels; p++, x += channels)
 #pragma GCC unroll 8
         for (int i = 0; i < n; i++) {
-            v8 d = LOAD(x + 8 * i) - m[i];
+            vec d = LOAD(x + W * i) - m[i];
             s[i] += mean ? d * d : d;
         }
-    for (int i = 0; i < n; i++) STORE(sums + 8 * i, s[i]);
+    for (int i = 0; i < n; i++) STORE(sums + W * i, s[i]);
 }
 
 static void moment(const float *x, const float *mean, float *sums, long pixels, long channels)
 {
     long c = 0;
-    for (; c + 64 <= channels; c += 64) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 8);
-    for (; c + 32 <= channels; c += 32) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 4);
-    for (; c < channels; c += 16) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 2);
+    for (; c + 64 <= channels; c += 64) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 64 / W);
+    for (; c + 32 <= channels; c += 32) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 32 / W);
+    for (; c < channels; c += 16) moments(x + c, mean ? mean + c : 0, sums + c, pixels, channels, 16 / W);
 }
 
 /* y = silu(a (x - mean) rstd + b), or without silu; a, b (samples, channels); mean, rstd (samples, groups).
@@ -439,8 +460,8 @@ void norm_silu(const float *x, const float *a, const float *b, float *mean, floa
             shift[c] = b[k * channels + c] - scale[c] * mean[k * groups + c / size];
         }
         for (long p = 0; p < pixels; p++)
-            for (long c = 0; c < channels; c += 8) {
-                v8 u = LOAD(in + p * channels + c) * LOAD(scale + c) + LOAD(shift + c);
+            for (long c = 0; c < channels; c += W) {
+                vec u = LOAD(in + p * channels + c) * LOAD(scale + c) + LOAD(shift + c);
                 STORE(y + (k * pixels + p) * channels + c, silu ? u * sigmoid(u) : u);
             }
     }
@@ -450,22 +471,22 @@ void norm_silu(const float *x, const float *a, const float *b, float *mean, floa
 INLINE void back(const float *x, const float *r, const float *m, const float *a, const float *b, const float *gy, float *gz,
                  float *sum_a, float *sum_b, long pixels, long channels, int silu, const int n)
 {
-    v8 da[4], db[4];
-    for (int i = 0; i < n; i++) da[i] = db[i] = (v8){0};
+    vec da[4], db[4];
+    for (int i = 0; i < n; i++) da[i] = db[i] = (vec){0};
     for (long p = 0; p < pixels; p++)
 #pragma GCC unroll 4
         for (int i = 0; i < n; i++) {
-            long at = p * channels + 8 * i;
-            v8 normal = LOAD(x + at) * LOAD(r + 8 * i) + LOAD(m + 8 * i), g = LOAD(gy + at);
+            long at = p * channels + W * i;
+            vec normal = LOAD(x + at) * LOAD(r + W * i) + LOAD(m + W * i), g = LOAD(gy + at);
             if (silu) {
-                v8 u = LOAD(a + 8 * i) * normal + LOAD(b + 8 * i), s = sigmoid(u);
+                vec u = LOAD(a + W * i) * normal + LOAD(b + W * i), s = sigmoid(u);
                 g = g * (s + u * s * (1.f - s));
             }
             STORE(gz + at, g);
             da[i] += g * normal;
             db[i] += g;
         }
-    for (int i = 0; i < n; i++) STORE(sum_a + 8 * i, da[i]), STORE(sum_b + 8 * i, db[i]);
+    for (int i = 0; i < n; i++) STORE(sum_a + W * i, da[i]), STORE(sum_b + W * i, db[i]);
 }
 
 /* Gradients for x, a and b from that for y, (samples, pixels, channels); gx may be gy. */
@@ -488,16 +509,16 @@ void norm_silu_back(const float *x, const float *a, const float *b, const float 
         float *out = gx + k * pixels * channels;
         for (long c = 0; c < channels; c += 32) {
             if (c + 32 <= channels)
-                back(in + c, r + c, m + c, al + c, be + c, g + c, out + c, da + c, db + c, pixels, channels, silu, 4);
+                back(in + c, r + c, m + c, al + c, be + c, g + c, out + c, da + c, db + c, pixels, channels, silu, 32 / W);
             else
-                back(in + c, r + c, m + c, al + c, be + c, g + c, out + c, da + c, db + c, pixels, channels, silu, 2);
+                back(in + c, r + c, m + c, al + c, be + c, g + c, out + c, da + c, db + c, pixels, channels, silu, 16 / W);
         }
         for (long c = 0; c < channels; c++) s1[c] = al[c] * db[c], s2[c] = al[c] * da[c];
         of_groups(s1, channels, groups, pixels);
         of_groups(s2, channels, groups, pixels);
         for (long p = 0; p < pixels; p++, in += channels, out += channels)
-            for (long c = 0; c < channels; c += 8) {
-                v8 n = LOAD(in + c) * LOAD(r + c) + LOAD(m + c);
+            for (long c = 0; c < channels; c += W) {
+                vec n = LOAD(in + c) * LOAD(r + c) + LOAD(m + c);
                 STORE(out + c, LOAD(r + c) * (LOAD(al + c) * LOAD(out + c) - LOAD(s1 + c) - n * LOAD(s2 + c)));
             }
     }
