@@ -153,7 +153,9 @@ def test_a_run_goes_on_from_a_checkpoint_of_the_old_layout(tmp_path, monkeypatch
     assert describe_contents(folder) == {"networks": "student", "averages": "student at 0.9"}
     for a, b in zip(whole, start_run(tmp_path / "b", options), strict=True):
         assert torch.equal(a, b)
-    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") and metrics(tmp_path / "b")[-1]["skipped"] == 1
+    lines = [[{key: value for key, value in line.items() if not key.startswith("loss_by_t")} for line in metrics(folder)]
+             for folder in (tmp_path / "a", tmp_path / "b")]  # whose sums by noise level are newer than that layout
+    assert lines[0] == lines[1] and metrics(tmp_path / "b")[-1]["skipped"] == 1
     last = [read_json(tmp_path / name / "checkpoints" / "000006" / "state.json") for name in "ab"]
     assert last[0] == last[1]
 

@@ -144,20 +144,18 @@ def count_transforms(monkeypatch) -> list[str]:
     return called
 
 
-def test_a_transform_is_kept_where_no_gradient_is_asked(monkeypatch):
-    """Of constants, and in sampling; the numbers are the same to the bit."""
+def test_a_transform_is_kept_where_images_are_drawn(monkeypatch):
+    """In inference mode; the numbers are the same to the bit. Training keeps none, not even of constants."""
     x, weight = torch.randn(2, 16, 8, 8), nn.Parameter(torch.randn(16, 16, 3, 3))
-    first = native.conv3x3(x, weight, None).detach()  # asked for a gradient: nothing is kept
+    first = native.conv3x3(x, weight, None).detach()
     called = count_transforms(monkeypatch)
     with torch.inference_mode():
-        again = [native.conv3x3(x, weight, None) for _ in range(3)]
-    weight.requires_grad_(False)
-    again.append(native.conv3x3(x, weight, None))
-    assert called.count("transform_weight") == 1 and called.count("conv3x3") == 4
-    assert all(torch.equal(y, first) for y in again)
-    weight.requires_grad_(True)
-    native.conv3x3(x, weight, None)
+        drawn = [native.conv3x3(x, weight, None) for _ in range(3)]
+    assert called.count("transform_weight") == 1 and called.count("conv3x3") == 3
+    with torch.no_grad():
+        drawn.append(native.conv3x3(x, weight, None))
     assert called.count("transform_weight") == 2
+    assert all(torch.equal(y, first) for y in drawn)
 
 
 @pytest.mark.parametrize("change", [
@@ -165,14 +163,16 @@ def test_a_transform_is_kept_where_no_gradient_is_asked(monkeypatch):
     lambda w: setattr(w, "data", torch.ones_like(w)), lambda w: torch._foreach_mul_([w.data], 2.0)])
 def test_a_weight_that_changes_is_transformed_anew(change):
     """However it is changed: PyTorch's counter of versions does not see all of these."""
-    x, weight = torch.randn(2, 16, 8, 8), nn.Parameter(torch.randn(16, 16, 3, 3), requires_grad=False)
-    before = native.conv3x3(x, weight, None)
+    x, weight = torch.randn(2, 16, 8, 8), nn.Parameter(torch.randn(16, 16, 3, 3))
+    draw = torch.inference_mode()(lambda: native.conv3x3(x, weight, None))
+    before = draw()
     change(weight)
-    after = native.conv3x3(x, weight, None)
+    after = draw()
     assert not torch.equal(before, after)
-    close(after, F.conv2d(x.double(), weight.double(), padding=1))
+    close(after, F.conv2d(x.double(), weight.detach().double(), padding=1))
 
 
+@torch.inference_mode()
 def test_what_is_kept_goes_with_its_weight():
     x, held = torch.randn(1, 16, 4, 4), len(KEPT)
     weight = nn.Parameter(torch.randn(16, 16, 3, 3), requires_grad=False)
@@ -182,6 +182,7 @@ def test_what_is_kept_goes_with_its_weight():
     assert len(KEPT) == held
 
 
+@torch.inference_mode()
 def test_large_weights_and_those_of_no_module_are_not_kept():
     held = len(KEPT)
     large = nn.Parameter(torch.randn(144, 144, 3, 3), requires_grad=False)

@@ -65,10 +65,13 @@ KEEP = 128 * 128  # channels times channels of the largest weights whose transfo
 KEPT = WeakTensorKeyDictionary()  # by weight: a copy of its values, and their transform
 
 
-def is_constant(weight: Tensor) -> bool:
-    """Whether a call leaves a small weight without a gradient, as in sampling and of teachers: its transform is kept."""
-    return (isinstance(weight, torch.nn.Parameter) and not (weight.requires_grad and torch.is_grad_enabled())
-            and not is_fake(weight) and weight.shape[0] * weight.shape[1] <= KEEP)
+def is_kept(weight: Tensor) -> bool:
+    """Whether the transform of a weight is kept: of small ones, and where images are drawn, which is in inference mode.
+
+    A step of a run keeps none: its memory is predicted to the tensor, and its batches are so large that it gains nothing.
+    """
+    return (torch.is_inference_mode_enabled() and isinstance(weight, torch.nn.Parameter)
+            and weight.shape[0] * weight.shape[1] <= KEEP)
 
 
 def transform(weight: Tensor, keep: bool, adjoint: bool = False) -> Tensor:
@@ -144,7 +147,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     bias: (O,), or (B, O) for one of each sample.
     """
     if usable(x, *weight.shape[:2]) and weight.dtype == torch.float32:
-        return _Conv3x3.apply(x, weight, bias, is_constant(weight))
+        return _Conv3x3.apply(x, weight, bias, is_kept(weight))
     one = bias is None or bias.ndim == 1
     y = F.conv2d(x, weight, bias if one else None, padding=1)
     if usable(x):  # a network's first convolution: all that follows is channels last, and would each be adjoint
@@ -240,5 +243,5 @@ def norm_silu_conv(x: Tensor, norm: torch.nn.GroupNorm, weight: Tensor, bias: Te
     """conv3x3(norm_silu(x, norm, scale, shift), weight, bias)."""
     if usable(x, *weight.shape[:2]):
         return _NormSiLUConv.apply(x, *affine(x, norm, scale, shift), norm.num_groups, norm.eps, weight, bias,
-                                   is_constant(weight))
+                                   is_kept(weight))
     return conv3x3(norm_silu(x, norm, scale, shift), weight, bias)
