@@ -27,22 +27,25 @@ typedef int ints __attribute__((vector_size(4 * W)));
 #define LOAD(p) (*(const vec *)(p))
 #define STORE(p, v) (*(vec *)(p) = (v))
 
-/* Scratch memory of the calling thread, kept from call to call. */
-static float *scratch(size_t floats)
+/* Memory of the calling thread, kept from call to call: fresh pages from the system cost more than what is written there. */
+typedef struct { float *memory; size_t held; } store;
+static _Thread_local store for_tiles, for_weights;
+
+static float *reserve(store *s, size_t floats)
 {
-    static _Thread_local float *memory;
-    static _Thread_local size_t held;
-    if (held < floats) {
-        free(memory);
-        memory = aligned_alloc(64, (floats * 4 + 4095) / 64 * 64);
-        held = memory ? floats : 0;
-        if (!memory) {
+    if (s->held < floats) {
+        free(s->memory);
+        s->memory = aligned_alloc(64, (floats * 4 + 4095) / 64 * 64);
+        s->held = s->memory ? floats : 0;
+        if (!s->memory) {
             fputs("pidistill: out of memory for a convolution\n", stderr);
             abort();
         }
     }
-    return memory;
+    return s->memory;
 }
+
+static float *scratch(size_t floats) { return reserve(&for_tiles, floats); }
 
 /* --- transforms ---------------------------------------------------------------------------------------------------- */
 
@@ -208,11 +211,16 @@ static void transform_output(const float *m, long step, shape s, long channels, 
     }
 }
 
-/* U = G g G^T -> (36, out/16, in, 16). Weight (n, k) of output n and input k begins at weight + n * step_n + k * step_k;
-   turned: by half a turn. */
+INLINE long smaller(long a, long b) { return a < b ? a : b; }
+INLINE long larger(long a, long b) { return a > b ? a : b; }
+/* Parts lie a few cache lines more than a power of two apart, or all 36 would share the cache's same few sets. */
+INLINE long padded(long floats) { return (floats + 15) / 16 * 16 + 16; }
+
+/* U = G g G^T -> (36, out/16, in, 16), the 36 parts padded(in out) floats apart. Weight (n, k) of output n and input k begins
+   at weight + n * step_n + k * step_k; turned: by half a turn. */
 void transform_weight(const float *weight, long out, long in, long step_n, long step_k, int turned, float *u, int threads)
 {
-    long panels = out / 16;
+    long panels = out / 16, step_u = padded(in * out);
 #pragma omp parallel for num_threads(threads)
     for (long i = 0; i < panels * in; i++) {
         /* In the order in which the weights lie in memory. */
@@ -230,7 +238,7 @@ void transform_weight(const float *weight, long out, long in, long step_n, long 
             }
             for (int r = 0; r < 6; r++) {
                 g_(t[r], o);
-                for (int c = 0; c < 6; c++) STORE(u + (((6 * r + c) * panels + n / 16) * in + k) * 16 + half, o[c]);
+                for (int c = 0; c < 6; c++) STORE(u + (6 * r + c) * step_u + (n / 16 * in + k) * 16 + half, o[c]);
             }
         }
     }
@@ -309,11 +317,6 @@ INLINE void outer(const float *v, const float *q, long n, float *du)
 
 /* --- convolutions -------------------------------------------------------------------------------------------------- */
 
-INLINE long smaller(long a, long b) { return a < b ? a : b; }
-INLINE long larger(long a, long b) { return a > b ? a : b; }
-/* Parts lie a few cache lines more than a power of two apart, or all 36 would share the cache's same few sets. */
-INLINE long padded(long floats) { return (floats + 15) / 16 * 16 + 16; }
-
 /* y (b, h, w, out) = x (b, h, w, in) * weights, + bias (of each sample if bias_step > 0; may be null).
    u: from transform_weight. */
 void conv3x3(const float *x, const float *u, const float *bias, long bias_step, float *y, long b, long h, long w, long in,
@@ -331,9 +334,18 @@ void conv3x3(const float *x, const float *u, const float *bias, long bias_step, 
         long step_v = padded(n * in), step_m = padded(n * out);
         float *v = scratch(P * (step_v + step_m)), *m = v + P * step_v;
         transform_input(x, s, in, first, n, 0, n, v, step_v);
-        for (long p = 0; p < P; p++) products(v + p * step_v, u + p * in * out, m + p * step_m, n, in, out);
+        for (long p = 0; p < P; p++) products(v + p * step_v, u + p * padded(in * out), m + p * step_m, n, in, out);
         transform_output(m, step_m, s, out, first, n, bias, bias_step, y);
     }
+}
+
+/* The same with weights as they are, see transform_weight. */
+void conv3x3_of(const float *x, const float *weight, long step_n, long step_k, int turned, const float *bias, long bias_step,
+                float *y, long b, long h, long w, long in, long out, int threads)
+{
+    float *u = reserve(&for_weights, P * padded(in * out));
+    transform_weight(weight, out, in, step_n, step_k, turned, u, threads);
+    conv3x3(x, u, bias, bias_step, y, b, h, w, in, out, threads);
 }
 
 /* Gradient (out, in, 3, 3) of the weights, from x (b, h, w, in) and g (b, h, w, out). */

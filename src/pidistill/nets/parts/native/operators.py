@@ -74,38 +74,39 @@ def is_kept(weight: Tensor) -> bool:
             and weight.shape[0] * weight.shape[1] <= KEEP)
 
 
-def transform(weight: Tensor, keep: bool, adjoint: bool = False) -> Tensor:
-    """U = G g G^T of a weight (O, C, 3, 3), which depends on nothing else: of one image it takes as long as all the rest.
+def transform(weight: Tensor) -> Tensor:
+    """Give U = G g G^T of a weight (O, C, 3, 3), which is kept: of one image it takes as long as all the rest.
 
-    keep: U is kept with a copy of the weight, and is taken again as long as the two are equal: that takes a tenth of the
-        time, and sees whatever has changed the weight.
+    It is kept with a copy of the weight, and is taken again as long as the two are equal: to compare them takes a tenth of
+    the time, and sees whatever has changed the weight.
     """
-    kept = KEPT.get(weight) if keep else None
+    kept = KEPT.get(weight)
     if kept is not None and torch.equal(kept[0], weight):
         return kept[1]
     out, channels = weight.shape[:2]
-    steps = (channels * 9, 9)
-    if adjoint:
-        (out, channels), steps = (channels, out), steps[::-1]
-    u = torch.empty(36 * out * channels)
-    build.run_kernel("transform_weight", weight.contiguous(), out, channels, *steps, adjoint, u)
-    if keep:
-        KEPT[weight] = weight.detach().clone(), u
+    u = torch.empty(36 * (out * channels + 16))  # a line of the cache between its parts, see kernels.c
+    build.run_kernel("transform_weight", weight.contiguous(), out, channels, channels * 9, 9, False, u)
+    KEPT[weight] = weight.detach().clone(), u
     return u
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool = False, adjoint: bool = False) -> Tensor:
     """x (B, C, H, W), weight (O, C, 3, 3) -> (B, O, H, W); adjoint: (B, O, H, W) -> (B, C, H, W), the adjoint.
 
-    bias: (O,), or (B, O) for one of each sample. keep: as in `transform`.
+    bias: (O,), or (B, O) for one of each sample. keep: the weight's transform, see `transform`.
     """
-    out, channels = weight.shape[1::-1] if adjoint else weight.shape[:2]
-    u = transform(weight, keep, adjoint)
+    out, channels = weight.shape[:2]
+    steps = (channels * 9, 9)
+    if adjoint:
+        (out, channels), steps = (channels, out), steps[::-1]
     b, _, h, w = x.shape
     y = empty_channels_last(b, out, h, w)
     step = out if bias is not None and bias.ndim == 2 else 0
-    build.run_kernel("conv3x3", to_channels_last(x), u, None if bias is None else bias.contiguous(), step, y, b, h, w,
-                     channels, out)
+    rest = (None if bias is None else bias.contiguous(), step, y, b, h, w, channels, out)
+    if keep:
+        build.run_kernel("conv3x3", to_channels_last(x), transform(weight), *rest)
+    else:
+        build.run_kernel("conv3x3_of", to_channels_last(x), weight.contiguous(), *steps, adjoint, *rest)
     return y
 
 
