@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -81,10 +82,15 @@ class Conv2d(nn.Module):
         return x if self.weight is None else convolve(x, self.weight, self.bias)
 
 
+WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve x with a 1x1 or 3x3 weight (out, in, k, k) and keep its size, (B, in, H, W) -> (B, out, H, W)."""
     if weight.shape[-1] == 3:
         return native.conv3x3(x, weight, bias)
+    if native.usable(x) and WIDE:  # oneDNN uses AVX-512 on all processors that have it, PyTorch's MKL on Intel's alone
+        return F.conv2d(native.to_channels_last(x), weight, bias)
     if native.usable(x):  # in NHWC it is one matrix product
         return F.linear(native.to_channels_last(x).permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
     return F.conv2d(x, weight, bias)

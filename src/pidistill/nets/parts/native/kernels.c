@@ -325,7 +325,7 @@ void conv3x3(const float *x, const float *u, const float *bias, long bias_step, 
     shape s = {b, h, w};
     long tiles = tiles_of(s);
     /* Many tiles at a time use the weights well, few stay in the second-level cache. */
-    long block = larger(48, 220000 / (P * (in + out)) / ROWS * ROWS);
+    long block = larger(W == 16 ? 24 : 48, 220000 / (P * (in + out)) / ROWS * ROWS);
     block = smaller(block, (tiles + threads - 1) / threads);
     long blocks = (tiles + block - 1) / block;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
