@@ -71,7 +71,8 @@ def check(page: Path) -> Checker:
 
 def test_the_page_shows_the_run_and_asks_for_nothing(page):
     checker = check(page)
-    for words in ("first & best", "6 steps, finished", "Loss", "Where student and teacher differ most", "FD %", "6 of 6",
+    for words in ("first & best", "6 steps, finished", "Loss", "Loss by noise level", "loss_by_t/high", "FD %", "6 of 6",
+                  "Where student and teacher differ most",
                   "From noise to image", "Nearest images of the data", "What it cost", "load_student", "config.yaml",
                   "pidistill report <run>"):
         assert words in checker.words, words
