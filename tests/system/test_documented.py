@@ -84,6 +84,7 @@ def here(world, tmp_path, monkeypatch):
     folder = tmp_path / "here"
     shutil.copytree(world, folder)
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # or it keeps its runs in the user's home
     monkeypatch.syspath_prepend(str(folder))
     before = {*sys.modules}
     yield folder
