@@ -9,7 +9,7 @@ from PIL import Image
 
 from pidistill.core.errors import PidistillError
 from pidistill.evaluation.pictures import ANIMATED, caption_grid, is_grey
-from pidistill.jobs.trajectory import compute_trajectories, draw_trajectory
+from pidistill.jobs.trajectory import compute_trajectories, draw_trajectory, draw_trajectory_of_spec
 from pidistill.models.grid import karras_times
 from pidistill.models.student_init import make_student
 from pidistill.models.teachers.gaussian import gaussian
@@ -58,3 +58,9 @@ def test_an_animation_goes_from_noise_to_image(tmp_path, ending):
         rows = grid.shape[0] - 8  # without the gaps at the edges
         shown = frames[-1][20 + 4:20 + 4 + rows, -grid.shape[1]:]
         assert np.abs(shown[:, 80:] - grid[4:4 + rows, 80:]).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["x.mp4", "x", "x.jpg"])
+def test_a_picture_of_another_kind_is_refused(tmp_path, name):
+    with pytest.raises(PidistillError, match="--out must end in .png, or in .gif or .webp to move"):
+        draw_trajectory_of_spec("runs/none", tmp_path / name, "0-3")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pidistill.core.errors import PidistillError
 from pidistill.core.processes import choose_device
 from pidistill.core.profiles import Average
 from pidistill.core.registry import find_member
@@ -37,6 +38,8 @@ def draw_trajectory_of_spec(spec: str, out: Path, seeds: str, labels: str | None
     """
     numbers = parse_integers(seeds, most=100)
     classes = None if labels is None else parse_integers(labels, "labels")
+    if out.suffix.lower() not in (".png", *ANIMATED):
+        raise PidistillError(f"--out must end in .png, or in {' or '.join(ANIMATED)} to move, got {out}")
     check_free(out, force)
     student, denoiser = load_pair(spec, teacher, ema, net)
     target = choose_device(device)
