@@ -62,5 +62,5 @@ def test_an_animation_goes_from_noise_to_image(tmp_path, ending):
 
 @pytest.mark.parametrize("name", ["x.mp4", "x", "x.jpg"])
 def test_a_picture_of_another_kind_is_refused(tmp_path, name):
-    with pytest.raises(PidistillError, match="--out must end in .png, or in .gif or .webp to move"):
+    with pytest.raises(PidistillError, match=r"--out must end in \.png, or in \.gif or \.webp to move"):
         draw_trajectory_of_spec("runs/none", tmp_path / name, "0-3")
