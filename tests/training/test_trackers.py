@@ -116,6 +116,7 @@ def test_a_run_that_goes_on_goes_on_in_its_tracker(tmp_path, recorder, monkeypat
     assert [(each["run_name"], each.get("run_id")) for each in begun] == [("run", None), ("run", "number-7")]
     assert read_json(tmp_path / "run" / "trackers.json") == {NAME: "number-7"}
     assert [values[0] for what, _, *values in recorder.seen if what == "log"] == [2, 3, 4, 6]
+    assert [what for what, *_ in recorder.seen].count("settings") == 1  # MLflow refuses others than at first
 
 
 def test_a_stage_is_named_with_its_distillation(tmp_path, recorder, monkeypatch):

@@ -106,7 +106,7 @@ class TrackerThread(threading.Thread):
 
     tracker: accelerate's name of it.
     project, name, folder, run: for `BEGIN`.
-    settings: of the run, which it is told at the start.
+    settings: of the run, which it is told when the run begins there.
     remember: is told the tracker's own name of the run.
     """
 
@@ -118,6 +118,7 @@ class TrackerThread(threading.Thread):
         self.arguments = {key: value for key, value in begin.items() if value is not None}
         if LOGGER_TYPE_TO_CLASS[tracker].requires_logging_directory:
             self.arguments["logging_dir"] = str(folder / tracker)
+        self.goes_on = run is not None
         self.waiting: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(MOST_WAITING)
         self.failed = threading.Event()
 
@@ -143,7 +144,8 @@ class TrackerThread(threading.Thread):
             tracker.start()
             if self.tracker in IDENTIFY:
                 self.remember(self.tracker, IDENTIFY[self.tracker](tracker.tracker))
-            tracker.store_init_configuration(dict(self.settings))
+            if not self.goes_on:  # MLflow refuses settings that are told again and have changed
+                tracker.store_init_configuration(dict(self.settings))
             while line := self.waiting.get():
                 if self.failed.is_set():
                     break
