@@ -37,7 +37,6 @@ BEGIN: dict[str, Begin] = {
     "wandb": lambda project, name, folder, run: {"name": name, "dir": str(folder), "id": run, "resume": "allow"},
     "mlflow": lambda project, name, folder, run: {"run_name": name, "run_id": run},
     "trackio": lambda project, name, folder, run: {"name": run or name, "resume": "allow"},
-    "swanlab": lambda project, name, folder, run: {"experiment_name": name, "logdir": str(folder / "swanlab")},
 }
 IDENTIFY: dict[str, Callable[[Any], str]] = {"wandb": lambda run: run.id, "mlflow": lambda run: run.info.run_id,
                                              "trackio": lambda run: run.name}
