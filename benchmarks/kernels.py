@@ -52,8 +52,8 @@ def compare_widths(pairs: int) -> str:
     rows = []
     for c, out, size, batch in SHAPES:
         x, norm = native.to_channels_last(torch.randn(batch, c, size, size)), nn.GroupNorm(max(1, min(32, c // 4)), c)
-        run = forward_and_back(lambda x, w, b, norm=norm: native.norm_silu_conv(x, norm, w, b), x, torch.randn(out, c, 3, 3) / 50,
-                               torch.randn(out))
+        inputs = x, torch.randn(out, c, 3, 3) / 50, torch.randn(out)
+        run = forward_and_back(lambda x, w, b, norm=norm: native.norm_silu_conv(x, norm, w, b), *inputs)
 
         def use(isa: str, run: Callable[[], object] = run) -> object:
             build.load_library = lambda: libraries[isa]  # type: ignore[assignment]
