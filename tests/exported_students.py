@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from pidistill.core.seeds import labels_of, noise
+from pidistill.jobs.export.base import export
 from pidistill.models.decoder import Decoder
 from pidistill.models.student import Student
 from pidistill.nets.base import build_net
@@ -11,6 +17,7 @@ from tests.helpers import NET, shake
 from tests.models.test_preconditioning import SPECS
 
 SIDE = 8
+SEEDS = range(70)
 UNET = {"sample_size": SIDE, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "block_out_channels": [8, 16],
         "norm_num_groups": 4, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 8}
@@ -83,3 +90,14 @@ CUSTOM = {
     "equilibrium": lambda: make({"name": "equilibrium", "width": 16, "heads": 2, "injection": 1, "equilibrium": 2,
                                  "expansion": 2}, classes=3, form="direct")}
 EVERY = STOCK | CUSTOM
+
+
+def export_every(names: Sequence[str], form: str, root: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Export students by their names in EVERY as ROOT/out/NUMBER; give each number with noise, labels and own images."""
+    for k, name in enumerate(names):
+        student = EVERY[name]()
+        student.save(root / "students" / str(k))
+        export(str(root / "students" / str(k)), form, root / "out" / str(k))
+        labels = labels_of(SEEDS, student.num_classes)
+        given = {"noise": noise(SEEDS, student.shape), "images": student.sample(SEEDS, labels)}
+        yield str(k), given | ({} if labels is None else {"labels": labels})

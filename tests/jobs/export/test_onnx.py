@@ -11,16 +11,15 @@ import pytest
 import torch
 
 from pidistill.core.errors import PidistillError
-from pidistill.core.seeds import labels_of, noise
+from pidistill.core.seeds import noise
 from pidistill.files.reading import read_json
 from pidistill.jobs.export import onnx as onnx_format
 from pidistill.jobs.export.base import export
 from pidistill.models.exported import open_exported
-from tests.exported_students import EVERY, make, make_latent
+from tests.exported_students import export_every, make, make_latent
 from tests.helpers import NET
 
 pytest.importorskip("onnxscript")
-SEEDS = range(70)
 NAMES = ["epsilon, classes"]
 MORE = ["flow", "sample", "v", "edm, classes", "song, states", "song, two times", "dhariwal", "edm2", "equilibrium",
         "latent"]
@@ -42,13 +41,8 @@ for path in sorted(root.glob("*.npz")):
 
 @pytest.mark.parametrize("names", [NAMES, pytest.param(MORE, marks=pytest.mark.slow)])
 def test_they_run_in_onnxruntime_alone(tmp_path, stranger, names):
-    for k, name in enumerate(names):
-        student = EVERY[name]()
-        student.save(tmp_path / "students" / str(k))
-        export(str(tmp_path / "students" / str(k)), "onnx", tmp_path / "out" / str(k))
-        labels = labels_of(SEEDS, student.num_classes)
-        arrays = {"noise": noise(SEEDS, student.shape).numpy(), "images": student.sample(SEEDS, labels).numpy()}
-        np.savez(tmp_path / "out" / f"{k}.npz", **arrays, **({} if labels is None else {"labels": labels.numpy()}))
+    for number, given in export_every(names, "onnx", tmp_path):
+        np.savez(tmp_path / "out" / f"{number}.npz", **{key: value.numpy() for key, value in given.items()})
     answers = [json.loads(line) for line in stranger(RUN, tmp_path / "out").splitlines()]
     assert len(answers) == len(names) and all(worst <= 1e-4 and not torch for _, worst, torch in answers), answers
 

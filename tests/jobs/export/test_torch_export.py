@@ -7,13 +7,12 @@ import json
 import pytest
 from safetensors.torch import save_file
 
-from pidistill.core.seeds import labels_of, noise
 from pidistill.jobs.export.base import export
-from tests.exported_students import EVERY
+from tests.exported_students import EVERY, export_every
 
-SEEDS = range(70)
 NAMES = ["v, classes", "song"]
-MORE = ["epsilon", "dhariwal", "edm2", "equilibrium", "song, states", "song, two times", "latent"]
+MORE = ["epsilon", "flow", "sample", "edm, classes", "dhariwal", "edm2", "equilibrium", "song, states",
+        "song, two times", "latent"]
 RUN = """
 import json
 from pathlib import Path
@@ -33,13 +32,8 @@ for path in sorted(root.glob("*.safetensors")):
 
 @pytest.mark.parametrize("names", [NAMES, pytest.param(MORE, marks=pytest.mark.slow)])
 def test_they_run_in_torch_alone(tmp_path, stranger, names):
-    for k, name in enumerate(names):
-        student = EVERY[name]()
-        student.save(tmp_path / "students" / str(k))
-        export(str(tmp_path / "students" / str(k)), "torch-export", tmp_path / "out" / str(k))
-        labels = labels_of(SEEDS, student.num_classes)
-        tensors = {"noise": noise(SEEDS, student.shape), "images": student.sample(SEEDS, labels)}
-        save_file(tensors | ({} if labels is None else {"labels": labels}), tmp_path / "out" / f"{k}.safetensors")
+    for number, given in export_every(names, "torch-export", tmp_path):
+        save_file(given, tmp_path / "out" / f"{number}.safetensors")
     answers = [json.loads(line) for line in stranger(RUN, tmp_path / "out").splitlines()]
     assert len(answers) == len(names) and all(worst <= 1e-4 for _, worst in answers), answers
 
